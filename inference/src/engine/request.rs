@@ -1,0 +1,119 @@
+//! The engine's border: a [`Request`] goes in, [`Event`]s come out, dropping the stream cancels.
+//!
+//! Everything here is plain data and channels, so the API layer is tested against a scripted
+//! engine and the engine against a plain caller. [`super::Engine`] owns the other end.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures::Stream;
+use tokio::sync::mpsc;
+
+use crate::sampling_params::SamplingParams;
+
+/// One sequence to generate.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Token ids of the prompt; at least one.
+    pub prompt_tokens: Vec<u32>,
+    /// How to sample and when to stop.
+    pub params: SamplingParams,
+}
+
+/// Log probabilities (natural logarithm, of the model's own distribution) at one position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token at this position and its log probability.
+    pub token: (u32, f32),
+    /// Rank of that token, 1 for the most likely.
+    pub rank: usize,
+    /// The most likely tokens, best first; as many as were asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a sequence ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model's end-of-sequence token.
+    Eos,
+    /// One of the request's own `stop_token_ids`.
+    StopToken(u32),
+    /// `max_tokens` or the model's context was reached.
+    Length,
+}
+
+/// What happens to a request, in order: `Scheduled`, `PromptLogprobs` where asked, `Token`s, then
+/// `Finished` or `Failed` once. The terminating token is sent as a `Token` too.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The scheduler took it out of the queue for the first time.
+    Scheduled {
+        /// When.
+        at: Instant,
+    },
+    /// One entry per prompt token; the first has nothing before it and is `None`.
+    PromptLogprobs(Vec<Option<TokenLogprobs>>),
+    /// One sampled token.
+    Token {
+        /// Its id.
+        id: u32,
+        /// Present when `params.logprobs` asked for it.
+        logprobs: Option<TokenLogprobs>,
+        /// When it was sampled.
+        at: Instant,
+    },
+    /// The sequence is complete.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// When.
+        at: Instant,
+    },
+    /// The engine could not go on with it (a device error, a shutdown).
+    Failed {
+        /// What went wrong, for the error body and the span.
+        message: String,
+    },
+}
+
+/// A request on its way into the engine.
+#[derive(Debug)]
+pub struct Submission {
+    /// What to generate.
+    pub request: Request,
+    /// When it was handed over.
+    pub queued: Instant,
+    /// Where its events go. Closed when the caller has dropped the stream: that cancels it.
+    pub events: mpsc::UnboundedSender<Event>,
+}
+
+/// The events of one request. Dropping it cancels the request.
+///
+/// The channel needs no bound of its own: it holds at most `max_tokens` + 3 events.
+#[derive(Debug)]
+pub struct RequestStream {
+    events: mpsc::UnboundedReceiver<Event>,
+    /// When the request was handed over.
+    pub queued: Instant,
+}
+
+impl Submission {
+    /// A submission and the stream that its events arrive on.
+    pub fn new(request: Request) -> (Self, RequestStream) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let queued = Instant::now();
+        (
+            Self { request, queued, events: sender },
+            RequestStream { events: receiver, queued },
+        )
+    }
+}
+
+impl Stream for RequestStream {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(cx)
+    }
+}
