@@ -1,0 +1,127 @@
+//! How spans are sent: everything an OTLP exporter needs, whoever exports. The shim's way out reads the
+//! same settings as the exporter of this crate.
+
+use std::fmt;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::tls::{self, PemFile};
+use super::vars::{Var, Vars};
+use super::{ConfigError, endpoint};
+
+/// The specification's default.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than any sensible wait, short enough that a misplaced number is noticed.
+const MAX_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// The OTLP transports that can be sent by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// `grpc`: OTLP/gRPC, the default.
+    #[default]
+    Grpc,
+    /// `http/protobuf`: OTLP/HTTP with protobuf bodies.
+    HttpProtobuf,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Grpc => "grpc",
+            Self::HttpProtobuf => "http/protobuf",
+        })
+    }
+}
+
+/// How requests are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// `none`, the default.
+    #[default]
+    None,
+    /// `gzip`.
+    Gzip,
+}
+
+/// The validated `OTEL_EXPORTER_OTLP_*` variables.
+#[derive(Clone, Debug)]
+pub struct ExporterSettings {
+    /// The URL to send to, its scheme `http` or `https`; for OTLP/HTTP with its path.
+    pub endpoint: String,
+    /// The transport.
+    pub protocol: Protocol,
+    /// Headers (gRPC: metadata) of every request, marked as sensitive.
+    pub headers: HeaderMap,
+    /// The longest that one export may take, its retries included.
+    pub timeout: Duration,
+    /// The compression of requests.
+    pub compression: Compression,
+    /// Whether an endpoint without a scheme is reached without TLS.
+    pub insecure: bool,
+    /// The authorities to trust instead of the public ones.
+    pub certificate: Option<PemFile>,
+    /// The private key of the client certificate.
+    pub client_key: Option<PemFile>,
+    /// The certificate chain to show to the server.
+    pub client_certificate: Option<PemFile>,
+}
+
+impl ExporterSettings {
+    /// Reads all but the endpoint, which [`super::Settings`] resolves.
+    pub(super) fn from_vars(vars: &Vars<'_>) -> Result<Self, ConfigError> {
+        let protocol = vars
+            .otlp("PROTOCOL")
+            .map_or(Ok(Protocol::default()), |v| protocol(&v))?;
+        let timeout = vars
+            .otlp("TIMEOUT")
+            .map(|var| var.milliseconds(MAX_TIMEOUT))
+            .transpose()?;
+        let compression = vars
+            .otlp("COMPRESSION")
+            .map(|var| compression(&var))
+            .transpose()?;
+        let insecure = vars.otlp("INSECURE").map(|var| var.switch()).transpose()?;
+        let headers = vars.otlp("HEADERS").map(|var| headers(&var)).transpose()?;
+        let tls = tls::Files::from_vars(vars)?;
+        Ok(Self {
+            endpoint: endpoint::resolve(None, protocol),
+            protocol,
+            headers: headers.unwrap_or_default(),
+            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+            compression: compression.unwrap_or_default(),
+            insecure: insecure.unwrap_or(false),
+            certificate: tls.certificate,
+            client_key: tls.client_key,
+            client_certificate: tls.client_certificate,
+        })
+    }
+}
+
+fn protocol(var: &Var) -> Result<Protocol, ConfigError> {
+    match var.lowercase().as_str() {
+        "grpc" => Ok(Protocol::Grpc),
+        "http/protobuf" => Ok(Protocol::HttpProtobuf),
+        _ => Err(var.error("grpc or http/protobuf")),
+    }
+}
+
+fn compression(var: &Var) -> Result<Compression, ConfigError> {
+    match var.lowercase().as_str() {
+        "none" => Ok(Compression::None),
+        "gzip" => Ok(Compression::Gzip),
+        _ => Err(var.error("gzip or none")),
+    }
+}
+
+fn headers(var: &Var) -> Result<HeaderMap, ConfigError> {
+    let mut headers = HeaderMap::new();
+    for (index, (name, value)) in var.pairs()?.into_iter().enumerate() {
+        let error = || var.hidden_entry_error(index, &format!("{name}="));
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| error())?;
+        let mut value = HeaderValue::from_str(&value).map_err(|_| error())?;
+        value.set_sensitive(true);
+        headers.insert(header, value);
+    }
+    Ok(headers)
+}

@@ -1,0 +1,207 @@
+//! The `OTEL_*` environment, parsed once and whole: what comes out is ready to use, and what cannot be
+//! used is a [`ConfigError`] before anything binds.
+//!
+//! The SDK reads some of the same variables by itself, but it warns and goes on where we refuse, and it
+//! lacks several; so every variable is read here and handed to it as a value.
+
+mod endpoint;
+mod error;
+mod exporter;
+mod sdk;
+mod tls;
+mod vars;
+
+use std::cell::RefCell;
+use std::env::VarError;
+
+use opentelemetry::{Key, KeyValue, Value};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
+use opentelemetry_sdk::trace::Sampler;
+use opentelemetry_semantic_conventions::resource::SERVICE_NAME;
+
+pub use error::ConfigError;
+pub use exporter::{Compression, ExporterSettings, Protocol};
+pub(crate) use sdk::{BatchSettings, PropagatorKind, SpanLimits};
+pub use tls::PemFile;
+
+use endpoint::{Endpoint, Scope};
+use vars::Vars;
+
+/// The validated `OTEL_*` environment. The crate's front page lists the variables.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    sdk_disabled: bool,
+    /// `OTEL_TRACES_EXPORTER`, when it is set.
+    traces_exporter: Option<bool>,
+    export_without_endpoint: bool,
+    named_endpoint: Option<Endpoint>,
+    exporter: ExporterSettings,
+    service_name: Option<String>,
+    resource_attributes: Vec<(String, String)>,
+    sampler: Sampler,
+    batch: BatchSettings,
+    limits: SpanLimits,
+    propagators: Vec<PropagatorKind>,
+    log_filter: &'static str,
+}
+
+impl Settings {
+    /// Reads the environment of the process.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        let not_unicode = RefCell::new(None);
+        let settings = Self::from_vars(|name| match std::env::var(name) {
+            Ok(value) => Some(value),
+            Err(VarError::NotPresent) => None,
+            Err(VarError::NotUnicode(value)) => {
+                let error = ConfigError::new(name, value.to_string_lossy(), "valid UTF-8");
+                not_unicode.borrow_mut().get_or_insert(error);
+                None
+            }
+        });
+        match not_unicode.into_inner() {
+            Some(error) => Err(error),
+            None => settings,
+        }
+    }
+
+    /// Reads the variables that `get` gives, as a test does.
+    pub fn from_vars(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let vars = Vars::new(&get);
+        sdk::check_other_signals(&vars)?;
+        let resource = vars
+            .get("OTEL_RESOURCE_ATTRIBUTES")
+            .map(|var| var.pairs())
+            .transpose()?;
+        let exporter = ExporterSettings::from_vars(&vars)?;
+        let settings = Self {
+            sdk_disabled: vars.switch("OTEL_SDK_DISABLED")?,
+            traces_exporter: sdk::traces_exporter(&vars)?,
+            export_without_endpoint: true,
+            named_endpoint: named_endpoint(&vars, exporter.insecure)?,
+            exporter,
+            service_name: vars.get("OTEL_SERVICE_NAME").map(|var| var.value),
+            resource_attributes: resource.unwrap_or_default(),
+            sampler: sdk::sampler(&vars)?,
+            batch: BatchSettings::from_vars(&vars)?,
+            limits: SpanLimits::from_vars(&vars)?,
+            propagators: sdk::propagators(&vars)?,
+            log_filter: sdk::log_filter(&vars)?,
+        };
+        Ok(settings.resolved())
+    }
+
+    /// Sends traces to `url`, as given by `flag`, whatever the environment says. Like
+    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` it is taken as it is, path included.
+    pub fn with_traces_endpoint(mut self, flag: &str, url: &str) -> Result<Self, ConfigError> {
+        let insecure = self.exporter.insecure;
+        self.named_endpoint = Some(Endpoint::parse(flag, url.trim(), insecure, Scope::Traces)?);
+        Ok(self.resolved())
+    }
+
+    /// Sends by `protocol`, whatever the environment says.
+    pub fn with_protocol(mut self, protocol: Protocol) -> Self {
+        self.exporter.protocol = protocol;
+        self.resolved()
+    }
+
+    /// Names the service, whatever the environment says.
+    pub fn with_service_name(mut self, name: &str) -> Self {
+        self.service_name = Some(name.to_owned());
+        self
+    }
+
+    /// Leaves tracing off when nobody named an endpoint or chose an exporter: the inference server
+    /// behaves so, as its users know it.
+    pub fn only_if_endpoint_set(mut self) -> Self {
+        self.export_without_endpoint = false;
+        self
+    }
+
+    /// The endpoint for traces as the environment or a flag names it; `None` when neither does.
+    pub fn traces_endpoint(&self) -> Option<&str> {
+        self.named_endpoint.as_ref().map(Endpoint::named)
+    }
+
+    /// The protocol that traces are sent by.
+    pub fn protocol(&self) -> Protocol {
+        self.exporter.protocol
+    }
+
+    /// The filter for [`crate::process::init_logging`], from `OTEL_LOG_LEVEL`.
+    pub fn log_filter(&self) -> &str {
+        self.log_filter
+    }
+
+    /// How traces are sent.
+    pub fn exporter(&self) -> &ExporterSettings {
+        &self.exporter
+    }
+
+    /// Whether spans are recorded and exported at all.
+    pub fn exports_traces(&self) -> bool {
+        let chosen = self
+            .traces_exporter
+            .unwrap_or(self.export_without_endpoint || self.named_endpoint.is_some());
+        chosen && !self.sdk_disabled
+    }
+
+    /// The name of the service, `default` when neither the environment nor a flag gives one.
+    pub fn service_name<'a>(&'a self, default: &'a str) -> &'a str {
+        let attribute = || {
+            let mut attributes = self.resource_attributes.iter().rev();
+            attributes
+                .find(|(key, _)| key == SERVICE_NAME)
+                .map(|(_, value)| value.as_str())
+        };
+        self.service_name
+            .as_deref()
+            .or_else(attribute)
+            .unwrap_or(default)
+    }
+
+    pub(crate) fn resource(&self, default_service_name: &str) -> Resource {
+        let attributes = self.resource_attributes.iter();
+        Resource::builder_empty()
+            .with_detector(Box::new(TelemetryResourceDetector))
+            .with_attributes(attributes.map(|(key, value)| {
+                KeyValue::new(Key::from(key.clone()), Value::from(value.clone()))
+            }))
+            .with_service_name(self.service_name(default_service_name).to_owned())
+            .build()
+    }
+
+    pub(crate) fn sampler(&self) -> Sampler {
+        self.sampler.clone()
+    }
+
+    pub(crate) fn batch(&self) -> &BatchSettings {
+        &self.batch
+    }
+
+    pub(crate) fn limits(&self) -> &SpanLimits {
+        &self.limits
+    }
+
+    pub(crate) fn propagators(&self) -> &[PropagatorKind] {
+        &self.propagators
+    }
+
+    /// With the URL that endpoint and protocol mean together.
+    fn resolved(mut self) -> Self {
+        let url = endpoint::resolve(self.named_endpoint.as_ref(), self.exporter.protocol);
+        self.exporter.endpoint = url;
+        self
+    }
+}
+
+fn named_endpoint(vars: &Vars<'_>, insecure: bool) -> Result<Option<Endpoint>, ConfigError> {
+    let specific = vars.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
+    let general = || vars.get("OTEL_EXPORTER_OTLP_ENDPOINT");
+    let named = specific
+        .map(|var| (var, Scope::Traces))
+        .or_else(|| general().map(|var| (var, Scope::AllSignals)));
+    named
+        .map(|(var, scope)| Endpoint::parse(&var.name, &var.value, insecure, scope))
+        .transpose()
+}

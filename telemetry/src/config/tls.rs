@@ -1,0 +1,158 @@
+//! The TLS files: read and understood before anything binds, so that a wrong path is an error at the
+//! start and not a failing export an hour later.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+use super::vars::{Var, Vars};
+use super::{ConfigError, ExporterSettings};
+
+/// A file is read up to this size: a bundle of every public authority has a quarter of it.
+const MAX_PEM_BYTES: u64 = 1024 * 1024;
+
+/// A PEM file that was read and has in it what its variable asks for.
+#[derive(Clone)]
+pub struct PemFile {
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// Its text.
+    pub pem: Vec<u8>,
+}
+
+impl fmt::Debug for PemFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The text may be a private key.
+        write!(f, "PemFile({})", self.path.display())
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Files {
+    pub(super) certificate: Option<PemFile>,
+    pub(super) client_key: Option<PemFile>,
+    pub(super) client_certificate: Option<PemFile>,
+}
+
+impl Files {
+    pub(super) fn from_vars(vars: &Vars<'_>) -> Result<Self, ConfigError> {
+        let certificate = vars.otlp("CERTIFICATE");
+        let key = vars.otlp("CLIENT_KEY");
+        let client_certificate = vars.otlp("CLIENT_CERTIFICATE");
+        let files = Self {
+            certificate: certificate.as_ref().map(read).transpose()?,
+            client_key: key.as_ref().map(read).transpose()?,
+            client_certificate: client_certificate.as_ref().map(read).transpose()?,
+        };
+        if let (Some(var), Some(file)) = (&certificate, &files.certificate)
+            && roots(file).is_none()
+        {
+            return Err(var.error("a PEM file of one or more certificates"));
+        }
+        match (&key, &client_certificate) {
+            (Some(key), None) => {
+                return Err(key.error("it together with OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"));
+            }
+            (None, Some(chain)) => {
+                return Err(chain.error("it together with OTEL_EXPORTER_OTLP_CLIENT_KEY"));
+            }
+            (Some(key), Some(chain)) => files.check_identity(key, chain)?,
+            (None, None) => {}
+        }
+        Ok(files)
+    }
+
+    /// The client's key and certificate can be read and belong together.
+    fn check_identity(&self, key: &Var, chain: &Var) -> Result<(), ConfigError> {
+        let (Some(key_file), Some(chain_file)) = (&self.client_key, &self.client_certificate)
+        else {
+            return Ok(());
+        };
+        let private_key = private_key(key_file)
+            .ok_or_else(|| key.error("a PEM file of an unencrypted private key"))?;
+        let certificates = certificates(chain_file)
+            .ok_or_else(|| chain.error("a PEM file of one or more certificates"))?;
+        builder()
+            .with_root_certificates(RootCertStore::empty())
+            .with_client_auth_cert(certificates, private_key)
+            .map_err(|_| key.error(format!("the private key of {}", chain.value)))?;
+        Ok(())
+    }
+}
+
+impl ExporterSettings {
+    /// The TLS of a client that speaks HTTP to the endpoint; application protocols are left to it.
+    pub fn rustls_config(&self) -> ClientConfig {
+        let checked = "the TLS files were checked when they were read";
+        let roots = match &self.certificate {
+            Some(file) => roots(file).expect(checked),
+            None => RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        };
+        let builder = builder().with_root_certificates(roots);
+        match (&self.client_certificate, &self.client_key) {
+            (Some(chain), Some(key)) => builder
+                .with_client_auth_cert(
+                    certificates(chain).expect(checked),
+                    private_key(key).expect(checked),
+                )
+                .expect(checked),
+            _ => builder.with_no_client_auth(),
+        }
+    }
+
+    /// The TLS of a gRPC channel to the endpoint.
+    pub fn grpc_tls_config(&self) -> ClientTlsConfig {
+        let tls = match &self.certificate {
+            Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&file.pem)),
+            None => {
+                ClientTlsConfig::new().trust_anchors(webpki_roots::TLS_SERVER_ROOTS.iter().cloned())
+            }
+        };
+        match (&self.client_certificate, &self.client_key) {
+            (Some(chain), Some(key)) => tls.identity(Identity::from_pem(&chain.pem, &key.pem)),
+            _ => tls,
+        }
+    }
+}
+
+/// ring is named here because a process may hold a second provider, and rustls then has no default.
+fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring has the default versions of TLS")
+}
+
+fn read(var: &Var) -> Result<PemFile, ConfigError> {
+    use std::io::Read;
+
+    let path = PathBuf::from(&var.value);
+    let mut pem = Vec::new();
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(MAX_PEM_BYTES).read_to_end(&mut pem))
+        .map_err(|error| var.error(format!("the path of a PEM file that can be read ({error})")))?;
+    Ok(PemFile { path, pem })
+}
+
+fn certificates(file: &PemFile) -> Option<Vec<CertificateDer<'static>>> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&file.pem)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    (!certificates.is_empty()).then_some(certificates)
+}
+
+fn private_key(file: &PemFile) -> Option<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_slice(&file.pem).ok()
+}
+
+fn roots(file: &PemFile) -> Option<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file)? {
+        roots.add(certificate).ok()?;
+    }
+    Some(roots)
+}

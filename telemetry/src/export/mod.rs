@@ -1,0 +1,19 @@
+//! From ended spans to an OTLP endpoint: a bounded queue in front of the SDK's batch processor, a guarded
+//! exporter behind it, and one ledger that both write losses into.
+//!
+//! ```text
+//! span ends -> CountedQueue -> BatchSpanProcessor (its thread) -> GuardedExporter -> OTLP exporter
+//!                    \______________ DropLedger _________________/    (own runtime)
+//! ```
+
+mod guarded;
+mod http_client;
+mod ledger;
+mod limits;
+mod otlp;
+mod queue;
+
+pub(crate) use guarded::{Explain, GuardedExporter};
+pub(crate) use ledger::DropLedger;
+pub(crate) use otlp::build;
+pub(crate) use queue::{CountedQueue, Waiting};

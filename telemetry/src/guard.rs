@@ -1,0 +1,331 @@
+//! The guard: the tracer provider, its runtime and the promise that what was recorded is flushed.
+//!
+//! Nothing here is global. One process may hold several guards, as `lantern up` does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry::InstrumentationScope;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, SpanData,
+    SpanExporter,
+};
+use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
+use tokio::runtime::{Handle, Runtime};
+
+use crate::config::{ConfigError, PropagatorKind, Settings};
+use crate::export::{self, CountedQueue, DropLedger, GuardedExporter, Waiting};
+use crate::propagation::Propagator;
+
+/// The longest that [`Telemetry::flush`] waits.
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+/// The longest that dropping a guard waits: somebody forgot to shut it down, or a test panicked.
+const DROP_LIMIT: Duration = Duration::from_secs(2);
+
+/// Spans that did not get out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlushError {
+    /// The endpoint did not take them.
+    #[error("{spans} spans could not be exported to {endpoint}: {reason}")]
+    Lost {
+        /// How many were given up.
+        spans: u64,
+        /// Where they were to go.
+        endpoint: String,
+        /// Why the last of them could not be exported.
+        reason: String,
+    },
+    /// They were still waiting when the time was up.
+    #[error("{spans} spans still waited for {endpoint} after {limit:?}")]
+    Timeout {
+        /// How many waited.
+        spans: usize,
+        /// Where they were to go.
+        endpoint: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The SDK failed in another way.
+    #[error("spans could not be flushed: {0}")]
+    Sdk(String),
+}
+
+/// What a program holds to trace: it gives out tracers and the propagator, and flushes when it is shut
+/// down.
+#[derive(Debug)]
+pub struct Telemetry {
+    provider: SdkTracerProvider,
+    propagator: Propagator,
+    pipeline: Option<Pipeline>,
+    shut_down: bool,
+}
+
+/// What is there only when spans are exported.
+#[derive(Debug)]
+struct Pipeline {
+    runtime: ExportRuntime,
+    ledger: Arc<DropLedger>,
+    waiting: Arc<Waiting>,
+}
+
+impl Telemetry {
+    /// Starts what `settings` ask for. Spans carry `default_service_name` unless the settings name the
+    /// service.
+    pub fn start(settings: &Settings, default_service_name: &str) -> Result<Self, ConfigError> {
+        let propagator = Propagator::new(settings.propagators());
+        if !settings.exports_traces() {
+            return Ok(Self::off(propagator));
+        }
+        let resource = settings.resource(default_service_name);
+        let pipeline = Pipeline {
+            runtime: ExportRuntime::start(),
+            ledger: Arc::new(DropLedger::new(&settings.exporter().endpoint)),
+            waiting: Arc::default(),
+        };
+        let exporter = {
+            let _inside = pipeline.runtime.handle().enter();
+            export::build(settings.exporter(), &resource)?
+        };
+        let provider = provider(settings, resource, &pipeline, exporter);
+        Ok(Self {
+            provider,
+            propagator,
+            pipeline: Some(pipeline),
+            shut_down: false,
+        })
+    }
+
+    /// For tests: every span goes to `exporter` as soon as it ends. The exporter keeps what it has when
+    /// the guard is shut down, so that a test may look afterwards.
+    pub fn with_exporter(exporter: impl SpanExporter + 'static, service_name: &str) -> Self {
+        let resource = Resource::builder_empty()
+            .with_detector(Box::new(TelemetryResourceDetector))
+            .with_service_name(service_name.to_owned())
+            .build();
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(NeverShutDown(exporter))
+            .with_sampler(Sampler::AlwaysOn)
+            .with_resource(resource)
+            .build();
+        let propagator = Propagator::new(&[PropagatorKind::TraceContext, PropagatorKind::Baggage]);
+        Self {
+            provider,
+            propagator,
+            pipeline: None,
+            shut_down: false,
+        }
+    }
+
+    /// Records nothing; context still passes through.
+    pub fn disabled() -> Self {
+        Self::off(Propagator::new(&[
+            PropagatorKind::TraceContext,
+            PropagatorKind::Baggage,
+        ]))
+    }
+
+    /// The tracers of a provider that was shut down make spans with an empty context. Injecting one
+    /// changes no header, so an incoming trace passes on untouched; a sampler that is always off would
+    /// replace its parent by a span that nobody ever sees.
+    fn off(propagator: Propagator) -> Self {
+        let provider = SdkTracerProvider::builder().build();
+        // The only error is that it was shut down before.
+        let _ = provider.shutdown();
+        Self {
+            provider,
+            propagator,
+            pipeline: None,
+            shut_down: true,
+        }
+    }
+
+    /// A tracer whose spans carry `scope` as their instrumentation scope.
+    pub fn tracer(&self, scope: &'static str) -> SdkTracer {
+        let scope = InstrumentationScope::builder(scope).with_version(env!("CARGO_PKG_VERSION"));
+        self.provider.tracer_with_scope(scope.build())
+    }
+
+    /// The propagator that `OTEL_PROPAGATORS` asks for.
+    pub fn propagator(&self) -> Propagator {
+        self.propagator.clone()
+    }
+
+    /// Exports every span that ended before the call, within a bound of ten seconds.
+    pub async fn flush(&self) -> Result<(), FlushError> {
+        if self.shut_down {
+            return Ok(());
+        }
+        let provider = self.provider.clone();
+        self.finish(FLUSH_LIMIT, move || provider.force_flush())
+            .await
+    }
+
+    /// Exports every span that has ended, waiting at most `limit`; spans that end later are lost.
+    pub async fn shutdown(mut self, limit: Duration) -> Result<(), FlushError> {
+        if self.shut_down {
+            return Ok(());
+        }
+        self.shut_down = true;
+        let provider = self.provider.clone();
+        let result = self
+            .finish(limit, move || provider.shutdown_with_timeout(limit))
+            .await;
+        if let Some(pipeline) = &self.pipeline {
+            pipeline.ledger.close();
+        }
+        result
+    }
+
+    /// Does `work` within `limit` and says what was lost meanwhile.
+    async fn finish(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> OTelSdkResult + Send + 'static,
+    ) -> Result<(), FlushError> {
+        let lost_before = self
+            .pipeline
+            .as_ref()
+            .map(|pipeline| pipeline.ledger.losses().spans);
+        let result = within(limit, work).await;
+        let Some(pipeline) = &self.pipeline else {
+            return match result {
+                Some(result) => result.map_err(|error| FlushError::Sdk(error.to_string())),
+                None => Err(FlushError::Sdk(format!("no answer within {limit:?}"))),
+            };
+        };
+        let endpoint = pipeline.ledger.endpoint().to_owned();
+        let losses = pipeline.ledger.losses();
+        let lost = losses.spans - lost_before.unwrap_or_default();
+        match result {
+            None | Some(Err(OTelSdkError::Timeout(_))) => Err(FlushError::Timeout {
+                spans: pipeline.waiting.spans(),
+                endpoint,
+                limit,
+            }),
+            // The SDK reports the last batch only; the ledger has them all.
+            _ if lost > 0 => Err(FlushError::Lost {
+                spans: lost,
+                endpoint,
+                reason: losses.reason,
+            }),
+            Some(Err(error)) => Err(FlushError::Sdk(error.to_string())),
+            Some(Ok(())) => Ok(()),
+        }
+    }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if !self.shut_down {
+            // Best effort: what is lost is told by the ledger.
+            let _ = self.provider.shutdown_with_timeout(DROP_LIMIT);
+            if let Some(pipeline) = &self.pipeline {
+                pipeline.ledger.close();
+            }
+        }
+    }
+}
+
+fn provider(
+    settings: &Settings,
+    resource: Resource,
+    pipeline: &Pipeline,
+    exporter: impl SpanExporter + export::Explain + 'static,
+) -> SdkTracerProvider {
+    let (batch, limits) = (settings.batch(), settings.limits());
+    let guarded = GuardedExporter {
+        exporter: Arc::new(exporter),
+        runtime: pipeline.runtime.handle().clone(),
+        ledger: Arc::clone(&pipeline.ledger),
+        waiting: Arc::clone(&pipeline.waiting),
+        limit: batch.export_timeout,
+        value_chars: limits.value_chars,
+    };
+    let processor = BatchSpanProcessor::builder(guarded).with_batch_config(
+        BatchConfigBuilder::default()
+            .with_max_queue_size(batch.max_queue_spans)
+            .with_max_export_batch_size(batch.max_batch_spans)
+            .with_scheduled_delay(batch.schedule_delay)
+            .build(),
+    );
+    let queue = CountedQueue::new(
+        processor.build(),
+        Arc::clone(&pipeline.waiting),
+        batch.max_queue_spans,
+        Arc::clone(&pipeline.ledger),
+    );
+    SdkTracerProvider::builder()
+        .with_span_processor(queue)
+        .with_sampler(settings.sampler())
+        .with_resource(resource)
+        .with_max_attributes_per_span(limits.attributes_per_span)
+        .with_max_events_per_span(limits.events_per_span)
+        .with_max_links_per_span(limits.links_per_span)
+        .with_max_attributes_per_event(limits.attributes_per_event)
+        .with_max_attributes_per_link(limits.attributes_per_link)
+        .build()
+}
+
+/// Runs blocking `work` on a thread of its own and waits at most `limit`; `None` when it takes longer.
+/// It needs no runtime: a guard may be shut down where the caller's is already gone.
+async fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, result) = std::sync::mpsc::sync_channel(1);
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(work());
+    });
+    std::thread::spawn(move || {
+        let _ = answer.send(result.recv_timeout(limit).ok());
+    });
+    answered.await.ok().flatten()
+}
+
+/// The runtime that exports run on. Dropping it never blocks, so it may be dropped inside another one.
+#[derive(Debug)]
+struct ExportRuntime(Option<Runtime>);
+
+impl ExportRuntime {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("otlp-export")
+            .enable_all()
+            .build()
+            .expect("the system has a thread for the exporter");
+        Self(Some(runtime))
+    }
+
+    fn handle(&self) -> &Handle {
+        self.0
+            .as_ref()
+            .expect("the runtime is taken only when it is dropped")
+            .handle()
+    }
+}
+
+impl Drop for ExportRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The in-memory exporter forgets its spans when it is shut down.
+#[derive(Debug)]
+struct NeverShutDown<E>(E);
+
+impl<E: SpanExporter> SpanExporter for NeverShutDown<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.export(batch).await
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.0.set_resource(resource);
+    }
+}

@@ -1,0 +1,117 @@
+//! What every Lantern program does the same way: logging, signals and exit codes.
+
+use std::process::ExitCode;
+use std::sync::mpsc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::config::ConfigError;
+
+/// The exit code of a program that was used or configured wrongly (`EX_USAGE` of sysexits.h).
+pub const EXIT_USAGE: u8 = 64;
+/// The exit code of a program that ended at a second interrupt: 128 and the number of SIGINT.
+const EXIT_INTERRUPTED: i32 = 130;
+
+/// Targets that are capped whatever the level: the SDK repeats every failed export, which the exporter
+/// of this crate already tells in its own measured way, and the transports log every frame.
+const CAPPED_TARGETS: &[(&str, LevelFilter)] = &[
+    ("opentelemetry", LevelFilter::OFF),
+    ("opentelemetry_sdk", LevelFilter::OFF),
+    ("opentelemetry-sdk", LevelFilter::OFF),
+    ("opentelemetry_otlp", LevelFilter::OFF),
+    ("opentelemetry-otlp", LevelFilter::OFF),
+    ("opentelemetry-http", LevelFilter::OFF),
+    ("h2", LevelFilter::WARN),
+    ("hyper", LevelFilter::WARN),
+    ("hyper_util", LevelFilter::WARN),
+    ("rustls", LevelFilter::WARN),
+    ("tonic", LevelFilter::WARN),
+    ("tower", LevelFilter::WARN),
+];
+
+/// Logs to stderr, one line for each event. `filter` has the form of `RUST_LOG`. A second call, or a
+/// logger that is installed already, changes nothing.
+pub fn init_logging(filter: &str) {
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(capped(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .try_init();
+}
+
+/// `filter` with the capped targets, unless it names them itself or is lower already.
+fn capped(filter: &str) -> EnvFilter {
+    let given = EnvFilter::builder().parse_lossy(filter);
+    let level = given.max_level_hint().unwrap_or(LevelFilter::TRACE);
+    CAPPED_TARGETS
+        .iter()
+        .filter(|(target, cap)| *cap < level && !filter.contains(target))
+        .fold(given, |filter, (target, cap)| {
+            let directive = format!("{target}={cap}");
+            filter.add_directive(
+                directive
+                    .parse()
+                    .expect("a target and a level are a directive"),
+            )
+        })
+}
+
+/// A token that is cancelled at SIGINT or SIGTERM. A second SIGINT ends the process at once.
+///
+/// Signals are handled on a thread of their own: a program whose runtime is busy or stuck can still be
+/// told to stop. They are caught from when this returns.
+pub fn shutdown_on_signals() -> CancellationToken {
+    let token = CancellationToken::new();
+    let cancelled = token.clone();
+    let (ready, is_ready) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build();
+        let runtime = runtime.expect("the system has a file descriptor for signals");
+        runtime.block_on(async {
+            let interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be caught");
+            let terminate = signal(SignalKind::terminate()).expect("SIGTERM can be caught");
+            let _ = ready.send(());
+            watch(interrupt, terminate, &cancelled).await;
+        });
+    });
+    // An error means that the thread failed, and its panic has said why.
+    let _ = is_ready.recv();
+    token
+}
+
+async fn watch(mut interrupt: Signal, mut terminate: Signal, token: &CancellationToken) {
+    tokio::select! {
+        _ = interrupt.recv() => tracing::info!("interrupted, shutting down; again to stop at once"),
+        _ = terminate.recv() => tracing::info!("told to stop, shutting down"),
+    }
+    token.cancel();
+    interrupt.recv().await;
+    std::process::exit(EXIT_INTERRUPTED);
+}
+
+/// The end of a `main`: a [`ConfigError`] anywhere in the error's chain is one line on stderr and exit
+/// code 64, another error is one line with its causes and exit code 1.
+pub fn exit(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    let (line, code) = report(&error);
+    eprintln!("error: {line}");
+    ExitCode::from(code)
+}
+
+fn report(error: &anyhow::Error) -> (String, u8) {
+    match error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<ConfigError>())
+    {
+        Some(error) => (error.to_string(), EXIT_USAGE),
+        None => (format!("{error:#}").replace(['\n', '\r'], " "), 1),
+    }
+}
