@@ -1,0 +1,37 @@
+# What CI runs, recipe for recipe (.ci/run), and what a developer runs besides.
+
+_default:
+    @just --list
+
+# Formatting
+fmt:
+    cargo fmt --all --check
+
+# Lints, warnings denied
+clippy:
+    cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+# API docs, warnings denied
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --document-private-items
+
+# Licences, bans and sources of the dependencies; dependencies that nothing uses
+deny:
+    cargo deny check bans licenses sources
+    cargo machete
+
+# Known vulnerabilities of the dependencies (reads the advisory database from the network)
+advisories:
+    cargo deny check advisories
+
+# All tests
+test:
+    cargo test --release --workspace
+
+# Everything that CI checks
+ci:
+    .ci/run
+
+# The container stack, really run: a request's trace must be whole in Jaeger, by both protocols
+compose-test:
+    tests/compose.sh
