@@ -1,1 +1,7 @@
-//! Placeholder.
+//! A lean LLM inference server on candle: OpenAI's API, vLLM's flags, engine spans.
+
+pub mod engine;
+pub mod loader;
+pub mod models;
+pub mod sampling_params;
+pub mod tokenizer;

@@ -4,6 +4,8 @@
 //! engine and the engine against a plain caller. [`super::Engine`] owns the other end.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -86,14 +88,39 @@ pub struct Submission {
     pub queued: Instant,
     /// Where its events go. Closed when the caller has dropped the stream: that cancels it.
     pub events: mpsc::UnboundedSender<Event>,
+    /// Its place in the bounded queue; given back when the engine first schedules it.
+    pub(crate) slot: Option<QueueSlot>,
 }
 
-/// The events of one request. Dropping it cancels the request.
+/// One place in the queue of waiting requests, given back on drop.
+#[derive(Debug)]
+pub(crate) struct QueueSlot(Arc<AtomicUsize>);
+
+impl QueueSlot {
+    /// A place, unless `limit` are taken.
+    pub(crate) fn take(queued: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        let below_limit = |taken: usize| (taken < limit).then_some(taken + 1);
+        queued
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_limit)
+            .ok()?;
+        Some(Self(Arc::clone(queued)))
+    }
+}
+
+impl Drop for QueueSlot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The events of one request; always ends with `Finished` or `Failed`. Dropping it cancels the request.
 ///
 /// The channel needs no bound of its own: it holds at most `max_tokens` + 3 events.
 #[derive(Debug)]
 pub struct RequestStream {
     events: mpsc::UnboundedReceiver<Event>,
+    /// The last event has been seen.
+    ended: bool,
     /// When the request was handed over.
     pub queued: Instant,
 }
@@ -104,8 +131,17 @@ impl Submission {
         let (sender, receiver) = mpsc::unbounded_channel();
         let queued = Instant::now();
         (
-            Self { request, queued, events: sender },
-            RequestStream { events: receiver, queued },
+            Self {
+                request,
+                queued,
+                events: sender,
+                slot: None,
+            },
+            RequestStream {
+                events: receiver,
+                ended: false,
+                queued,
+            },
         )
     }
 }
@@ -114,6 +150,15 @@ impl Stream for RequestStream {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.events.poll_recv(cx)
+        let event = match self.events.poll_recv(cx) {
+            // The engine is gone without a word: it panicked, or ended between submit and intake.
+            Poll::Ready(None) if !self.ended => Event::Failed {
+                message: "the engine ended".into(),
+            },
+            Poll::Ready(Some(event)) => event,
+            other => return other,
+        };
+        self.ended = matches!(event, Event::Finished { .. } | Event::Failed { .. });
+        Poll::Ready(Some(event))
     }
 }

@@ -1,0 +1,100 @@
+//! Which device and which number type a model runs with: the one place that knows how this was built.
+
+use candle_core::{DType, Device};
+use clap::ValueEnum;
+
+/// `--device`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DeviceChoice {
+    /// The first GPU if this build and this machine have one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first GPU.
+    Cuda,
+}
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DTypeChoice {
+    /// On a CPU float32; on a GPU the model's own type, float32 becoming float16.
+    #[default]
+    Auto,
+    /// 32 bits.
+    #[value(alias = "float")]
+    Float32,
+    /// 16 bits, IEEE.
+    #[value(alias = "half")]
+    Float16,
+    /// 16 bits with the range of 32.
+    #[value(name = "bfloat16")]
+    BFloat16,
+}
+
+/// A GPU was asked for and cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("device cuda is not available")]
+pub struct DeviceError(#[source] candle_core::Error);
+
+/// Opens the device.
+pub(crate) fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda => Device::new_cuda(FIRST_GPU).map_err(DeviceError),
+        DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(Device::new_cuda(FIRST_GPU).unwrap_or_else(|error| {
+            tracing::warn!(%error, "no GPU can be used: running on the CPU");
+            Device::Cpu
+        })),
+    }
+}
+
+const FIRST_GPU: usize = 0;
+
+/// The type that weights, activations and KV cache get.
+pub(crate) fn dtype(choice: DTypeChoice, device: &Device, stored: Option<&str>) -> DType {
+    match (choice, device, stored) {
+        (DTypeChoice::Float32, ..) => DType::F32,
+        (DTypeChoice::Float16, ..) => DType::F16,
+        (DTypeChoice::BFloat16, ..) => DType::BF16,
+        (DTypeChoice::Auto, Device::Cpu, _) => DType::F32,
+        (DTypeChoice::Auto, _, Some("bfloat16")) => DType::BF16,
+        (DTypeChoice::Auto, ..) => DType::F16,
+    }
+}
+
+/// Bytes left for a KV cache when all that is allocated together may take `share` of the device's
+/// memory; `None` where the device does not say.
+#[cfg(feature = "cuda")]
+pub(crate) fn spare_bytes(device: &Device, share: f64) -> candle_core::Result<Option<u64>> {
+    let Device::Cuda(device) = device else {
+        return Ok(None);
+    };
+    let info = device.cuda_stream().context().mem_get_info();
+    let (free, total) = info.map_err(candle_core::Error::wrap)?;
+    let budget = (total as f64 * share) as usize;
+    Ok(Some(budget.saturating_sub(total - free) as u64))
+}
+
+/// Bytes left for a KV cache: unknown, this build has no GPU.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn spare_bytes(_: &Device, _: f64) -> candle_core::Result<Option<u64>> {
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_means_float32_on_a_cpu_whatever_is_stored() {
+        for stored in [None, Some("float16"), Some("bfloat16")] {
+            assert_eq!(dtype(DTypeChoice::Auto, &Device::Cpu, stored), DType::F32);
+        }
+        assert_eq!(
+            dtype(DTypeChoice::BFloat16, &Device::Cpu, None),
+            DType::BF16
+        );
+    }
+}

@@ -1,0 +1,273 @@
+//! Named tensors out of safetensors and PyTorch files, one at a time.
+//!
+//! Tensors are read when asked for, so that no more than one of them is in memory twice. Not memory-mapped:
+//! that needs `unsafe`, and every tensor is copied to its own storage anyhow.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use candle_core::pickle::PthTensors;
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::files::WeightFiles;
+use super::progress::Progress;
+
+/// Why a tensor could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not what its name says.
+    #[error("{} is not understood: {problem}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// No file has this tensor.
+    #[error("the weights have no tensor {name}")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// The tensor has another shape than config.json makes it.
+    #[error("tensor {name} has shape {found:?}, config.json makes it {expected:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// As config.json has it.
+        expected: Vec<usize>,
+        /// As the file has it.
+        found: Vec<usize>,
+    },
+    /// The device or the library failed.
+    #[error("tensors cannot be made")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// The weights of a model, on their way to a device and a type.
+#[derive(Debug)]
+pub struct Weights {
+    sources: Vec<Source>,
+    device: Device,
+    dtype: DType,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+enum Source {
+    Safetensors(SafetensorsFile),
+    PyTorch(PyTorchFile),
+}
+
+#[derive(Debug)]
+struct SafetensorsFile {
+    path: PathBuf,
+    file: RefCell<File>,
+    /// Where tensor data starts.
+    data_start: u64,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+struct PyTorchFile {
+    path: PathBuf,
+    tensors: PthTensors,
+}
+
+impl Weights {
+    /// Reads the headers of all files.
+    pub fn open(files: &WeightFiles, device: Device, dtype: DType) -> Result<Self, WeightsError> {
+        let mut total_bytes = 0;
+        for path in files.paths() {
+            total_bytes += std::fs::metadata(path).map_err(io_error(path))?.len();
+        }
+        let sources = match files {
+            WeightFiles::Safetensors(paths) => paths
+                .iter()
+                .map(|path| SafetensorsFile::open(path).map(Source::Safetensors))
+                .collect::<Result<_, _>>()?,
+            WeightFiles::PyTorch(paths) => paths
+                .iter()
+                .map(|path| PyTorchFile::open(path).map(Source::PyTorch))
+                .collect::<Result<_, _>>()?,
+        };
+        let progress = Progress::new("loading weights".to_owned(), total_bytes);
+        Ok(Self {
+            sources,
+            device,
+            dtype,
+            progress,
+        })
+    }
+
+    /// Where the tensors go.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What their numbers become.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// True if some file has a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.sources.iter().any(|source| source.contains(name))
+    }
+
+    /// The tensor of this name, which must have this shape.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
+        let source = self.sources.iter().find(|source| source.contains(name));
+        let source = source.ok_or_else(|| WeightsError::Missing {
+            name: name.to_owned(),
+        })?;
+        let stored = source.read(name)?;
+        if stored.dims() != shape {
+            return Err(WeightsError::Shape {
+                name: name.to_owned(),
+                expected: shape.to_vec(),
+                found: stored.dims().to_vec(),
+            });
+        }
+        self.progress
+            .add((stored.elem_count() * stored.dtype().size_in_bytes()) as u64);
+        // Converted before it is moved: a device may lack kernels for the stored type.
+        Ok(stored.to_dtype(self.dtype)?.to_device(&self.device)?)
+    }
+
+    /// Ends the progress shown.
+    pub(crate) fn finish(&self) {
+        self.progress.finish();
+    }
+}
+
+impl Source {
+    fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Safetensors(file) => file.tensors.contains_key(name),
+            Self::PyTorch(file) => file.tensors.tensor_infos().contains_key(name),
+        }
+    }
+
+    /// On the CPU, as stored.
+    fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
+        match self {
+            Self::Safetensors(file) => file.read(name),
+            Self::PyTorch(file) => file.read(name),
+        }
+    }
+}
+
+/// Longest header that is believed; the format's own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+impl SafetensorsFile {
+    fn open(path: &Path) -> Result<Self, WeightsError> {
+        let mut file = File::open(path).map_err(io_error(path))?;
+        let file_bytes = file.metadata().map_err(io_error(path))?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(io_error(path))?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > MAX_HEADER_BYTES.min(file_bytes) {
+            let problem = format!("its header says it is {header_bytes} bytes long");
+            return Err(format_error(path, problem));
+        }
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact(&mut header).map_err(io_error(path))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|error| format_error(path, error))?;
+        let data_start = 8 + header_bytes;
+        let expected_bytes = data_start + metadata.data_len() as u64;
+        if file_bytes < expected_bytes {
+            let problem = format!("it has {file_bytes} of {expected_bytes} bytes");
+            return Err(format_error(path, problem));
+        }
+        let tensors = metadata
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| (name, info.clone()));
+        Ok(Self {
+            path: path.to_owned(),
+            file: RefCell::new(file),
+            data_start,
+            tensors: tensors.collect(),
+        })
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
+        let TensorInfo {
+            dtype,
+            shape,
+            data_offsets: (start, end),
+        } = &self.tensors[name];
+        let dtype = DType::try_from(*dtype)?;
+        let bytes = shape.iter().product::<usize>() * dtype.size_in_bytes();
+        if end.checked_sub(*start) != Some(bytes) {
+            let problem = format!("tensor {name} of shape {shape:?} is at bytes {start} to {end}");
+            return Err(format_error(&self.path, problem));
+        }
+        let mut data = vec![0; bytes];
+        let mut file = self.file.borrow_mut();
+        file.seek(SeekFrom::Start(self.data_start + *start as u64))
+            .map_err(io_error(&self.path))?;
+        file.read_exact(&mut data).map_err(io_error(&self.path))?;
+        Ok(Tensor::from_raw_buffer(&data, dtype, shape, &Device::Cpu)?)
+    }
+}
+
+impl PyTorchFile {
+    fn open(path: &Path) -> Result<Self, WeightsError> {
+        let tensors = PthTensors::new(path, None).map_err(|error| format_error(path, error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            tensors,
+        })
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
+        let info = &self.tensors.tensor_infos()[name];
+        if info.layout.start_offset() > 0 {
+            // candle counts the offset in bytes where PyTorch counts elements: wrong numbers.
+            let problem = format!("tensor {name} starts inside another tensor's storage");
+            return Err(format_error(&self.path, problem));
+        }
+        let tensor = self
+            .tensors
+            .get(name)
+            .map_err(|error| format_error(&self.path, error))?;
+        Ok(tensor.expect("the name was found").contiguous()?)
+    }
+}
+
+impl std::fmt::Debug for PyTorchFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PyTorchFile")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> WeightsError {
+    move |source| WeightsError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn format_error(path: &Path, problem: impl ToString) -> WeightsError {
+    WeightsError::Format {
+        path: path.to_owned(),
+        problem: problem.to_string(),
+    }
+}
