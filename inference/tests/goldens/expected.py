@@ -51,6 +51,6 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lists = []
     for key, elements in value.items():
-        lines = ",\n".join(json.dumps(element, ensure_ascii=False, separators=(",", ":")) for element in elements)
+        lines = ",\n".join(json.dumps(element, separators=(",", ":")) for element in elements)
         lists.append(f"{json.dumps(key)}: [\n{lines}\n]")
     path.write_text("{" + ",\n".join(lists) + "}\n", encoding="utf-8")
