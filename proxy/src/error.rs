@@ -1,0 +1,212 @@
+//! What can go wrong: [`Error`] for whoever embeds the proxy, and `Failure` for one request, with
+//! its one mapping to `error.type`, to a status and to the body that OpenAI's clients understand.
+
+use std::io;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::StatusCode;
+use pingora::{Error as PingoraError, ErrorSource, ErrorType};
+
+/// Why a proxy does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is taken, or not one of this machine.
+    #[error("could not listen on {address}")]
+    Bind {
+        /// The address of the configuration.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// pingora's type for the error of an upstream whose name has no address.
+pub(crate) const UNRESOLVED: ErrorType = ErrorType::Custom("UpstreamUnresolved");
+
+/// Why a request had no complete answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The client left before its answer was complete.
+    ClientDisconnected,
+    /// The client stopped sending its body, or reading its answer.
+    ClientTimeout,
+    /// The client's body is not valid HTTP.
+    InvalidRequest,
+    UpstreamUnresolved,
+    UpstreamConnectionRefused,
+    UpstreamConnectTimeout,
+    UpstreamConnectFailed,
+    /// The upstream was silent for longer than allowed.
+    UpstreamTimeout,
+    /// The upstream hung up before its answer was complete.
+    UpstreamClosed,
+    UpstreamInvalidResponse,
+    Internal,
+    /// The proxy itself gave the request up: the drain timeout had passed, or it panicked.
+    Aborted,
+}
+
+impl Failure {
+    /// The failure behind one of pingora's errors.
+    pub(crate) fn of(error: &PingoraError) -> Self {
+        use ErrorType::{
+            BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
+            ConnectionClosed, H1Error, InvalidHTTPHeader, ReadError, ReadTimedout, SocketError,
+            WriteError, WriteTimedout,
+        };
+        match (error.esource(), error.etype()) {
+            (ErrorSource::Downstream, ConnectionClosed | ReadError | WriteError)
+            // pingora leaves the source of some failed writes to the client unset.
+            | (ErrorSource::Unset, WriteError) => Self::ClientDisconnected,
+            (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Self::ClientTimeout,
+            (ErrorSource::Downstream, _) => Self::InvalidRequest,
+            (ErrorSource::Upstream, etype) => match etype {
+                ConnectRefused => Self::UpstreamConnectionRefused,
+                ConnectTimedout => Self::UpstreamConnectTimeout,
+                ConnectNoRoute | ConnectError | SocketError | BindError => {
+                    Self::UpstreamConnectFailed
+                }
+                ReadTimedout | WriteTimedout => Self::UpstreamTimeout,
+                ConnectionClosed | ReadError | WriteError => Self::UpstreamClosed,
+                InvalidHTTPHeader | H1Error => Self::UpstreamInvalidResponse,
+                etype if *etype == UNRESOLVED => Self::UpstreamUnresolved,
+                _ => Self::Internal,
+            },
+            (ErrorSource::Internal | ErrorSource::Unset, _) => Self::Internal,
+        }
+    }
+
+    /// The value of `error.type`, and the `code` of the error body.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientDisconnected => "client_disconnected",
+            Self::ClientTimeout => "client_timeout",
+            Self::InvalidRequest => "invalid_request",
+            Self::UpstreamUnresolved => "upstream_unresolved",
+            Self::UpstreamConnectionRefused => "upstream_connection_refused",
+            Self::UpstreamConnectTimeout => "upstream_connect_timeout",
+            Self::UpstreamConnectFailed => "upstream_connect_failed",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::UpstreamClosed => "upstream_closed",
+            Self::UpstreamInvalidResponse => "upstream_invalid_response",
+            Self::Internal => "internal_error",
+            Self::Aborted => "aborted",
+        }
+    }
+
+    /// The answer to the client, if there is anybody to answer.
+    pub(crate) fn status(self) -> Option<StatusCode> {
+        match self {
+            Self::ClientDisconnected | Self::Aborted => None,
+            Self::ClientTimeout => Some(StatusCode::REQUEST_TIMEOUT),
+            Self::InvalidRequest => Some(StatusCode::BAD_REQUEST),
+            Self::UpstreamConnectTimeout | Self::UpstreamTimeout => {
+                Some(StatusCode::GATEWAY_TIMEOUT)
+            }
+            Self::Internal => Some(StatusCode::INTERNAL_SERVER_ERROR),
+            Self::UpstreamUnresolved
+            | Self::UpstreamConnectionRefused
+            | Self::UpstreamConnectFailed
+            | Self::UpstreamClosed
+            | Self::UpstreamInvalidResponse => Some(StatusCode::BAD_GATEWAY),
+        }
+    }
+
+    /// For the client, who need not know where the upstream is.
+    fn message(self) -> &'static str {
+        match self {
+            Self::ClientDisconnected => "the client left",
+            Self::ClientTimeout => "the request was not received in time",
+            Self::InvalidRequest => "the request is not valid HTTP",
+            Self::UpstreamUnresolved => "the upstream server's name could not be resolved",
+            Self::UpstreamConnectionRefused => "the upstream server refused the connection",
+            Self::UpstreamConnectTimeout => {
+                "the upstream server did not accept a connection in time"
+            }
+            Self::UpstreamConnectFailed => "the upstream server could not be reached",
+            Self::UpstreamTimeout => "the upstream server did not answer in time",
+            Self::UpstreamClosed => "the upstream server closed the connection before it answered",
+            Self::UpstreamInvalidResponse => "the upstream server's answer is not valid HTTP",
+            Self::Internal => "the proxy failed to handle the request",
+            Self::Aborted => "the proxy gave the request up",
+        }
+    }
+
+    /// OpenAI's error body, which its clients turn into an exception with this message.
+    pub(crate) fn openai_body(self) -> Bytes {
+        let kind = match self.status() {
+            Some(status) if status.is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        };
+        openai_body(self.message(), kind, self.as_str())
+    }
+}
+
+/// An error body. The arguments are literals that need no escaping.
+pub(crate) fn openai_body(message: &'static str, kind: &'static str, code: &'static str) -> Bytes {
+    Bytes::from(format!(
+        r#"{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":"{code}"}}}}"#
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pingora_errors_map_to_failures_by_source_and_type() {
+        use ErrorType::*;
+        for (error, failure) in [
+            (
+                PingoraError::new_down(ConnectionClosed),
+                Failure::ClientDisconnected,
+            ),
+            (
+                PingoraError::new_down(WriteError),
+                Failure::ClientDisconnected,
+            ),
+            (PingoraError::new_down(ReadTimedout), Failure::ClientTimeout),
+            (
+                PingoraError::new_down(InvalidHTTPHeader),
+                Failure::InvalidRequest,
+            ),
+            (
+                PingoraError::new_up(ConnectRefused),
+                Failure::UpstreamConnectionRefused,
+            ),
+            (
+                PingoraError::new_up(ConnectTimedout),
+                Failure::UpstreamConnectTimeout,
+            ),
+            (
+                PingoraError::new_up(ConnectNoRoute),
+                Failure::UpstreamConnectFailed,
+            ),
+            (PingoraError::new_up(ReadTimedout), Failure::UpstreamTimeout),
+            (
+                PingoraError::new_up(ConnectionClosed),
+                Failure::UpstreamClosed,
+            ),
+            (
+                PingoraError::new_up(InvalidHTTPHeader),
+                Failure::UpstreamInvalidResponse,
+            ),
+            (
+                PingoraError::new_up(UNRESOLVED),
+                Failure::UpstreamUnresolved,
+            ),
+            (PingoraError::new_in(InternalError), Failure::Internal),
+        ] {
+            assert_eq!(Failure::of(&error), failure, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_body_is_that_of_openai() {
+        assert_eq!(
+            Failure::UpstreamConnectionRefused.openai_body(),
+            r#"{"error":{"message":"the upstream server refused the connection","type":"server_error","param":null,"code":"upstream_connection_refused"}}"#
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! What the environment says about HTTP spans: known methods, excluded URLs, captured headers.
+//!
+//! The names are those of the OpenTelemetry instrumentations, `OTEL_PYTHON_*` included, so that
+//! a deployment that traced its server with `opentelemetry-instrument` keeps its settings.
+
+use http::HeaderMap;
+use lantern_telemetry::config::ConfigError;
+use opentelemetry::{KeyValue, StringValue};
+use opentelemetry_semantic_conventions::attribute::{HTTP_REQUEST_HEADER, HTTP_RESPONSE_HEADER};
+use regex::RegexSet;
+
+use crate::headers::{CapturedHeaders, HeaderNames};
+
+const KNOWN_METHODS: &str = "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS";
+const EXCLUDED_URLS_FASTAPI: &str = "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS";
+const EXCLUDED_URLS: &str = "OTEL_PYTHON_EXCLUDED_URLS";
+const CAPTURE_REQUEST: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST";
+const CAPTURE_RESPONSE: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE";
+const SANITIZE_FIELDS: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS";
+
+/// RFC 9110, PATCH (RFC 5789) and QUERY; the usual ones first, since the list is scanned.
+const DEFAULT_METHODS: &[&str] = &[
+    "POST", "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "QUERY", "CONNECT", "TRACE",
+];
+
+/// How HTTP spans are written. The default captures no header and excludes no URL.
+#[derive(Clone, Debug)]
+pub struct Instrumentation {
+    known_methods: Vec<StringValue>,
+    excluded_urls: Option<RegexSet>,
+    request_headers: CapturedHeaders,
+    response_headers: CapturedHeaders,
+}
+
+impl Default for Instrumentation {
+    fn default() -> Self {
+        Self::from_vars(|_| None).expect("no variable, nothing to be wrong")
+    }
+}
+
+impl Instrumentation {
+    /// From the process's environment.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_vars(|name| std::env::var(name).ok())
+    }
+
+    /// From variables that `get` looks up. An empty variable counts as unset.
+    pub fn from_vars(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let get = |name| get(name).filter(|value| !value.trim().is_empty());
+        let sanitize = header_names(SANITIZE_FIELDS, &get)?;
+        let request = header_names(CAPTURE_REQUEST, &get)?;
+        let response = header_names(CAPTURE_RESPONSE, &get)?;
+        Ok(Self {
+            known_methods: known_methods(get(KNOWN_METHODS)),
+            excluded_urls: excluded_urls(&get)?,
+            request_headers: CapturedHeaders::new(HTTP_REQUEST_HEADER, request, sanitize.clone()),
+            response_headers: CapturedHeaders::new(HTTP_RESPONSE_HEADER, response, sanitize),
+        })
+    }
+
+    /// The value of `http.request.method`, or `None` for a method nobody knows.
+    pub(crate) fn known_method(&self, method: &str) -> Option<StringValue> {
+        self.known_methods
+            .iter()
+            .find(|known| known.as_str() == method)
+            .cloned()
+    }
+
+    pub(crate) fn has_excluded_urls(&self) -> bool {
+        self.excluded_urls.is_some()
+    }
+
+    /// Whether requests to `url` (scheme, host and path) leave no span.
+    pub(crate) fn is_excluded(&self, url: &str) -> bool {
+        self.excluded_urls
+            .as_ref()
+            .is_some_and(|excluded| excluded.is_match(url))
+    }
+
+    pub(crate) fn capture_request(&self, headers: &HeaderMap, attributes: &mut Vec<KeyValue>) {
+        self.request_headers.capture(headers, attributes);
+    }
+
+    pub(crate) fn capture_response(&self, headers: &HeaderMap, attributes: &mut Vec<KeyValue>) {
+        self.response_headers.capture(headers, attributes);
+    }
+}
+
+fn known_methods(list: Option<String>) -> Vec<StringValue> {
+    match list {
+        // The variable replaces the list, it does not add to it.
+        Some(list) => entries(&list)
+            .map(|method| StringValue::from(method.to_owned()))
+            .collect(),
+        None => DEFAULT_METHODS
+            .iter()
+            .map(|&method| StringValue::from(method))
+            .collect(),
+    }
+}
+
+fn excluded_urls(
+    get: &impl Fn(&'static str) -> Option<String>,
+) -> Result<Option<RegexSet>, ConfigError> {
+    let (variable, list) = match (get(EXCLUDED_URLS_FASTAPI), get(EXCLUDED_URLS)) {
+        (Some(list), _) => (EXCLUDED_URLS_FASTAPI, list),
+        (None, Some(list)) => (EXCLUDED_URLS, list),
+        (None, None) => return Ok(None),
+    };
+    RegexSet::new(entries(&list)).map(Some).map_err(|_| {
+        ConfigError::new(
+            variable,
+            &list,
+            "a comma-separated list of regular expressions",
+        )
+    })
+}
+
+fn header_names(
+    variable: &'static str,
+    get: &impl Fn(&'static str) -> Option<String>,
+) -> Result<HeaderNames, ConfigError> {
+    let list = get(variable).unwrap_or_default();
+    HeaderNames::parse(&list).map_err(|_| {
+        let allowed = "a comma-separated list of header names or regular expressions";
+        ConfigError::new(variable, &list, allowed)
+    })
+}
+
+fn entries(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',')
+        .map(str::trim)
+        .filter(|entry| !entry.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(variable: &str, value: &str) -> Result<Instrumentation, ConfigError> {
+        Instrumentation::from_vars(|name| (name == variable).then(|| value.to_owned()))
+    }
+
+    #[test]
+    fn methods_are_known_with_their_case_and_query_is_one_of_them() {
+        let instrumentation = Instrumentation::default();
+        assert_eq!(
+            instrumentation.known_method("QUERY"),
+            Some(StringValue::from("QUERY"))
+        );
+        assert_eq!(instrumentation.known_method("get"), None);
+        assert_eq!(instrumentation.known_method("FOO"), None);
+    }
+
+    #[test]
+    fn the_methods_variable_replaces_the_list() {
+        let instrumentation = with(KNOWN_METHODS, "FOO, BAR").expect("valid");
+        assert!(instrumentation.known_method("FOO").is_some());
+        assert!(instrumentation.known_method("GET").is_none());
+    }
+
+    #[test]
+    fn excluded_urls_are_searched_in_the_url() {
+        let instrumentation = with(EXCLUDED_URLS, "health, ^http://a/v1/m").expect("valid");
+        assert!(instrumentation.is_excluded("http://a/health"));
+        assert!(instrumentation.is_excluded("http://a/v1/models"));
+        assert!(!instrumentation.is_excluded("http://b/v1/models"));
+    }
+
+    #[test]
+    fn the_fastapi_variable_wins_over_the_general_one() {
+        let both = |name: &str| match name {
+            EXCLUDED_URLS => Some("health".to_owned()),
+            EXCLUDED_URLS_FASTAPI => Some("metrics".to_owned()),
+            _ => None,
+        };
+        let instrumentation = Instrumentation::from_vars(both).expect("valid");
+        assert!(!instrumentation.is_excluded("http://a/health"));
+        assert!(instrumentation.is_excluded("http://a/metrics"));
+    }
+
+    #[test]
+    fn a_broken_expression_is_an_error_that_names_the_variable() {
+        for variable in [
+            EXCLUDED_URLS,
+            EXCLUDED_URLS_FASTAPI,
+            CAPTURE_REQUEST,
+            SANITIZE_FIELDS,
+        ] {
+            let error = with(variable, "(")
+                .expect_err("not an expression")
+                .to_string();
+            assert!(error.contains(variable) && error.contains("'('"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_unset() {
+        assert!(!with(EXCLUDED_URLS, " ").expect("valid").has_excluded_urls());
+    }
+}

@@ -1,0 +1,413 @@
+//! The life of a request in pingora's phases:
+//!
+//! 1. `early_request_filter`: the span starts.
+//! 2. `upstream_peer`: whose turn it is; again after a failed attempt.
+//! 3. `upstream_request_filter`: trace context and forwarding headers.
+//! 4. `response_filter`, `response_body_filter`: the answer passes by, piece by piece.
+//! 5. `fail_to_proxy` if there is no answer: one of ours.
+//! 6. `logging`: the span ends.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use lantern_telemetry::Telemetry;
+use opentelemetry_sdk::trace::SdkTracer;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::protocols::Digest;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
+
+use crate::config::Config;
+use crate::error::{Failure, UNRESOLVED};
+use crate::instrumentation::Instrumentation;
+use crate::propagation::TraceHeaders;
+use crate::span::{Arrival, RequestSpan, Transferred};
+use crate::upstream::{Cursor, Upstreams};
+
+/// How long an upstream connection is kept for the next request. uvicorn closes an idle connection
+/// after five seconds; closing first avoids most requests on connections that are just going away.
+const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long an error answer waits for the rest of the request's body. Closing a connection with
+/// unread bytes resets it, and the client would never see the answer.
+const ERROR_DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// Attempts at one request: the addresses of the upstreams, and pooled connections that turn out
+/// to be dead.
+pub(crate) const MAX_ATTEMPTS: usize = 8;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// The proxy as pingora calls it.
+pub(crate) struct Service {
+    tracer: SdkTracer,
+    trace_headers: TraceHeaders,
+    instrumentation: Instrumentation,
+    upstreams: Upstreams,
+    connect_timeout: Duration,
+    read_timeout: Duration,
+}
+
+/// What is known of one request. Dropping it ends its span.
+#[derive(Default)]
+pub(crate) struct RequestContext {
+    /// `None` before the first phase, and for a URL that is excluded.
+    span: Option<RequestSpan>,
+    cursor: Option<Cursor>,
+    /// Whether the upstream has said anything, a 1xx included.
+    answered: bool,
+}
+
+impl Service {
+    pub(crate) fn new(config: Config, telemetry: &Telemetry) -> Self {
+        Self {
+            tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
+            trace_headers: TraceHeaders::new(telemetry.propagator()),
+            instrumentation: config.instrumentation,
+            upstreams: Upstreams::new(config.upstreams),
+            connect_timeout: config.connect_timeout,
+            read_timeout: config.read_timeout,
+        }
+    }
+
+    fn start_span(&self, session: &Session) -> Option<RequestSpan> {
+        let arrival = Arrival {
+            head: session.req_header().as_ref(),
+            peer: session
+                .client_addr()
+                .and_then(|address| address.as_inet())
+                .copied(),
+            local: session
+                .server_addr()
+                .and_then(|address| address.as_inet())
+                .copied(),
+        };
+        if self.instrumentation.has_excluded_urls()
+            && self.instrumentation.is_excluded(&arrival.url())
+        {
+            return None;
+        }
+        let parent = self.trace_headers.extract(&arrival.head.headers);
+        Some(RequestSpan::start(
+            &self.tracer,
+            &self.instrumentation,
+            &parent,
+            &arrival,
+        ))
+    }
+
+    fn finish_span(session: &Session, failure: Option<Failure>, ctx: &mut RequestContext) {
+        let Some(span) = &mut ctx.span else { return };
+        let status = session.response_written().map(|response| response.status);
+        span.finish(
+            failure,
+            Transferred {
+                status: status.filter(|&status| is_final(status)),
+                request_body_bytes: session.body_bytes_read(),
+                response_body_bytes: session.body_bytes_sent(),
+            },
+        );
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Service {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext::default()
+    }
+
+    /// None: bodies pass as they are, so there is no use for pingora's compression.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        // Without this a client that pipelines gets a 400 for its first request.
+        session.set_pipelining_enabled(true);
+        session.set_total_drain_timeout(Some(ERROR_DRAIN_LIMIT));
+        ctx.span = self.start_span(session);
+        Ok(())
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<Box<HttpPeer>> {
+        let cursor = ctx.cursor.get_or_insert_with(|| self.upstreams.take_turn());
+        let Some(address) = self.upstreams.address(cursor).await else {
+            let context = "no upstream's name has an address";
+            return Err(PingoraError::explain(UNRESOLVED, context).into_up());
+        };
+        let mut peer = HttpPeer::new(address, false, String::new());
+        peer.options.connection_timeout = Some(self.connect_timeout);
+        peer.options.total_connection_timeout = Some(self.connect_timeout);
+        peer.options.read_timeout = Some(self.read_timeout);
+        peer.options.write_timeout = Some(self.read_timeout);
+        peer.options.idle_timeout = Some(UPSTREAM_IDLE_TIMEOUT);
+        Ok(Box::new(peer))
+    }
+
+    /// Nothing was sent, so trying elsewhere is safe.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut RequestContext,
+        mut error: Box<PingoraError>,
+    ) -> Box<PingoraError> {
+        let elsewhere = ctx
+            .cursor
+            .as_mut()
+            .is_some_and(|cursor| self.upstreams.advance(cursor));
+        error.set_retry(elsewhere);
+        error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::fd::RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        ctx.answered = false;
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        if let Some(context) = ctx.span.as_ref().and_then(RequestSpan::context) {
+            self.trace_headers.replace(context, request)?;
+        }
+        let peer = session.client_addr().and_then(|address| address.as_inet());
+        if let Some(peer) = peer {
+            let forwarded = forwarded_for(&request.headers, &peer.ip().to_canonical().to_string());
+            request.insert_header(X_FORWARDED_FOR, forwarded)?;
+        }
+        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static("http"))
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        ctx.answered = true;
+        if !is_final(response.status) {
+            return Ok(());
+        }
+        response.remove_header(&KEEP_ALIVE);
+        response.remove_header(&PROXY_CONNECTION);
+        if session.req_header().version == Version::HTTP_10 {
+            // It knows no chunks: the end of the connection is the end of the body.
+            response.remove_header(&TRANSFER_ENCODING);
+        }
+        if session.is_process_shutting_down() {
+            session.set_keepalive(None);
+        }
+        if let Some(span) = &mut ctx.span {
+            span.response_started(&self.instrumentation, response.status, &response.headers);
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut RequestContext,
+    ) -> Result<Option<Duration>> {
+        if let (Some(span), Some(body)) = (&mut ctx.span, body) {
+            span.response_body(body);
+        }
+        Ok(None)
+    }
+
+    /// Whether a request that broke may be sent again. HTTP forbids it for a POST in general; it is
+    /// safe when the connection came from the pool and ended without a byte of an answer, since an
+    /// upstream closes an idle connection without reading from it. pingora keeps the first 64 KiB
+    /// of a body for this; a longer one cannot be sent again.
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<PingoraError>,
+        ctx: &mut RequestContext,
+        client_reused: bool,
+    ) -> Box<PingoraError> {
+        let retry = client_reused
+            && !ctx.answered
+            && !session.as_ref().retry_buffer_truncated()
+            && closed_without_a_byte(&error);
+        let mut error = error.more_context(format!("upstream {peer}"));
+        error.set_retry(retry);
+        error
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &PingoraError,
+        ctx: &mut RequestContext,
+    ) -> FailToProxy {
+        let failure = Failure::of(error);
+        if failure == Failure::ClientDisconnected {
+            tracing::debug!(%error, "the client left");
+        } else {
+            tracing::warn!(error.r#type = failure.as_str(), %error, "request failed");
+        }
+        let unanswered = session
+            .response_written()
+            .is_none_or(|response| !is_final(response.status));
+        if let Some(status) = failure.status().filter(|_| unanswered)
+            && let Err(error) = answer_failure(session, failure, status).await
+        {
+            tracing::debug!(%error, "the client left before its error answer");
+        }
+        Self::finish_span(session, Some(failure), ctx);
+        if failure.status().is_some() {
+            // Whatever the outcome, the connection is closed next.
+            let _ = tokio::time::timeout(ERROR_DRAIN_LIMIT, session.drain_request_body()).await;
+        }
+        let error_code = failure.status().map_or(0, |status| status.as_u16());
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&PingoraError>,
+        ctx: &mut RequestContext,
+    ) {
+        Self::finish_span(session, error.map(Failure::of), ctx);
+    }
+
+    /// `fail_to_proxy` logs.
+    fn suppress_error_log(
+        &self,
+        _session: &Session,
+        _ctx: &RequestContext,
+        _error: &PingoraError,
+    ) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &RequestContext,
+        error: &PingoraError,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        tracing::debug!(%error, "another attempt");
+        true
+    }
+}
+
+/// Whether an answer with this status is the last one of its request. 101 is: what follows is
+/// no HTTP.
+fn is_final(status: StatusCode) -> bool {
+    !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// The addresses in X-Forwarded-For and, behind them, the peer.
+fn forwarded_for(headers: &HeaderMap, peer: &str) -> HeaderValue {
+    let mut list = Vec::with_capacity(peer.len());
+    for value in headers.get_all(X_FORWARDED_FOR) {
+        list.extend_from_slice(value.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(peer.as_bytes());
+    HeaderValue::from_maybe_shared(Bytes::from(list)).expect("header values and an IP address")
+}
+
+/// Whether the upstream connection ended before a byte of an answer. pingora tells how many bytes
+/// of a head it had only in the text of its error.
+fn closed_without_a_byte(error: &PingoraError) -> bool {
+    if *error.esource() != ErrorSource::Upstream {
+        return false;
+    }
+    match error.etype() {
+        ErrorType::WriteError => true,
+        ErrorType::ConnectionClosed | ErrorType::ReadError => error
+            .context
+            .as_ref()
+            .is_some_and(|context| context.as_str().ends_with("bytes already read: 0")),
+        _ => false,
+    }
+}
+
+async fn answer_failure(session: &mut Session, failure: Failure, status: StatusCode) -> Result<()> {
+    let body = failure.openai_body();
+    let mut response = ResponseHeader::build(status, Some(4))?;
+    response.insert_header(CONTENT_TYPE, "application/json")?;
+    response.insert_header(CONTENT_LENGTH, body.len())?;
+    response.insert_header(CACHE_CONTROL, "no-store")?;
+    let is_head = session.req_header().method == Method::HEAD;
+    let body = if is_head { Bytes::new() } else { body };
+    session
+        .as_downstream_mut()
+        .write_error_response(response, body)
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peer_is_appended_to_the_addresses_that_came_in() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(forwarded_for(&headers, "10.0.0.1"), "10.0.0.1");
+        headers.append(
+            X_FORWARDED_FOR,
+            HeaderValue::from_static("1.1.1.1, 2.2.2.2"),
+        );
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("3.3.3.3"));
+        assert_eq!(
+            forwarded_for(&headers, "10.0.0.1"),
+            "1.1.1.1, 2.2.2.2, 3.3.3.3, 10.0.0.1"
+        );
+    }
+
+    #[test]
+    fn only_a_connection_that_ended_without_a_byte_of_an_answer_is_tried_again() {
+        let closed = |bytes: usize| {
+            let context = format!("while reading response headers, bytes already read: {bytes}");
+            PingoraError::explain(ErrorType::ConnectionClosed, context)
+        };
+        assert!(closed_without_a_byte(&closed(0).into_up()));
+        assert!(!closed_without_a_byte(&closed(10).into_up()));
+        assert!(!closed_without_a_byte(&closed(0).into_down()));
+        assert!(closed_without_a_byte(&PingoraError::new_up(
+            ErrorType::WriteError
+        )));
+        assert!(!closed_without_a_byte(&PingoraError::new_up(
+            ErrorType::ReadTimedout
+        )));
+    }
+}
