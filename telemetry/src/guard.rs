@@ -16,11 +16,11 @@ use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
 use tokio::runtime::{Handle, Runtime};
 
 use crate::config::{ConfigError, PropagatorKind, Settings};
-use crate::export::{self, CountedQueue, DropLedger, GuardedExporter, Waiting};
+use crate::export::{self, CountedQueue, DropLedger, ExportContext, GuardedExporter, Waiting};
 use crate::propagation::Propagator;
 
-/// The longest that [`Telemetry::flush`] waits.
-const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+/// The longest that [`Telemetry::flush`] waits: the SDK's own bound, which cannot be changed.
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 /// The longest that dropping a guard waits: somebody forgot to shut it down, or a test panicked.
 const DROP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -152,7 +152,7 @@ impl Telemetry {
         self.propagator.clone()
     }
 
-    /// Exports every span that ended before the call, within a bound of ten seconds.
+    /// Exports every span that ended before the call, within a bound of five seconds.
     pub async fn flush(&self) -> Result<(), FlushError> {
         if self.shut_down {
             return Ok(());
@@ -222,6 +222,10 @@ impl Drop for Telemetry {
             // Best effort: what is lost is told by the ledger.
             let _ = self.provider.shutdown_with_timeout(DROP_LIMIT);
             if let Some(pipeline) = &self.pipeline {
+                let waiting = pipeline.waiting.spans();
+                if waiting > 0 {
+                    pipeline.ledger.lost(waiting, "the program ends");
+                }
                 pipeline.ledger.close();
             }
         }
@@ -235,15 +239,15 @@ fn provider(
     exporter: impl SpanExporter + export::Explain + 'static,
 ) -> SdkTracerProvider {
     let (batch, limits) = (settings.batch(), settings.limits());
-    let guarded = GuardedExporter {
-        exporter: Arc::new(exporter),
+    let context = ExportContext {
         runtime: pipeline.runtime.handle().clone(),
         ledger: Arc::clone(&pipeline.ledger),
         waiting: Arc::clone(&pipeline.waiting),
-        limit: batch.export_timeout,
+        limit: batch.export_timeout.min(settings.exporter().timeout),
         value_chars: limits.value_chars,
     };
-    let processor = BatchSpanProcessor::builder(guarded).with_batch_config(
+    let exporter = GuardedExporter::new(exporter, context);
+    let processor = BatchSpanProcessor::builder(exporter).with_batch_config(
         BatchConfigBuilder::default()
             .with_max_queue_size(batch.max_queue_spans)
             .with_max_export_batch_size(batch.max_batch_spans)

@@ -115,3 +115,51 @@ fn report(error: &anyhow::Error) -> (String, u8) {
         None => (format!("{error:#}").replace(['\n', '\r'], " "), 1),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn configuration_error_is_one_line_and_64_wherever_it_is_in_the_chain() {
+        let error = ConfigError::new("OTEL_X", "foo", "bar");
+        let report_of = |error: anyhow::Error| report(&error);
+        let expect = (
+            "OTEL_X='foo' is not supported: use bar".to_owned(),
+            EXIT_USAGE,
+        );
+        assert_eq!(report_of(error.clone().into()), expect);
+        let wrapped = Err::<(), _>(error).context("starting").context("running");
+        assert_eq!(report_of(wrapped.expect_err("an error")), expect);
+    }
+
+    #[test]
+    fn another_error_is_one_line_with_its_causes_and_1() {
+        let error = Err::<(), _>(std::io::Error::other("in\nuse")).context("cannot bind");
+        assert_eq!(
+            report(&error.expect_err("an error")),
+            ("cannot bind: in use".to_owned(), 1)
+        );
+    }
+
+    #[test]
+    fn the_sdk_is_silent_and_transports_are_quiet_unless_they_are_named() {
+        let check = |filter: &str, expect: &[&str], not: &[&str]| {
+            let shown = capped(filter).to_string();
+            let has = |directive: &&str| shown.split(',').any(|part| part == *directive);
+            assert!(
+                expect.iter().all(has) && !not.iter().any(has),
+                "{filter} gives {shown}"
+            );
+        };
+        check("info", &["info", "opentelemetry_sdk=off", "h2=warn"], &[]);
+        check(
+            "debug,h2=trace",
+            &["debug", "h2=trace", "opentelemetry_sdk=off"],
+            &["h2=warn"],
+        );
+        check("error", &["error", "opentelemetry_sdk=off"], &["h2=warn"]);
+    }
+}

@@ -8,6 +8,8 @@ mod endpoint;
 mod error;
 mod exporter;
 mod sdk;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod vars;
 

@@ -71,7 +71,7 @@ impl DropLedger {
                 tracing::info!("spans are exported to {endpoint} again");
             }
             Some(Notice::Recovered { spans }) => {
-                tracing::info!("spans are exported to {endpoint} again; {spans} more were dropped");
+                tracing::info!("spans are exported to {endpoint} again; meanwhile {spans} dropped");
             }
             None => {}
         }

@@ -12,8 +12,10 @@ mod ledger;
 mod limits;
 mod otlp;
 mod queue;
+mod rejections;
+mod split;
 
-pub(crate) use guarded::{Explain, GuardedExporter};
+pub(crate) use guarded::{Explain, ExportContext, GuardedExporter};
 pub(crate) use ledger::DropLedger;
 pub(crate) use otlp::build;
 pub(crate) use queue::{CountedQueue, Waiting};

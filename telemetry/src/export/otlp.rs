@@ -121,7 +121,11 @@ impl Explain for OtlpExporter {
     fn explain(&self, error: &OTelSdkError) -> String {
         let told = self.http.as_ref().and_then(|client| client.last_failure());
         told.unwrap_or_else(|| match error {
-            OTelSdkError::InternalFailure(reason) => reason.clone(),
+            // The exporter's name for itself helps nobody.
+            OTelSdkError::InternalFailure(reason) => {
+                let words = reason.strip_prefix("TonicTracesClient export failed with ");
+                words.unwrap_or(reason).to_owned()
+            }
             other => other.to_string(),
         })
     }

@@ -19,6 +19,7 @@ pub(crate) struct CountedQueue<P> {
     waiting: Arc<Waiting>,
     capacity: usize,
     ledger: Arc<DropLedger>,
+    full: String,
 }
 
 /// The spans between the end of a span and the end of its export.
@@ -62,11 +63,13 @@ impl<P: SpanProcessor> CountedQueue<P> {
         capacity: usize,
         ledger: Arc<DropLedger>,
     ) -> Self {
+        let full = format!("the queue of {capacity} spans is full");
         Self {
             processor,
             waiting,
             capacity,
             ledger,
+            full,
         }
     }
 }
@@ -80,8 +83,7 @@ impl<P: SpanProcessor> SpanProcessor for CountedQueue<P> {
         if self.waiting.enter(self.capacity) {
             self.processor.on_end(span);
         } else {
-            let reason = format!("the queue of {} spans is full", self.capacity);
-            self.ledger.lost(1, &reason);
+            self.ledger.lost(1, &self.full);
         }
     }
 

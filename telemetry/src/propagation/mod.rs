@@ -3,7 +3,12 @@
 //! tracecontext and baggage are the SDK's; b3, b3multi and jaeger are ours, because the crates that
 //! have them are deprecated and follow other versions of the API.
 
+mod b3;
 mod headers;
+mod ids;
+mod jaeger;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +19,9 @@ use opentelemetry::propagation::{TextMapCompositePropagator, TextMapPropagator};
 use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
 
 use crate::config::PropagatorKind;
+use b3::{B3Propagator, Form};
 use headers::{HeaderReader, HeaderWriter};
+use jaeger::JaegerPropagator;
 
 /// Reads trace context from request headers and writes it into them.
 #[derive(Clone)]
@@ -61,8 +68,8 @@ fn propagator(kind: PropagatorKind) -> Box<dyn TextMapPropagator + Send + Sync> 
     match kind {
         PropagatorKind::TraceContext => Box::new(TraceContextPropagator::new()),
         PropagatorKind::Baggage => Box::new(BaggagePropagator::new()),
-        PropagatorKind::B3 | PropagatorKind::B3Multi | PropagatorKind::Jaeger => {
-            Box::new(TraceContextPropagator::new())
-        }
+        PropagatorKind::B3 => Box::new(B3Propagator::new(Form::Single)),
+        PropagatorKind::B3Multi => Box::new(B3Propagator::new(Form::Multi)),
+        PropagatorKind::Jaeger => Box::new(JaegerPropagator::new()),
     }
 }
