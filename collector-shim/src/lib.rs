@@ -1,1 +1,38 @@
-//! Placeholder.
+//! The collector shim: any OTLP client reaches any OTLP backend, whichever protocol each speaks;
+//! and without a backend it keeps traces itself and shows them.
+//!
+//! Spans come in by gRPC or HTTP as one protobuf message, are checked by a walk over its bytes,
+//! and leave as the same bytes. Only the embedded store decodes them.
+//!
+//! # Layout
+//!
+//! - [`config`]: the command line and the environment, made ready to use.
+//! - `shim`: [`Shim`], which binds and runs all of it, and [`ShimHandle`], which tells how it goes.
+//! - `serve`: an accept loop with its bounds, for every port.
+//! - `receiver`: OTLP in: `grpc`, `http`, `json`, bounded bodies, refusals in each protocol's words.
+//! - `wire`: the walk: sound or not, how many spans, where to cut.
+//! - `intake`: where requests of both receivers meet: checked, counted, then queued or stored.
+//! - `queue`: bounded in bytes, between the receivers and the senders.
+//! - `exporter`: OTLP out: senders, `grpc`, `http`, and which answers are tried again.
+//! - `store`: the embedded store, its model of a trace, and searches.
+//! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
+//! - `counts`: what came in and what became of it.
+
+pub mod config;
+mod counts;
+mod exporter;
+mod intake;
+mod queue;
+mod receiver;
+mod serve;
+mod shim;
+mod store;
+mod viewer;
+mod wire;
+
+pub use config::{Args, Config, Destination};
+pub use counts::Counts;
+pub use shim::{Error, Shim, ShimHandle};
+pub use store::{
+    Attribute, Event, Link, Resource, Scope, Span, SpanKind, Status, StatusCode, Trace, Value,
+};

@@ -1,0 +1,292 @@
+//! What the command line and the environment say, in two stages: [`Args`] as typed, [`Config`]
+//! ready to use.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use http::Uri;
+use lantern_telemetry::{ConfigError, ExporterSettings, Settings};
+
+const MIB: usize = 1024 * 1024;
+
+/// The default of `--max-request-bytes`: what the OTLP specification recommends.
+pub const DEFAULT_MAX_REQUEST_BYTES: usize = 64 * MIB;
+/// The default of `--queue-max-bytes`.
+pub const DEFAULT_QUEUE_MAX_BYTES: usize = 256 * MIB;
+/// The default of `--store-max-bytes`.
+pub const DEFAULT_STORE_MAX_BYTES: usize = 256 * MIB;
+/// The default of `--drain-timeout-seconds`.
+pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How the shim is run.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Where OTLP/gRPC comes in
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317")]
+    pub grpc: SocketAddr,
+
+    /// Where OTLP/HTTP comes in: POST /v1/traces, protobuf or JSON
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4318")]
+    pub http: SocketAddr,
+
+    /// Where traces are looked at, and /metrics and /healthz; `none` switches it off
+    #[arg(long, value_name = "ADDR|none", default_value = "127.0.0.1:16686", value_parser = viewer)]
+    pub viewer: Viewer,
+
+    /// The largest request taken, before decompression and after
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_REQUEST_BYTES)]
+    pub max_request_bytes: usize,
+
+    /// With a backend: how much may wait for it before senders are told to come back
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_QUEUE_MAX_BYTES)]
+    pub queue_max_bytes: usize,
+
+    /// Without one: how much is kept in memory before the oldest trace goes
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_STORE_MAX_BYTES)]
+    pub store_max_bytes: usize,
+
+    /// How long shutdown may take to send what still waits
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_DRAIN_TIMEOUT.as_secs())]
+    pub drain_timeout_seconds: u64,
+}
+
+/// The value of `--viewer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Viewer {
+    /// Served there.
+    At(SocketAddr),
+    /// Not served.
+    None,
+}
+
+fn viewer(text: &str) -> Result<Viewer, String> {
+    if text == "none" {
+        return Ok(Viewer::None);
+    }
+    text.parse()
+        .map(Viewer::At)
+        .map_err(|error| format!("{error}, and not `none`"))
+}
+
+/// A shim ready to be bound. [`Config::embedded`] and [`Config::forwarding`] are the ways to one
+/// without a command line.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where OTLP/gRPC comes in.
+    pub grpc: SocketAddr,
+    /// Where OTLP/HTTP comes in.
+    pub http: SocketAddr,
+    /// Where the viewer is, if anywhere.
+    pub viewer: Option<SocketAddr>,
+    /// The largest request, before decompression and after.
+    pub max_request_bytes: usize,
+    /// How long shutdown may take to send what still waits.
+    pub drain_timeout: Duration,
+    /// Where the spans go.
+    pub destination: Destination,
+}
+
+/// Where accepted spans go.
+#[derive(Debug, Clone)]
+pub enum Destination {
+    /// Into memory, to be looked at in the viewer.
+    Store {
+        /// Over it the oldest trace goes.
+        max_bytes: usize,
+    },
+    /// On to an OTLP backend.
+    Backend {
+        /// How it is reached.
+        exporter: Box<ExporterSettings>,
+        /// Over it senders are told to come back.
+        queue_max_bytes: usize,
+    },
+}
+
+/// Any free port of the loopback interface.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+impl Config {
+    /// Keeps traces itself, on free loopback ports; change the fields that matter.
+    pub fn embedded() -> Config {
+        Config {
+            grpc: LOOPBACK,
+            http: LOOPBACK,
+            viewer: Some(LOOPBACK),
+            max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
+            drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+            destination: Destination::Store {
+                max_bytes: DEFAULT_STORE_MAX_BYTES,
+            },
+        }
+    }
+
+    /// Forwards by `exporter`, from free loopback ports; change the fields that matter.
+    pub fn forwarding(exporter: ExporterSettings) -> Config {
+        let destination = Destination::Backend {
+            exporter: Box::new(exporter),
+            queue_max_bytes: DEFAULT_QUEUE_MAX_BYTES,
+        };
+        Config {
+            destination,
+            ..Config::embedded()
+        }
+    }
+}
+
+impl Args {
+    /// Joins the command line with the environment: a backend named there is forwarded to, and
+    /// without one the shim keeps traces itself.
+    pub fn into_config(self, settings: &Settings) -> Result<Config, ConfigError> {
+        self.check_bounds()?;
+        let destination = match settings.traces_endpoint() {
+            None => Destination::Store {
+                max_bytes: self.store_max_bytes,
+            },
+            Some(named) => {
+                self.check_not_ourselves(named, &settings.exporter().endpoint)?;
+                Destination::Backend {
+                    exporter: Box::new(settings.exporter().clone()),
+                    queue_max_bytes: self.queue_max_bytes,
+                }
+            }
+        };
+        Ok(Config {
+            grpc: self.grpc,
+            http: self.http,
+            viewer: match self.viewer {
+                Viewer::At(address) => Some(address),
+                Viewer::None => None,
+            },
+            max_request_bytes: self.max_request_bytes,
+            drain_timeout: Duration::from_secs(self.drain_timeout_seconds),
+            destination,
+        })
+    }
+
+    fn check_bounds(&self) -> Result<(), ConfigError> {
+        let largest = u32::MAX as usize;
+        if self.max_request_bytes == 0 || self.max_request_bytes > largest {
+            let allowed = format!("1 to {largest}");
+            let value = self.max_request_bytes.to_string();
+            return Err(ConfigError::new("--max-request-bytes", value, allowed));
+        }
+        // A queue smaller than a request would refuse that request for ever.
+        if self.queue_max_bytes < self.max_request_bytes {
+            let allowed = format!("{} (--max-request-bytes) or more", self.max_request_bytes);
+            let value = self.queue_max_bytes.to_string();
+            return Err(ConfigError::new("--queue-max-bytes", value, allowed));
+        }
+        if self.store_max_bytes == 0 {
+            return Err(ConfigError::new("--store-max-bytes", "0", "1 or more"));
+        }
+        Ok(())
+    }
+
+    /// A shim that sends to itself would send for ever.
+    fn check_not_ourselves(&self, named: &str, endpoint: &str) -> Result<(), ConfigError> {
+        let uri: Uri = endpoint.parse().expect("the settings hold a checked URL");
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let port = uri
+            .port_u16()
+            .unwrap_or(if uri.scheme_str() == Some("https") {
+                443
+            } else {
+                80
+            });
+        let is_ours = |listen: SocketAddr| {
+            let same_host = match host.parse::<IpAddr>() {
+                Ok(ip) => ip == listen.ip() || (ip.is_loopback() && listen.ip().is_unspecified()),
+                Err(_) => {
+                    host.eq_ignore_ascii_case("localhost")
+                        && (listen.ip().is_loopback() || listen.ip().is_unspecified())
+                }
+            };
+            port == listen.port() && same_host
+        };
+        if is_ours(self.grpc) || is_ours(self.http) {
+            let allowed = "a backend's address: this is where the shim itself listens \
+                           (--grpc, --http)";
+            return Err(ConfigError::new(
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                named,
+                allowed,
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn config(flags: &[&str], endpoint: Option<&str>) -> Result<Config, ConfigError> {
+        let settings = Settings::from_vars(|name| {
+            endpoint
+                .filter(|_| name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+                .map(str::to_owned)
+        })?;
+        let cli = Cli::try_parse_from(["shim"].iter().chain(flags)).expect("flags parse");
+        cli.args.into_config(&settings)
+    }
+
+    #[test]
+    fn without_an_endpoint_traces_are_kept() {
+        let config = config(&["--viewer", "none", "--store-max-bytes", "5"], None);
+        let config = config.expect("valid");
+        assert!(matches!(
+            config.destination,
+            Destination::Store { max_bytes: 5 }
+        ));
+        assert_eq!(config.viewer, None);
+    }
+
+    #[test]
+    fn with_an_endpoint_spans_are_forwarded_to_it() {
+        let config = config(&[], Some("http://jaeger:4317")).expect("valid");
+        let Destination::Backend { exporter, .. } = config.destination else {
+            panic!("forwards");
+        };
+        assert_eq!(exporter.endpoint, "http://jaeger:4317");
+    }
+
+    #[test]
+    fn a_shim_that_would_send_to_itself_is_refused() {
+        let check = |flags: &[&str], endpoint, refused: bool| {
+            assert_eq!(
+                config(flags, Some(endpoint)).is_err(),
+                refused,
+                "{flags:?} {endpoint}"
+            );
+        };
+        check(&[], "http://localhost:4317", true);
+        check(&[], "http://127.0.0.1:4318/v1/traces", true);
+        check(&["--grpc", "0.0.0.0:4317"], "http://localhost:4317", true);
+        check(&["--grpc", "[::1]:9"], "http://[::1]:9", true);
+        check(
+            &["--grpc", "127.0.0.1:5317"],
+            "http://localhost:4317",
+            false,
+        );
+        check(&[], "http://jaeger:4317", false);
+    }
+
+    #[test]
+    fn bounds_that_cannot_work_are_refused_by_name() {
+        let error = config(&["--queue-max-bytes", "10"], None).expect_err("too small");
+        assert_eq!(
+            error.to_string(),
+            "--queue-max-bytes='10' is not supported: use 67108864 (--max-request-bytes) or more"
+        );
+        assert!(config(&["--max-request-bytes", "0"], None).is_err());
+        assert!(config(&["--store-max-bytes", "0"], None).is_err());
+    }
+}

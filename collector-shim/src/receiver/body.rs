@@ -1,0 +1,86 @@
+//! Request bodies, read and decompressed under bounds of size and time.
+
+use std::io::Read;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use flate2::bufread::MultiGzDecoder;
+use http_body_util::BodyExt as _;
+use hyper::body::Body;
+
+use crate::intake::{Refusal, beside_if_large};
+
+/// How long a sender may take over its request's body.
+pub(crate) const READ_LIMIT: Duration = Duration::from_secs(10);
+/// How much is set aside at first for a body, whatever length it announces.
+const FIRST_CAPACITY_BYTES: usize = 64 * 1024;
+
+/// Reads all of `body`. `check` sees what has come so far and may refuse early.
+pub(crate) async fn read<B>(
+    body: B,
+    max_bytes: usize,
+    check: impl Fn(&[u8]) -> Result<(), Refusal>,
+) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let reading = collect(body, max_bytes, check);
+    tokio::time::timeout(READ_LIMIT, reading)
+        .await
+        .unwrap_or_else(|_| {
+            let reason = format!("the body did not come within {READ_LIMIT:?}");
+            Err(Refusal::unavailable(reason))
+        })
+}
+
+async fn collect<B>(
+    body: B,
+    max_bytes: usize,
+    check: impl Fn(&[u8]) -> Result<(), Refusal>,
+) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let too_large = Refusal::TooLarge { max_bytes };
+    let announced = body.size_hint();
+    if announced.lower() > max_bytes as u64 {
+        return Err(too_large);
+    }
+    let capacity = usize::try_from(announced.lower())
+        .unwrap_or(0)
+        .min(FIRST_CAPACITY_BYTES);
+    let mut all = BytesMut::with_capacity(capacity);
+    let mut body = std::pin::pin!(body);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Refusal::Malformed(format!("broken body: {error}")))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if all.len() + data.remaining() > max_bytes {
+            return Err(too_large);
+        }
+        all.extend_from_slice(&data);
+        check(&all)?;
+    }
+    Ok(all.freeze())
+}
+
+/// Decompresses `compressed`, which may be several gzip members, into at most `max_bytes`.
+pub(crate) async fn gunzip(compressed: Bytes, max_bytes: usize) -> Result<Bytes, Refusal> {
+    // What matters for the time is what comes out, which only doing it tells.
+    beside_if_large(compressed.len() * 8, move || {
+        let mut plain = Vec::new();
+        let bound = max_bytes as u64 + 1;
+        MultiGzDecoder::new(&compressed[..])
+            .take(bound)
+            .read_to_end(&mut plain)
+            .map_err(|error| Refusal::Malformed(format!("broken gzip: {error}")))?;
+        if plain.len() > max_bytes {
+            return Err(Refusal::TooLarge { max_bytes });
+        }
+        Ok(Bytes::from(plain))
+    })
+    .await
+}

@@ -1,0 +1,103 @@
+//! OTLP/HTTP in: `POST /v1/traces` in protobuf and in JSON.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::routing::post;
+use http::{HeaderMap, HeaderValue, Method, Response, Uri, header};
+
+use super::status::{Encoding, http_response};
+use super::{Receiver, body, json};
+use crate::counts::Transport;
+use crate::intake::{Refusal, beside_if_large};
+
+/// All that the port serves.
+pub(crate) fn router(receiver: Receiver) -> Router {
+    Router::new()
+        .route("/v1/traces", post(export).fallback(wrong_method))
+        .fallback(wrong_path)
+        .with_state(receiver)
+}
+
+async fn export(State(receiver): State<Receiver>, request: Request) -> Response<Body> {
+    let encoding = encoding(request.headers());
+    // A body of unknown type is refused in the one that people can read.
+    let answer_in = *encoding.as_ref().unwrap_or(&Encoding::Json);
+    let accepted = match encoding {
+        Ok(encoding) => accept(&receiver, request, encoding).await,
+        Err(refusal) => Err(refusal),
+    };
+    match accepted {
+        Ok(()) => success(answer_in),
+        Err(refusal) => {
+            receiver.intake.count_refused(Transport::Http);
+            http_response(&refusal, answer_in)
+        }
+    }
+}
+
+async fn wrong_method(method: Method, headers: HeaderMap) -> Response<Body> {
+    let refusal = Refusal::Method(method.to_string());
+    http_response(&refusal, encoding(&headers).unwrap_or(Encoding::Json))
+}
+
+async fn wrong_path(uri: Uri, headers: HeaderMap) -> Response<Body> {
+    let refusal = Refusal::Path(uri.path().to_owned());
+    http_response(&refusal, encoding(&headers).unwrap_or(Encoding::Json))
+}
+
+async fn accept(receiver: &Receiver, request: Request, encoding: Encoding) -> Result<(), Refusal> {
+    let gzip = is_gzip(request.headers())?;
+    let _place = receiver.place().await?;
+    let max_bytes = receiver.intake.max_request_bytes;
+    let mut message = body::read(request.into_body(), max_bytes, |_| Ok(())).await?;
+    if gzip {
+        message = body::gunzip(message, max_bytes).await?;
+    }
+    if encoding == Encoding::Json {
+        message = beside_if_large(message.len(), move || {
+            json::to_protobuf(&message).map_err(|error| Refusal::Malformed(error.to_string()))
+        })
+        .await?;
+    }
+    receiver.intake.accept(message, Transport::Http).await
+}
+
+/// What the body is in, parameters such as `; charset=utf-8` set aside.
+fn encoding(headers: &HeaderMap) -> Result<Encoding, Refusal> {
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .map_or(&b""[..], HeaderValue::as_bytes);
+    let content_type = String::from_utf8_lossy(content_type);
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    [Encoding::Protobuf, Encoding::Json]
+        .into_iter()
+        .find(|encoding| media_type.eq_ignore_ascii_case(encoding.media_type()))
+        .ok_or_else(|| Refusal::MediaType(content_type.into_owned()))
+}
+
+fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
+    let named = headers
+        .get(header::CONTENT_ENCODING)
+        .map_or(&b""[..], HeaderValue::as_bytes);
+    let named = String::from_utf8_lossy(named);
+    match named.trim().to_ascii_lowercase().as_str() {
+        "" | "identity" => Ok(false),
+        "gzip" => Ok(true),
+        _ => Err(Refusal::Encoding(named.into_owned())),
+    }
+}
+
+/// An `ExportTraceServiceResponse` of full success: no field is set.
+fn success(encoding: Encoding) -> Response<Body> {
+    let body = match encoding {
+        Encoding::Protobuf => Body::empty(),
+        Encoding::Json => Body::from("{}"),
+    };
+    let mut response = Response::new(body);
+    let content_type = HeaderValue::from_static(encoding.media_type());
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
+}

@@ -1,0 +1,400 @@
+//! OTLP/JSON in: a trace export request becomes protobuf.
+//!
+//! Not opentelemetry-proto's own serde, which refuses what senders send: `null` for unset,
+//! `"NaN"`, `arrayValue` without values, 32-bit numbers as strings; and which takes ids of any
+//! length. <https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding>: ids are hex of any
+//! case, enums are integers, keys are lowerCamelCase, unknown ones are ignored, 64-bit integers
+//! are strings or numbers. Enum names, which proto3's own JSON has, are taken too.
+
+use base64::Engine as _;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1 as common;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::resource::v1 as resource;
+use opentelemetry_proto::tonic::trace::v1 as trace;
+use prost::Message as _;
+use serde::Deserialize;
+
+const TRACE_ID_BYTES: usize = 16;
+const SPAN_ID_BYTES: usize = 8;
+
+/// Why a body is not OTLP/JSON.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JsonError {
+    #[error("not OTLP/JSON: {0}")]
+    Shape(#[from] serde_json::Error),
+    #[error("{field}: {value} is not {expected}")]
+    Value {
+        field: &'static str,
+        value: String,
+        expected: &'static str,
+    },
+}
+
+type Result<T> = std::result::Result<T, JsonError>;
+
+/// The request in `json`, as protobuf.
+pub(crate) fn to_protobuf(json: &[u8]) -> Result<Bytes> {
+    let request: Request = serde_json::from_slice(json)?;
+    let resource_spans = convert_all(request.resource_spans, ResourceSpans::convert)?;
+    Ok(ExportTraceServiceRequest { resource_spans }
+        .encode_to_vec()
+        .into())
+}
+
+type List<T> = Option<Vec<T>>;
+
+/// Declares a JSON object, each field of which may be absent or null.
+macro_rules! object {
+    ($name:ident { $($field:ident: $type:ty),* $(,)? }) => {
+        #[derive(Deserialize, Default)]
+        #[serde(rename_all = "camelCase", default)]
+        struct $name { $($field: Option<$type>),* }
+    };
+}
+
+object!(Request { resource_spans: Vec<ResourceSpans> });
+object!(ResourceSpans { resource: Resource, scope_spans: Vec<ScopeSpans>, schema_url: String });
+object!(Resource {
+    attributes: Vec<KeyValue>,
+    dropped_attributes_count: Scalar,
+    entity_refs: Vec<EntityRef>,
+});
+object!(EntityRef {
+    schema_url: String,
+    r#type: String,
+    id_keys: Vec<String>,
+    description_keys: Vec<String>,
+});
+object!(ScopeSpans { scope: Scope, spans: Vec<Span>, schema_url: String });
+object!(Scope {
+    name: String,
+    version: String,
+    attributes: Vec<KeyValue>,
+    dropped_attributes_count: Scalar,
+});
+object!(Span {
+    trace_id: String,
+    span_id: String,
+    trace_state: String,
+    parent_span_id: String,
+    flags: Scalar,
+    name: String,
+    kind: Scalar,
+    start_time_unix_nano: Scalar,
+    end_time_unix_nano: Scalar,
+    attributes: Vec<KeyValue>,
+    dropped_attributes_count: Scalar,
+    events: Vec<Event>,
+    dropped_events_count: Scalar,
+    links: Vec<Link>,
+    dropped_links_count: Scalar,
+    status: Status,
+});
+object!(Event {
+    time_unix_nano: Scalar,
+    name: String,
+    attributes: Vec<KeyValue>,
+    dropped_attributes_count: Scalar,
+});
+object!(Link {
+    trace_id: String,
+    span_id: String,
+    trace_state: String,
+    attributes: Vec<KeyValue>,
+    dropped_attributes_count: Scalar,
+    flags: Scalar,
+});
+object!(Status {
+    message: String,
+    code: Scalar
+});
+object!(KeyValue {
+    key: String,
+    value: AnyValue
+});
+object!(AnyValue {
+    string_value: String,
+    bool_value: bool,
+    int_value: Scalar,
+    double_value: Scalar,
+    array_value: ArrayValue,
+    kvlist_value: KeyValueList,
+    bytes_value: String,
+});
+object!(ArrayValue { values: Vec<AnyValue> });
+object!(KeyValueList { values: Vec<KeyValue> });
+
+/// A number, or one in quotes.
+#[derive(Deserialize, Debug)]
+#[serde(untagged)]
+enum Scalar {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(String),
+}
+
+fn convert_all<T, U>(list: List<T>, convert: impl Fn(T) -> Result<U>) -> Result<Vec<U>> {
+    list.unwrap_or_default().into_iter().map(convert).collect()
+}
+
+impl ResourceSpans {
+    fn convert(self) -> Result<trace::ResourceSpans> {
+        Ok(trace::ResourceSpans {
+            resource: self.resource.map(Resource::convert).transpose()?,
+            scope_spans: convert_all(self.scope_spans, ScopeSpans::convert)?,
+            schema_url: self.schema_url.unwrap_or_default(),
+        })
+    }
+}
+
+impl Resource {
+    fn convert(self) -> Result<resource::Resource> {
+        Ok(resource::Resource {
+            attributes: convert_all(self.attributes, KeyValue::convert)?,
+            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
+            entity_refs: convert_all(self.entity_refs, |entity| Ok(entity.convert()))?,
+        })
+    }
+}
+
+impl EntityRef {
+    fn convert(self) -> common::EntityRef {
+        common::EntityRef {
+            schema_url: self.schema_url.unwrap_or_default(),
+            r#type: self.r#type.unwrap_or_default(),
+            id_keys: self.id_keys.unwrap_or_default(),
+            description_keys: self.description_keys.unwrap_or_default(),
+        }
+    }
+}
+
+impl ScopeSpans {
+    fn convert(self) -> Result<trace::ScopeSpans> {
+        Ok(trace::ScopeSpans {
+            scope: self.scope.map(Scope::convert).transpose()?,
+            spans: convert_all(self.spans, Span::convert)?,
+            schema_url: self.schema_url.unwrap_or_default(),
+        })
+    }
+}
+
+impl Scope {
+    fn convert(self) -> Result<common::InstrumentationScope> {
+        Ok(common::InstrumentationScope {
+            name: self.name.unwrap_or_default(),
+            version: self.version.unwrap_or_default(),
+            attributes: convert_all(self.attributes, KeyValue::convert)?,
+            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
+        })
+    }
+}
+
+impl Span {
+    fn convert(self) -> Result<trace::Span> {
+        let kind_number =
+            |name: &str| trace::span::SpanKind::from_str_name(name).map(|kind| kind as i32);
+        Ok(trace::Span {
+            trace_id: id("traceId", self.trace_id, TRACE_ID_BYTES)?,
+            span_id: id("spanId", self.span_id, SPAN_ID_BYTES)?,
+            trace_state: self.trace_state.unwrap_or_default(),
+            parent_span_id: id("parentSpanId", self.parent_span_id, SPAN_ID_BYTES)?,
+            flags: integer("flags", self.flags)?,
+            name: self.name.unwrap_or_default(),
+            kind: enumeration("kind", self.kind, kind_number)?,
+            start_time_unix_nano: integer("startTimeUnixNano", self.start_time_unix_nano)?,
+            end_time_unix_nano: integer("endTimeUnixNano", self.end_time_unix_nano)?,
+            attributes: convert_all(self.attributes, KeyValue::convert)?,
+            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
+            events: convert_all(self.events, Event::convert)?,
+            dropped_events_count: integer("droppedEventsCount", self.dropped_events_count)?,
+            links: convert_all(self.links, Link::convert)?,
+            dropped_links_count: integer("droppedLinksCount", self.dropped_links_count)?,
+            status: self.status.map(Status::convert).transpose()?,
+        })
+    }
+}
+
+impl Event {
+    fn convert(self) -> Result<trace::span::Event> {
+        Ok(trace::span::Event {
+            time_unix_nano: integer("timeUnixNano", self.time_unix_nano)?,
+            name: self.name.unwrap_or_default(),
+            attributes: convert_all(self.attributes, KeyValue::convert)?,
+            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
+        })
+    }
+}
+
+impl Link {
+    fn convert(self) -> Result<trace::span::Link> {
+        Ok(trace::span::Link {
+            trace_id: id("traceId", self.trace_id, TRACE_ID_BYTES)?,
+            span_id: id("spanId", self.span_id, SPAN_ID_BYTES)?,
+            trace_state: self.trace_state.unwrap_or_default(),
+            attributes: convert_all(self.attributes, KeyValue::convert)?,
+            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
+            flags: integer("flags", self.flags)?,
+        })
+    }
+}
+
+impl Status {
+    fn convert(self) -> Result<trace::Status> {
+        let code_number =
+            |name: &str| trace::status::StatusCode::from_str_name(name).map(|code| code as i32);
+        Ok(trace::Status {
+            message: self.message.unwrap_or_default(),
+            code: enumeration("code", self.code, code_number)?,
+        })
+    }
+}
+
+impl KeyValue {
+    fn convert(self) -> Result<common::KeyValue> {
+        Ok(common::KeyValue {
+            key: self.key.unwrap_or_default(),
+            value: self.value.map(AnyValue::convert).transpose()?,
+            ..common::KeyValue::default()
+        })
+    }
+}
+
+impl AnyValue {
+    /// The first that is set; a well-formed one has no second.
+    fn convert(self) -> Result<common::AnyValue> {
+        let value = if let Some(text) = self.string_value {
+            Some(Value::StringValue(text))
+        } else if let Some(value) = self.bool_value {
+            Some(Value::BoolValue(value))
+        } else if self.int_value.is_some() {
+            Some(Value::IntValue(integer("intValue", self.int_value)?))
+        } else if let Some(value) = self.double_value {
+            Some(Value::DoubleValue(double(value)?))
+        } else if let Some(array) = self.array_value {
+            let values = convert_all(array.values, AnyValue::convert)?;
+            Some(Value::ArrayValue(common::ArrayValue { values }))
+        } else if let Some(list) = self.kvlist_value {
+            let values = convert_all(list.values, KeyValue::convert)?;
+            Some(Value::KvlistValue(common::KeyValueList { values }))
+        } else if let Some(text) = self.bytes_value {
+            Some(Value::BytesValue(base64_bytes(text)?))
+        } else {
+            None
+        };
+        Ok(common::AnyValue { value })
+    }
+}
+
+/// The hex of exactly `length_bytes`, or nothing for absent, null and empty.
+fn id(field: &'static str, text: Option<String>, length_bytes: usize) -> Result<Vec<u8>> {
+    let text = text.unwrap_or_default();
+    let digits: Option<Vec<u8>> = text
+        .chars()
+        .map(|digit| digit.to_digit(16).map(|digit| digit as u8))
+        .collect();
+    match digits {
+        Some(digits) if digits.is_empty() || digits.len() == 2 * length_bytes => Ok(digits
+            .chunks(2)
+            .map(|pair| pair[0] << 4 | pair[1])
+            .collect()),
+        _ => {
+            let expected = match length_bytes {
+                TRACE_ID_BYTES => "32 hex digits",
+                _ => "16 hex digits",
+            };
+            Err(JsonError::Value {
+                field,
+                value: format!("{text:?}"),
+                expected,
+            })
+        }
+    }
+}
+
+fn dropped(count: Option<Scalar>) -> Result<u32> {
+    integer("droppedAttributesCount", count)
+}
+
+/// An integer that fits `T`; 0 for absent and null. `1e3` and `5.0` are integers too.
+fn integer<T>(field: &'static str, scalar: Option<Scalar>) -> Result<T>
+where
+    T: TryFrom<i128> + Default,
+{
+    let Some(scalar) = scalar else {
+        return Ok(T::default());
+    };
+    let wide = match &scalar {
+        Scalar::Unsigned(number) => Some(i128::from(*number)),
+        Scalar::Signed(number) => Some(i128::from(*number)),
+        Scalar::Float(number) => (number.fract() == 0.0).then_some(*number as i128),
+        Scalar::Text(text) => text.trim().parse().ok(),
+    };
+    wide.and_then(|wide| T::try_from(wide).ok()).ok_or_else(|| {
+        let expected = "an integer of its field's size";
+        JsonError::Value {
+            field,
+            value: scalar.shown(),
+            expected,
+        }
+    })
+}
+
+/// An integer, known or not, or one of the names that `number_of` knows.
+fn enumeration(
+    field: &'static str,
+    scalar: Option<Scalar>,
+    number_of: impl Fn(&str) -> Option<i32>,
+) -> Result<i32> {
+    match &scalar {
+        Some(Scalar::Text(name)) if number_of(name).is_some() => {
+            Ok(number_of(name).unwrap_or_default())
+        }
+        _ => integer(field, scalar),
+    }
+}
+
+fn double(scalar: Scalar) -> Result<f64> {
+    match &scalar {
+        Scalar::Unsigned(number) => Ok(*number as f64),
+        Scalar::Signed(number) => Ok(*number as f64),
+        Scalar::Float(number) => Ok(*number),
+        // Rust reads NaN, Infinity and -Infinity as proto3's JSON writes them.
+        Scalar::Text(text) => text.trim().parse().map_err(|_| JsonError::Value {
+            field: "doubleValue",
+            value: scalar.shown(),
+            expected: "a number",
+        }),
+    }
+}
+
+/// Standard or URL-safe, padded or not, as proto3's JSON allows.
+fn base64_bytes(text: String) -> Result<Vec<u8>> {
+    const CONFIG: GeneralPurposeConfig =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    const ENGINE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, CONFIG);
+    let standard = text.replace('-', "+").replace('_', "/");
+    ENGINE.decode(standard).map_err(|_| JsonError::Value {
+        field: "bytesValue",
+        value: format!("{text:?}"),
+        expected: "base64",
+    })
+}
+
+impl Scalar {
+    fn shown(&self) -> String {
+        match self {
+            Scalar::Unsigned(number) => number.to_string(),
+            Scalar::Signed(number) => number.to_string(),
+            Scalar::Float(number) => number.to_string(),
+            Scalar::Text(text) => format!("{text:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! The shim as a whole: bound, run until told to stop, asked about through its handle.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, Destination};
+use crate::counts::{Counters, Counts};
+use crate::exporter::Exporter;
+use crate::intake::{Intake, Sink};
+use crate::queue::Queue;
+use crate::receiver::{Receiver, grpc, http};
+use crate::serve::{Version, serve};
+use crate::store::{Store, Trace};
+use crate::viewer;
+
+/// Why a shim does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port is taken, or the address is not of this machine.
+    #[error("cannot listen on {address} for {purpose}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// The flag's name.
+        purpose: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// A shim that has its ports, so that its addresses are known before it runs.
+pub struct Shim {
+    grpc: Port,
+    http: Port,
+    viewer: Option<Port>,
+    config: Config,
+    handle: ShimHandle,
+}
+
+struct Port {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Asks a shim, while it runs and after, what it has done.
+#[derive(Debug, Clone)]
+pub struct ShimHandle {
+    pub(crate) sink: Sink,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// Connections may take this share of the time to drain; the rest is for the queue.
+const CONNECTION_SHARE: u32 = 3;
+
+impl Shim {
+    /// Binds all ports. Nothing is accepted before [`Shim::run`].
+    pub async fn bind(config: Config) -> Result<Shim> {
+        let grpc = Port::bind(config.grpc, "--grpc").await?;
+        let http = Port::bind(config.http, "--http").await?;
+        let viewer = match config.viewer {
+            Some(address) => Some(Port::bind(address, "--viewer").await?),
+            None => None,
+        };
+        let sink = match &config.destination {
+            Destination::Store { max_bytes } => Sink::Store(Arc::new(Store::new(*max_bytes))),
+            Destination::Backend {
+                queue_max_bytes, ..
+            } => Sink::Queue(Arc::new(Queue::new(*queue_max_bytes))),
+        };
+        let handle = ShimHandle {
+            sink,
+            counters: Arc::default(),
+        };
+        Ok(Shim {
+            grpc,
+            http,
+            viewer,
+            config,
+            handle,
+        })
+    }
+
+    /// Where OTLP/gRPC comes in.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc.address
+    }
+
+    /// Where OTLP/HTTP comes in.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http.address
+    }
+
+    /// Where the viewer is, unless it is switched off.
+    pub fn viewer_addr(&self) -> Option<SocketAddr> {
+        self.viewer.as_ref().map(|port| port.address)
+    }
+
+    /// To ask this shim what it has done.
+    pub fn handle(&self) -> ShimHandle {
+        self.handle.clone()
+    }
+
+    /// Serves until `shutdown`. Then it stops accepting, lets requests finish, and sends what
+    /// waits, within the drain timeout; what is left then is logged and stays counted as queued.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
+        self.log_start();
+        let Shim {
+            grpc,
+            http,
+            viewer,
+            config,
+            handle,
+        } = self;
+        let senders = match (&config.destination, &handle.sink) {
+            (Destination::Backend { exporter, .. }, Sink::Queue(queue)) => {
+                Exporter::new(exporter, Arc::clone(queue), Arc::clone(&handle.counters)).start()
+            }
+            _ => JoinSet::new(),
+        };
+        let receiver = Receiver::new(Intake {
+            sink: handle.sink.clone(),
+            counters: Arc::clone(&handle.counters),
+            max_request_bytes: config.max_request_bytes,
+        });
+        let grace = config.drain_timeout / CONNECTION_SHARE;
+        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), &shutdown, grace));
+        let receiving = serve_receivers(grpc, http, receiver, &shutdown, grace);
+        let stopping = async {
+            shutdown.cancelled().await;
+            tokio::time::Instant::now() + config.drain_timeout
+        };
+        let (deadline, ()) = tokio::join!(stopping, async {
+            match viewing {
+                Some(viewing) => {
+                    tokio::join!(receiving, viewing);
+                }
+                None => receiving.await,
+            }
+        });
+        if let Sink::Queue(queue) = &handle.sink {
+            drain(queue, senders, deadline).await;
+        }
+        Ok(())
+    }
+
+    fn log_start(&self) {
+        let (grpc, http) = (self.grpc_addr(), self.http_addr());
+        match &self.config.destination {
+            Destination::Store { max_bytes } => match self.viewer_addr() {
+                Some(viewer) => tracing::info!(
+                    %grpc, %http, max_bytes, "keeping traces, to be seen at http://{viewer}"
+                ),
+                None => tracing::info!(%grpc, %http, max_bytes, "keeping traces, without a viewer"),
+            },
+            Destination::Backend {
+                exporter,
+                queue_max_bytes,
+            } => tracing::info!(
+                %grpc,
+                %http,
+                endpoint = exporter.endpoint,
+                protocol = %exporter.protocol,
+                queue_max_bytes,
+                "forwarding spans"
+            ),
+        }
+    }
+}
+
+impl Port {
+    async fn bind(address: SocketAddr, purpose: &'static str) -> Result<Port> {
+        let failed = |source| Error::Bind {
+            address,
+            purpose,
+            source,
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Port { listener, address })
+    }
+}
+
+async fn serve_receivers(
+    grpc: Port,
+    http: Port,
+    receiver: Receiver,
+    shutdown: &CancellationToken,
+    grace: Duration,
+) {
+    let router = TowerToHyperService::new(http::router(receiver.clone()));
+    let grpc_service =
+        service_fn(move |request: Request<Incoming>| grpc::serve(receiver.clone(), request));
+    tokio::join!(
+        serve(
+            grpc.listener,
+            Version::Http2,
+            grpc_service,
+            shutdown.clone(),
+            grace
+        ),
+        serve(http.listener, Version::Any, router, shutdown.clone(), grace),
+    );
+}
+
+fn serve_viewer(
+    port: Port,
+    handle: ShimHandle,
+    shutdown: &CancellationToken,
+    grace: Duration,
+) -> impl Future<Output = ()> + use<> {
+    let router = TowerToHyperService::new(viewer::router(handle));
+    serve(port.listener, Version::Any, router, shutdown.clone(), grace)
+}
+
+/// Lets the senders empty the queue until `deadline`.
+async fn drain(queue: &Queue, mut senders: JoinSet<()>, deadline: tokio::time::Instant) {
+    queue.close();
+    let emptied = async { while senders.join_next().await.is_some() {} };
+    if tokio::time::timeout_at(deadline, emptied).await.is_err() {
+        senders.shutdown().await;
+    }
+    let left = queue.level();
+    if left.spans > 0 {
+        tracing::warn!(
+            spans = left.spans,
+            bytes = left.bytes,
+            "stopped with spans that the backend has not taken"
+        );
+    }
+}
+
+impl ShimHandle {
+    /// What came in and what became of it.
+    pub fn counts(&self) -> Counts {
+        let counters = &self.counters;
+        // What became of spans is read before what came in, so that the sums never run ahead.
+        let mut counts = Counts {
+            delivered_spans: counters.delivered_spans.get(),
+            rejected_spans: counters.rejected_spans.get(),
+            received_spans: counters.accepted_spans.total(),
+            refused_spans: counters.refused_spans.total(),
+            retries: counters.retries.get(),
+            ..Counts::default()
+        };
+        match &self.sink {
+            Sink::Queue(queue) => {
+                let level = queue.level();
+                counts.queued_spans = level.spans;
+                counts.queued_bytes = level.bytes as u64;
+            }
+            Sink::Store(store) => {
+                let holdings = store.holdings();
+                counts.evicted_spans = holdings.evicted_spans;
+                counts.evicted_traces = holdings.evicted_traces;
+            }
+        }
+        counts
+    }
+
+    /// A trace by its id: hex of any case, leading zeros optional. None when it is not known, or
+    /// when spans are forwarded and not kept.
+    pub fn trace(&self, trace_id: &str) -> Option<Trace> {
+        match &self.sink {
+            Sink::Queue(_) => None,
+            Sink::Store(store) => store.trace(trace_id).map(Trace::from),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The walk against prost: what it accepts must decode, and its counts must agree.
+
+use super::{count_spans, replace_invalid_text, split};
+use bytes::Bytes;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use proptest::prelude::*;
+use prost::Message;
+
+fn span(name: &str) -> Span {
+    Span {
+        trace_id: vec![1; 16],
+        span_id: vec![2; 8],
+        name: name.to_owned(),
+        attributes: vec![KeyValue {
+            key: "key".to_owned(),
+            value: Some(AnyValue {
+                value: Some(Value::StringValue("value".to_owned())),
+            }),
+            ..KeyValue::default()
+        }],
+        ..Span::default()
+    }
+}
+
+fn resource_spans(count: usize) -> ResourceSpans {
+    let scope_spans = ScopeSpans {
+        spans: vec![span("operation"); count],
+        ..ScopeSpans::default()
+    };
+    ResourceSpans {
+        scope_spans: vec![scope_spans],
+        ..ResourceSpans::default()
+    }
+}
+
+fn request(spans_per_resource: &[usize]) -> Bytes {
+    let resource_spans = spans_per_resource
+        .iter()
+        .copied()
+        .map(resource_spans)
+        .collect();
+    Bytes::from(ExportTraceServiceRequest { resource_spans }.encode_to_vec())
+}
+
+/// A field of wire type 2 around `inner`.
+fn nest(field: u8, inner: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![field << 3 | 2];
+    prost::encoding::encode_varint(inner.len() as u64, &mut bytes);
+    bytes.extend_from_slice(inner);
+    bytes
+}
+
+fn in_span(fields: &[u8]) -> Vec<u8> {
+    nest(1, &nest(2, &nest(2, fields)))
+}
+
+#[test]
+fn spans_are_counted_over_all_resources() {
+    assert_eq!(count_spans(&request(&[3, 0, 4])), Ok(7));
+    assert_eq!(count_spans(&[]), Ok(0));
+}
+
+#[test]
+fn unknown_fields_of_every_wire_type_are_stepped_over() {
+    let group = [0x9b, 0x06, 0x08, 0x01, 0x9c, 0x06];
+    for unknown in [&[0x98, 0x06, 0x01][..], &[0x9a, 0x06, 0x01, 0xff], &group] {
+        assert_eq!(count_spans(&in_span(unknown)), Ok(1), "{unknown:x?}");
+    }
+}
+
+#[test]
+fn faults_are_named_with_their_place() {
+    let check = |bytes: &[u8], expect: &str| {
+        let error = count_spans(bytes).expect_err("the bytes are broken");
+        assert_eq!(error.to_string(), expect);
+    };
+    check(
+        &[0x0a, 0x05, 0x00],
+        "byte 2: 5 bytes are announced, 1 are left",
+    );
+    check(
+        &[0xff; 11],
+        "byte 0: a number runs past the end or past 64 bits",
+    );
+    check(&[0x00], "byte 0: field key 0 is not one");
+    check(
+        &[0x08, 0x01],
+        "byte 1: field 1 of ExportTraceServiceRequest has wire type 0",
+    );
+    check(
+        &in_span(&nest(1, b"short")),
+        "byte 7: an id of 5 bytes instead of 16, in field 1 of Span",
+    );
+    check(
+        &[0x0c],
+        "byte 1: field 1 of ExportTraceServiceRequest has wire type 4",
+    );
+    check(&[0x1c], "byte 1: a group is not closed, or closed twice");
+    check(&[0x1b], "byte 1: a group is not closed, or closed twice");
+}
+
+#[test]
+fn nesting_is_bounded() {
+    let mut value = Vec::new();
+    for _ in 0..60 {
+        value = nest(5, &nest(1, &value));
+    }
+    let error = count_spans(&in_span(&nest(9, &nest(2, &value)))).expect_err("too deep");
+    assert!(
+        error.to_string().ends_with("nested more than 90 deep"),
+        "{error}"
+    );
+    let groups = vec![0x1b; 1000];
+    assert!(count_spans(&groups).is_err());
+}
+
+#[test]
+fn a_request_is_cut_between_resources_and_keeps_every_byte() {
+    let whole = request(&[2, 2, 2, 2, 9]);
+    let bound = whole.len() / 3;
+    let parts = split(&whole, bound).expect("sound");
+    assert!(parts.len() > 1);
+    assert_eq!(parts.concat(), whole);
+    let spans: u64 = parts
+        .iter()
+        .map(|part| count_spans(part).expect("sound"))
+        .sum();
+    assert_eq!(spans, 17);
+    assert_eq!(split(&whole, whole.len()).expect("sound"), vec![whole]);
+}
+
+#[test]
+fn broken_text_is_replaced_in_place() {
+    let bytes = in_span(&nest(5, b"caf\xe9 \xf0\x9f"));
+    let clean = replace_invalid_text(&bytes).expect("sound");
+    assert_eq!(clean.len(), bytes.len());
+    let request = ExportTraceServiceRequest::decode(&clean[..]).expect("clean now");
+    assert_eq!(
+        request.resource_spans[0].scope_spans[0].spans[0].name,
+        "caf? ??"
+    );
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_walk_accepts_decodes_with_as_many_spans(
+        counts in prop::collection::vec(0_usize..4, 0..4),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    ) {
+        let mut bytes = request(&counts).to_vec();
+        for (index, byte) in edits {
+            if !bytes.is_empty() {
+                let at = index.index(bytes.len());
+                bytes[at] = byte;
+            }
+        }
+        if let Ok(spans) = count_spans(&bytes) {
+            let clean = replace_invalid_text(&bytes).expect("the walk accepted it");
+            let request = ExportTraceServiceRequest::decode(&clean[..])
+                .expect("what the walk accepts decodes");
+            let decoded = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+            prop_assert_eq!(decoded.map(|scope| scope.spans.len() as u64).sum::<u64>(), spans);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if count_spans(&bytes).is_ok() {
+            let clean = replace_invalid_text(&bytes).expect("the walk accepted it");
+            prop_assert!(ExportTraceServiceRequest::decode(&clean[..]).is_ok());
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! `lantern-shim` as a user starts it.
+
+use std::process::{Command, Output};
+
+fn shim(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lantern-shim"))
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .output()
+        .expect("it starts")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+#[test]
+fn bad_values_end_it_with_64_and_one_line_that_names_them() {
+    let endpoint = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    let cases: [(&[&str], &[(&str, &str)], &str); 3] = [
+        (
+            &[],
+            &[("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "carrier-pigeon")],
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL='carrier-pigeon'",
+        ),
+        (
+            &[],
+            &[(endpoint, "http://localhost:4317")],
+            "this is where the shim itself listens",
+        ),
+        (&["--queue-max-bytes", "1"], &[], "--queue-max-bytes='1'"),
+    ];
+    for (arguments, environment, expect) in cases {
+        let output = shim(arguments, environment);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains(expect), "{stderr}");
+    }
+    let output = shim(&["--viewer", "nowhere"], &[]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(
+        text(&output.stderr).contains("--viewer"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn help_teaches_and_version_tells() {
+    let output = shim(&["--help"], &[]);
+    assert!(output.status.success());
+    for word in [
+        "Examples:",
+        "OTEL_EXPORTER_OTLP_COMPRESSION",
+        "--drain-timeout-seconds",
+        "16686",
+    ] {
+        assert!(text(&output.stdout).contains(word), "{word}");
+    }
+    let output = shim(&["--version"], &[]);
+    assert_eq!(
+        text(&output.stdout),
+        concat!("lantern-shim ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+}

@@ -1,0 +1,256 @@
+//! A backend that takes OTLP by both protocols, records what comes, and answers by script.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use flate2::read::GzDecoder;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceResponse,
+};
+use prost::Message as _;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::body::Body;
+
+use super::client::frame;
+use super::eventually;
+
+/// What to answer a request with.
+#[derive(Clone)]
+pub(crate) enum Reply {
+    Accept,
+    /// Accepted but for so many spans.
+    Partial(i64),
+    /// A gRPC status.
+    Status(tonic::Status),
+    /// An HTTP status, and a Retry-After.
+    Http(u16, Option<&'static str>),
+}
+
+/// One request as it came.
+#[derive(Clone)]
+pub(crate) struct Delivery {
+    pub(crate) message: Bytes,
+    pub(crate) was_compressed: bool,
+    pub(crate) headers: HeaderMap,
+    pub(crate) path: String,
+}
+
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    state: Arc<State>,
+    _stop: DropGuard,
+}
+
+struct State {
+    script: Mutex<VecDeque<Reply>>,
+    deliveries: Mutex<Vec<Delivery>>,
+    /// Each answer takes one; a held backend has none.
+    answers: Semaphore,
+    /// A request with this in it is bad data.
+    refused: Option<&'static str>,
+}
+
+/// More than any test sends.
+const MANY: usize = 1_000_000;
+
+impl Backend {
+    /// Answers by `script`, then accepts all.
+    pub(crate) async fn start(script: impl IntoIterator<Item = Reply>) -> Backend {
+        Backend::listen(reserve(), script)
+    }
+
+    /// Listens only now on an address that refused connections before.
+    pub(crate) fn listen(socket: TcpSocket, script: impl IntoIterator<Item = Reply>) -> Backend {
+        Backend::run(socket, script, MANY, None)
+    }
+
+    /// Records, but answers nothing before [`Backend::release`].
+    pub(crate) fn held() -> Backend {
+        Backend::run(reserve(), [], 0, None)
+    }
+
+    /// The same, and then refuses what holds `refused`.
+    pub(crate) fn held_refusing(refused: &'static str) -> Backend {
+        Backend::run(reserve(), [], 0, Some(refused))
+    }
+
+    pub(crate) fn release(&self) {
+        self.state.answers.add_permits(MANY);
+    }
+
+    fn run(
+        socket: TcpSocket,
+        script: impl IntoIterator<Item = Reply>,
+        answers: usize,
+        refused: Option<&'static str>,
+    ) -> Backend {
+        let listener = socket.listen(64).expect("it is bound");
+        let address = listener.local_addr().expect("it listens");
+        let state = Arc::new(State {
+            script: Mutex::new(script.into_iter().collect()),
+            deliveries: Mutex::default(),
+            answers: Semaphore::new(answers),
+            refused,
+        });
+        let stop = CancellationToken::new();
+        let serving = accept(listener, Arc::clone(&state));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
+        Backend {
+            address,
+            state,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    pub(crate) fn grpc_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn http_url(&self) -> String {
+        format!("http://{}/v1/traces", self.address)
+    }
+
+    pub(crate) fn deliveries(&self) -> Vec<Delivery> {
+        self.state.deliveries.lock().expect("no panic").clone()
+    }
+
+    /// Waits for `count` requests.
+    pub(crate) async fn received(&self, count: usize) -> Vec<Delivery> {
+        eventually("the backend has the requests", || {
+            self.deliveries().len() >= count
+        })
+        .await;
+        self.deliveries()
+    }
+}
+
+/// An address that refuses connections until [`Backend::listen`].
+pub(crate) fn reserve() -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket
+        .bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .expect("a free port");
+    socket
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    loop {
+        let (stream, _) = listener.accept().await.expect("accepts");
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(Arc::clone(&state), request));
+            let builder = Builder::new(TokioExecutor::new());
+            let _ = builder
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+async fn answer(
+    state: Arc<State>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let Ok(body) = body.collect().await else {
+        return Ok(Response::new(Body::empty()));
+    };
+    let body = body.to_bytes();
+    let is_grpc = parts.headers["content-type"] == "application/grpc";
+    let (was_compressed, raw) = if is_grpc {
+        (body[0] == 1, body.slice(5..))
+    } else {
+        (parts.headers.get("content-encoding").is_some(), body)
+    };
+    let mut message = raw.to_vec();
+    if was_compressed {
+        message.clear();
+        GzDecoder::new(&raw[..])
+            .read_to_end(&mut message)
+            .expect("sound gzip");
+    }
+    let holds = |text: &str| {
+        message
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
+    };
+    let is_refused = state.refused.is_some_and(holds);
+    let path = parts.uri.path().to_owned();
+    let delivery = Delivery {
+        message: message.into(),
+        was_compressed,
+        headers: parts.headers,
+        path,
+    };
+    state.deliveries.lock().expect("no panic").push(delivery);
+    state
+        .answers
+        .acquire()
+        .await
+        .expect("never closed")
+        .forget();
+    if is_refused {
+        return Ok(Reply::Http(400, None).into_response(is_grpc));
+    }
+    let reply = state
+        .script
+        .lock()
+        .expect("no panic")
+        .pop_front()
+        .unwrap_or(Reply::Accept);
+    Ok(reply.into_response(is_grpc))
+}
+
+impl Reply {
+    fn into_response(self, is_grpc: bool) -> Response<Body> {
+        match self {
+            Reply::Accept => accepted(is_grpc, ExportTraceServiceResponse::default()),
+            Reply::Partial(rejected_spans) => {
+                let error_message = "some were too old".to_owned();
+                let partial = ExportTracePartialSuccess {
+                    rejected_spans,
+                    error_message,
+                };
+                let partial_success = Some(partial);
+                accepted(is_grpc, ExportTraceServiceResponse { partial_success })
+            }
+            Reply::Status(status) => status.into_http(),
+            Reply::Http(status, retry_after) => {
+                let mut response = Response::builder().status(status);
+                if let Some(retry_after) = retry_after {
+                    response = response.header("retry-after", retry_after);
+                }
+                response.body(Body::empty()).expect("a response")
+            }
+        }
+    }
+}
+
+fn accepted(is_grpc: bool, message: ExportTraceServiceResponse) -> Response<Body> {
+    let message = message.encode_to_vec();
+    let (body, content_type) = if is_grpc {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        let body = Full::new(frame(false, &message)).with_trailers(async { Some(Ok(trailers)) });
+        (Body::new(body), "application/grpc")
+    } else {
+        (
+            Body::new(Full::new(Bytes::from(message))),
+            "application/x-protobuf",
+        )
+    };
+    let response = Response::builder().header("content-type", content_type);
+    response.body(body).expect("a response")
+}

@@ -1,0 +1,117 @@
+//! What the tests share: a backend that records and answers by script, clients that send raw
+//! bytes, a running shim, and requests to send.
+
+pub(crate) mod backend;
+pub(crate) mod client;
+pub(crate) mod spans;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lantern_shim::{Config, Counts, Destination, Shim, ShimHandle};
+use lantern_telemetry::{ExporterSettings, Settings};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Far beyond what any wait here takes on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Waits until `condition` holds.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(PATIENCE, waiting).await.is_ok(),
+        "never happened: {what}"
+    );
+}
+
+/// A shim that serves until it is stopped.
+pub(crate) struct Running {
+    pub(crate) grpc: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) viewer: SocketAddr,
+    pub(crate) handle: ShimHandle,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) async fn start(config: Config) -> Running {
+        let shim = Shim::bind(config).await.expect("port 0 is free");
+        let stop = CancellationToken::new();
+        let (grpc, http) = (shim.grpc_addr(), shim.http_addr());
+        let viewer = shim.viewer_addr().expect("the tests' shims have one");
+        let handle = shim.handle();
+        let until = stop.clone();
+        let task = tokio::spawn(async move { shim.run(until).await.expect("runs") });
+        Running {
+            grpc,
+            http,
+            viewer,
+            handle,
+            stop,
+            task,
+        }
+    }
+
+    /// A shim that keeps traces itself.
+    pub(crate) async fn embedded() -> Running {
+        Running::start(Config::embedded()).await
+    }
+
+    /// Stops it and waits until it has stopped; what it counted in the end.
+    pub(crate) async fn stop(self) -> Counts {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .expect("stops in time")
+            .expect("no panic");
+        self.handle.counts()
+    }
+
+    /// Waits until all that was received has been answered for.
+    pub(crate) async fn settled(&self, received_spans: u64) -> Counts {
+        eventually("all spans are answered for", || {
+            let counts = self.handle.counts();
+            counts.delivered_spans + counts.rejected_spans == received_spans
+                && counts.queued_spans == 0
+        })
+        .await;
+        self.handle.counts()
+    }
+}
+
+/// The way out to `url`, with further variables of the environment.
+pub(crate) fn exporter(url: &str, protocol: &str, more: &[(&str, &str)]) -> ExporterSettings {
+    let settings = Settings::from_vars(|name| match name {
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => Some(url.to_owned()),
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" => Some(protocol.to_owned()),
+        _ => more
+            .iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| (*value).to_owned()),
+    });
+    settings.expect("valid settings").exporter().clone()
+}
+
+/// A forwarding configuration with small bounds.
+pub(crate) fn forwarding(
+    exporter: ExporterSettings,
+    max_request_bytes: usize,
+    queue_max_bytes: usize,
+) -> Config {
+    let destination = Destination::Backend {
+        exporter: Box::new(exporter),
+        queue_max_bytes,
+    };
+    Config {
+        destination,
+        max_request_bytes,
+        ..Config::embedded()
+    }
+}
