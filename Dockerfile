@@ -33,12 +33,12 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && install -D -t /out "target/$PROFILE/lantern" "target/$PROFILE/lantern-inference" \
        "target/$PROFILE/lantern-proxy" "target/$PROFILE/lantern-shim"
 
-# The directories are the mount points of volumes, which take their owner from here.
+# The directory is where a volume is mounted, which takes its owner from here.
 FROM debian:bookworm-slim AS runtime
 RUN apt-get update -qq \
     && apt-get install -y -qq --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && install -d -o 10001 -g 10001 /var/lib/lantern /var/cache/huggingface
+    && install -d -o 10001 -g 10001 /var/cache/huggingface
 COPY docker/healthcheck.sh /usr/local/bin/healthcheck.sh
 ENV HF_HOME=/var/cache/huggingface
 USER 10001:10001
@@ -46,24 +46,23 @@ USER 10001:10001
 FROM runtime AS proxy
 COPY --from=build /out/lantern-proxy /usr/local/bin/
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["healthcheck.sh", "8000", "GET", "/health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["healthcheck.sh", "8000", "/health"]
 ENTRYPOINT ["lantern-proxy"]
 CMD ["--listen", "0.0.0.0:8000"]
 
 FROM runtime AS shim
 COPY --from=build /out/lantern-shim /usr/local/bin/
 EXPOSE 4317 4318 16686
-# An export of nothing: OTLP asks that it succeeds.
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["healthcheck.sh", "4318", "POST", "/v1/traces", "{}"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["healthcheck.sh", "16686", "/healthz"]
 ENTRYPOINT ["lantern-shim"]
-CMD ["--grpc", "0.0.0.0:4317", "--http", "0.0.0.0:4318", "--viewer", "0.0.0.0:16686", "--queue-dir", "/var/lib/lantern/queue"]
+CMD ["--grpc", "0.0.0.0:4317", "--http", "0.0.0.0:4318", "--viewer", "0.0.0.0:16686"]
 
 FROM runtime AS inference
 COPY models/tiny /usr/share/lantern/models/tiny
 COPY --from=build /out/lantern-inference /usr/local/bin/
 EXPOSE 8001
 # A model may have to be downloaded first.
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30m CMD ["healthcheck.sh", "8001", "GET", "/health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30m CMD ["healthcheck.sh", "8001", "/health"]
 ENTRYPOINT ["lantern-inference"]
 CMD ["/usr/share/lantern/models/tiny", "--served-model-name", "lantern-tiny", "--host", "0.0.0.0"]
 
@@ -93,7 +92,7 @@ COPY --from=build-cuda /out/lantern-inference /usr/local/bin/
 ENV HF_HOME=/var/cache/huggingface
 USER 10001:10001
 EXPOSE 8001
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30m CMD ["healthcheck.sh", "8001", "GET", "/health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30m CMD ["healthcheck.sh", "8001", "/health"]
 ENTRYPOINT ["lantern-inference"]
 CMD ["/usr/share/lantern/models/tiny", "--served-model-name", "lantern-tiny", "--host", "0.0.0.0", "--device", "cuda"]
 
@@ -102,6 +101,6 @@ FROM runtime AS lantern
 COPY models/tiny /usr/share/lantern/models/tiny
 COPY --from=build /out/lantern /usr/local/bin/
 EXPOSE 4317 4318 8000 8001 16686
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30m CMD ["healthcheck.sh", "8001", "GET", "/health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30m CMD ["healthcheck.sh", "8001", "/health"]
 ENTRYPOINT ["lantern"]
 CMD ["up", "--listen", "0.0.0.0:8000", "--inference", "0.0.0.0:8001", "--grpc", "0.0.0.0:4317", "--http", "0.0.0.0:4318", "--viewer", "0.0.0.0:16686"]

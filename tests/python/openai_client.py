@@ -26,22 +26,24 @@ def main() -> int:
     """Runs every step, prints what was seen and returns the exit status."""
     parser = argparse.ArgumentParser(description="drive an OpenAI-compatible server with the openai package")
     parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
+    parser.add_argument("--model", help="a listed model to ask for; the first one by default")
     args = parser.parse_args()
 
     client = OpenAI(base_url=args.base_url, api_key="unused", max_retries=0, timeout=REQUEST_TIMEOUT_S)
     try:
-        print(json.dumps(drive(client)))
+        print(json.dumps(drive(client, args.model)))
     except UnexpectedAnswer as reason:
         print(f"openai client: {reason}", file=sys.stderr)
         return 1
     return 0
 
 
-def drive(client: OpenAI) -> dict[str, Any]:
+def drive(client: OpenAI, wanted: str | None) -> dict[str, Any]:
     """Every step, each checked against the one before it where they must agree."""
     models = [model.id for model in client.models.list()]
     expect(len(models) > 0, "no model is listed")
-    model = models[0]
+    model = wanted or models[0]
+    expect(model in models, f"{model!r} is not listed, but {models}")
 
     whole = completion(client, model)
     streamed = streamed_completion(client, model)
