@@ -11,6 +11,9 @@ use pingora::{Error as PingoraError, ErrorSource, ErrorType};
 /// Why a proxy does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The configuration names no upstream.
+    #[error("a proxy needs at least one upstream")]
+    NoUpstream,
     /// The address is taken, or not one of this machine.
     #[error("could not listen on {address}")]
     Bind {

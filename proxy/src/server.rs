@@ -46,6 +46,9 @@ pub struct Proxy {
 impl Proxy {
     /// Binds the address of `config`. Spans go to `telemetry`, which must outlive the proxy.
     pub async fn bind(config: Config, telemetry: &Telemetry) -> Result<Self, Error> {
+        if config.upstreams.is_empty() {
+            return Err(Error::NoUpstream);
+        }
         let failed = |source| Error::Bind {
             address: config.listen,
             source,

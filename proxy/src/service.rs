@@ -37,6 +37,13 @@ const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// unread bytes resets it, and the client would never see the answer.
 const ERROR_DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long a client's connection is kept for its next request. pingora's default is for ever.
+const CLIENT_KEEPALIVE_SECONDS: u64 = 120;
+const KEEPALIVE_FOR_EVER: u64 = 0;
+
+/// How long a client may take to read what is written to it.
+const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Attempts at one request: the addresses of the upstreams, and pooled connections that turn out
 /// to be dead.
 pub(crate) const MAX_ATTEMPTS: usize = 8;
@@ -137,6 +144,10 @@ impl ProxyHttp for Service {
         // Without this a client that pipelines gets a 400 for its first request.
         session.set_pipelining_enabled(true);
         session.set_total_drain_timeout(Some(ERROR_DRAIN_LIMIT));
+        session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+        if session.get_keepalive() == Some(KEEPALIVE_FOR_EVER) {
+            session.set_keepalive(Some(CLIENT_KEEPALIVE_SECONDS));
+        }
         ctx.span = self.start_span(session);
         Ok(())
     }
@@ -275,7 +286,7 @@ impl ProxyHttp for Service {
         if failure == Failure::ClientDisconnected {
             tracing::debug!(%error, "the client left");
         } else {
-            tracing::warn!(error.r#type = failure.as_str(), %error, "request failed");
+            tracing::warn!(cause = failure.as_str(), %error, "request failed");
         }
         let unanswered = session
             .response_written()

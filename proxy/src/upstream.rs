@@ -106,8 +106,8 @@ pub(crate) struct Cursor {
 }
 
 impl Upstreams {
+    /// `upstreams` is not empty.
     pub(crate) fn new(upstreams: Vec<Upstream>) -> Self {
-        assert!(!upstreams.is_empty(), "a proxy has at least one upstream");
         let targets = upstreams.into_iter().map(Target::new).collect();
         Self {
             targets,

@@ -1,0 +1,283 @@
+//! Connections and shutdown: reuse on both sides, bounds, and no span lost.
+
+use std::time::Duration;
+
+use opentelemetry::trace::Status;
+
+use crate::support::{Echo, RawUpstream, TestProxy, attribute, config, nobody, request};
+
+const GET: &[&str] = &["GET /v1/models HTTP/1.1", "Host: a"];
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+const SSE_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+
+#[tokio::test]
+async fn two_requests_on_one_connection_are_two_spans_of_two_traces() {
+    let echo = Echo::start().await;
+    let mut proxy = TestProxy::in_front_of(echo.address).await;
+    let mut client = proxy.connect().await;
+    for _ in 0..2 {
+        client.write(&request(GET, "")).await;
+        let response = client.read_response().await;
+        assert_eq!(response.header("connection"), Some("keep-alive"));
+    }
+    let (first, second) = (proxy.spans.next().await, proxy.spans.next().await);
+    assert_ne!(
+        first.span_context.trace_id(),
+        second.span_context.trace_id()
+    );
+    assert_eq!(
+        attribute(&first, "network.peer.port"),
+        attribute(&second, "network.peer.port")
+    );
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_turn() {
+    let echo = Echo::start().await;
+    let mut proxy = TestProxy::in_front_of(echo.address).await;
+    let mut client = proxy.connect().await;
+    let second = &["GET /version HTTP/1.1", "Host: a"];
+    client
+        .write(&(request(GET, "") + &request(second, "")))
+        .await;
+    assert_eq!(client.read_response().await.status, 200);
+    assert_eq!(client.read_response().await.status, 200);
+    assert_eq!(proxy.spans.next().await.name, "GET /v1/models");
+    assert_eq!(proxy.spans.next().await.name, "GET /version");
+}
+
+#[tokio::test]
+async fn requests_take_turns_over_the_upstreams() {
+    let (mut first, mut second) = (Echo::start().await, Echo::start().await);
+    let mut config = config(first.address);
+    config.upstreams.push(second.address.into());
+    let proxy = TestProxy::with(config).await;
+    for _ in 0..2 {
+        proxy.send(&request(GET, "")).await;
+        proxy.send(&request(GET, "")).await;
+        first.received().await;
+        second.received().await;
+    }
+}
+
+/// The race of a server that closes an idle connection: the request is already on its way.
+#[tokio::test]
+async fn a_post_on_a_pooled_connection_that_the_upstream_closes_succeeds() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    let mut client = proxy.connect().await;
+    client.write(&request(GET, "")).await;
+    let mut pooled = upstream.accept().await;
+    pooled.read_message().await;
+    pooled.write(OK).await;
+    client.read_response().await;
+    proxy.spans.next().await;
+
+    let lines = [
+        "POST /v1/completions HTTP/1.1",
+        "Host: a",
+        "Content-Length: 15",
+    ];
+    client.write(&request(&lines, r#"{"prompt":"hi"}"#)).await;
+    let (_, body) = pooled.read_message().await;
+    assert_eq!(
+        body, r#"{"prompt":"hi"}"#,
+        "it came on the pooled connection"
+    );
+    drop(pooled);
+    let mut fresh = upstream.accept().await;
+    let (head, body) = fresh.read_message().await;
+    assert!(head.starts_with("POST /v1/completions "), "{head}");
+    assert_eq!(body, r#"{"prompt":"hi"}"#);
+    fresh.write(OK).await;
+    assert_eq!(client.read_response().await.body, "ok");
+
+    let span = proxy.spans.next().await;
+    assert_eq!(span.status, Status::Unset);
+    assert_eq!(
+        attribute(&span, "http.response.status_code").as_deref(),
+        Some("200")
+    );
+    assert_eq!(
+        attribute(&span, "http.request.body.size").as_deref(),
+        Some("15")
+    );
+    assert!(proxy.spans.is_empty(), "both attempts are one request");
+}
+
+#[tokio::test]
+async fn a_post_whose_answer_had_begun_is_not_sent_again() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    let mut client = proxy.connect().await;
+    client.write(&request(GET, "")).await;
+    let mut pooled = upstream.accept().await;
+    pooled.read_message().await;
+    pooled.write(OK).await;
+    client.read_response().await;
+    proxy.spans.next().await;
+
+    let lines = [
+        "POST /v1/completions HTTP/1.1",
+        "Host: a",
+        "Content-Length: 2",
+    ];
+    client.write(&request(&lines, "{}")).await;
+    pooled.read_message().await;
+    pooled.write("HTTP/1.1 200").await;
+    drop(pooled);
+    assert_eq!(client.read_response().await.status, 502);
+    let span = proxy.spans.next().await;
+    assert_eq!(
+        attribute(&span, "error.type").as_deref(),
+        Some("upstream_closed")
+    );
+}
+
+#[tokio::test]
+async fn shutdown_lets_a_stream_in_flight_finish_and_keeps_its_span() {
+    let upstream = RawUpstream::bind().await;
+    let proxy = TestProxy::in_front_of(upstream.address()).await;
+    let mut client = proxy.connect().await;
+    client.write(&request(GET, "")).await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    server.write(SSE_HEAD).await;
+    client.read_head().await;
+
+    proxy.begin_shutdown();
+    proxy.refuses_connections().await;
+    server.write_chunk("data: still here\n\n").await;
+    assert_eq!(client.read_chunk().await, "data: still here\n\n");
+    server.write_chunk("").await;
+    assert_eq!(client.read_to_end().await, "0\r\n\r\n");
+
+    let mut spans = proxy.stopped().await;
+    let span = spans.next().await;
+    assert_eq!(span.status, Status::Unset);
+    assert_eq!(
+        attribute(&span, "lantern.sse.event_count").as_deref(),
+        Some("1")
+    );
+}
+
+#[tokio::test]
+async fn shutdown_closes_idle_connections_at_once() {
+    let echo = Echo::start().await;
+    let proxy = TestProxy::in_front_of(echo.address).await;
+    let mut client = proxy.connect().await;
+    client.write(&request(GET, "")).await;
+    client.read_response().await;
+    proxy.begin_shutdown();
+    assert_eq!(client.read_to_end().await, "");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn an_answer_after_the_shutdown_began_says_that_the_connection_closes() {
+    let upstream = RawUpstream::bind().await;
+    let proxy = TestProxy::in_front_of(upstream.address()).await;
+    let mut client = proxy.connect().await;
+    client.write(&request(GET, "")).await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    proxy.begin_shutdown();
+    proxy.refuses_connections().await;
+    server.write(OK).await;
+    assert_eq!(
+        client.read_response().await.header("connection"),
+        Some("close")
+    );
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_request_that_outlives_the_drain_timeout_is_aborted_and_leaves_its_span() {
+    let upstream = RawUpstream::bind().await;
+    let mut config = config(upstream.address());
+    config.drain_timeout = Duration::from_millis(50);
+    let proxy = TestProxy::with(config).await;
+    let mut client = proxy.connect().await;
+    client.write(&request(GET, "")).await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    server.write(SSE_HEAD).await;
+    server.write_chunk("data: a\n\n").await;
+    client.read_until("data: a\n\n\r\n").await;
+
+    let mut spans = proxy.stopped().await;
+    assert!(!spans.is_empty(), "the span has ended when the proxy has");
+    let span = spans.next().await;
+    assert_eq!(attribute(&span, "error.type").as_deref(), Some("aborted"));
+    assert_eq!(
+        attribute(&span, "http.response.status_code").as_deref(),
+        Some("200")
+    );
+    assert_eq!(span.status, Status::error(""));
+    assert_eq!(client.read_to_end().await, "");
+}
+
+#[tokio::test]
+async fn a_connection_over_the_bound_is_refused_and_one_after_it_is_not() {
+    let echo = Echo::start().await;
+    let mut config = config(echo.address);
+    config.max_connections = 1;
+    let proxy = TestProxy::with(config).await;
+    let mut first = proxy.connect().await;
+    first.write(&request(GET, "")).await;
+    assert_eq!(first.read_response().await.status, 200);
+
+    let refused = proxy.send(&request(GET, "")).await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(
+        refused.body.contains(r#""code":"too_many_connections""#),
+        "{}",
+        refused.body
+    );
+
+    drop(first);
+    // The proxy sees the end of the first connection in its own time.
+    let answered = async { while proxy.send(&request(GET, "")).await.status == 503 {} };
+    crate::support::within("a free place", answered).await;
+}
+
+#[tokio::test]
+async fn several_proxies_run_in_one_process() {
+    let echo = Echo::start().await;
+    let mut behind = TestProxy::in_front_of(echo.address).await;
+    let mut front = TestProxy::in_front_of(behind.address).await;
+    assert_eq!(front.send(&request(GET, "")).await.body, "answered");
+    let (outer, inner) = (front.spans.next().await, behind.spans.next().await);
+    assert_eq!(outer.span_context.trace_id(), inner.span_context.trace_id());
+    assert_eq!(inner.parent_span_id, outer.span_context.span_id());
+}
+
+#[tokio::test]
+async fn a_proxy_without_an_upstream_is_an_error() {
+    let mut config = config(nobody().await);
+    config.upstreams.clear();
+    let telemetry = lantern_telemetry::Telemetry::disabled();
+    let error = lantern_proxy::Proxy::bind(config, &telemetry).await.err();
+    assert_eq!(
+        error.expect("none").to_string(),
+        "a proxy needs at least one upstream"
+    );
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_an_error_that_names_it() {
+    let upstream = RawUpstream::bind().await;
+    let mut config = config(upstream.address());
+    config.listen = upstream.address();
+    let telemetry = lantern_telemetry::Telemetry::disabled();
+    let error = lantern_proxy::Proxy::bind(config, &telemetry)
+        .await
+        .err()
+        .expect("taken");
+    assert_eq!(
+        error.to_string(),
+        format!("could not listen on {}", upstream.address())
+    );
+}

@@ -1,0 +1,10 @@
+//! The proxy over real sockets. Each test is client and upstream itself, so that it decides what
+//! happens next and never waits for a time to pass.
+
+mod conformance;
+mod failures;
+mod lifecycle;
+mod program;
+mod propagation;
+mod streaming;
+mod support;

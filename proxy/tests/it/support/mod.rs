@@ -1,0 +1,170 @@
+//! A proxy under test, the spans it ends, and the two sides it stands between.
+
+mod echo;
+mod peer;
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lantern_proxy::{Config, Proxy};
+use lantern_telemetry::Telemetry;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{SpanData, SpanExporter};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use echo::Echo;
+pub(crate) use peer::{Peer, RawUpstream, Response};
+
+/// Past this, a condition that a test waits for is taken not to come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The result of `future`, which must come.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(result) => result,
+        Err(_) => panic!("{what} did not happen within {PATIENCE:?}"),
+    }
+}
+
+/// A request's lines as bytes of HTTP/1.
+pub(crate) fn request(lines: &[&str], body: &str) -> String {
+    format!("{}\r\n\r\n{body}", lines.join("\r\n"))
+}
+
+/// Ended spans, in the order in which they ended.
+pub(crate) struct Spans(mpsc::UnboundedReceiver<SpanData>);
+
+#[derive(Debug)]
+struct Forward(mpsc::UnboundedSender<SpanData>);
+
+impl SpanExporter for Forward {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        for span in batch {
+            // A test that does not look at its spans has dropped the other end.
+            let _ = self.0.send(span);
+        }
+        Ok(())
+    }
+}
+
+impl Spans {
+    pub(crate) fn new() -> (Telemetry, Self) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (
+            Telemetry::with_exporter(Forward(sender), "proxy-under-test"),
+            Self(receiver),
+        )
+    }
+
+    pub(crate) async fn next(&mut self) -> SpanData {
+        within("a span", self.0.recv())
+            .await
+            .expect("the exporter is still there")
+    }
+
+    /// Whether no span has ended that was not yet taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The value of an attribute as text; `None` when the span has none.
+pub(crate) fn attribute(span: &SpanData, key: &str) -> Option<String> {
+    let values: Vec<_> = span
+        .attributes
+        .iter()
+        .filter(|kv| kv.key.as_str() == key)
+        .map(|kv| kv.value.to_string())
+        .collect();
+    assert!(values.len() <= 1, "{key} is set {} times", values.len());
+    values.into_iter().next()
+}
+
+/// A proxy that serves on a free port until it is stopped.
+pub(crate) struct TestProxy {
+    pub(crate) address: SocketAddr,
+    pub(crate) spans: Spans,
+    shutdown: CancellationToken,
+    serving: JoinHandle<Result<(), lantern_proxy::Error>>,
+    _telemetry: Telemetry,
+}
+
+impl TestProxy {
+    pub(crate) async fn in_front_of(upstream: SocketAddr) -> Self {
+        Self::with(config(upstream)).await
+    }
+
+    pub(crate) async fn with(config: Config) -> Self {
+        let (telemetry, spans) = Spans::new();
+        Self::traced_by(config, telemetry, spans).await
+    }
+
+    pub(crate) async fn traced_by(config: Config, telemetry: Telemetry, spans: Spans) -> Self {
+        let proxy = Proxy::bind(config, &telemetry).await.expect("a free port");
+        let address = proxy.local_addr();
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(proxy.run(shutdown.clone()));
+        Self {
+            address,
+            spans,
+            shutdown,
+            serving,
+            _telemetry: telemetry,
+        }
+    }
+
+    pub(crate) async fn connect(&self) -> Peer {
+        Peer::connect(self.address).await
+    }
+
+    /// One request on a connection of its own.
+    pub(crate) async fn send(&self, request: &str) -> Response {
+        let mut client = self.connect().await;
+        client.write(request).await;
+        client.read_response().await
+    }
+
+    /// Tells the proxy to stop, without waiting.
+    pub(crate) fn begin_shutdown(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Waits until the proxy, told to stop, takes no more connections.
+    pub(crate) async fn refuses_connections(&self) {
+        match tokio::net::TcpStream::connect(self.address).await {
+            // The system had taken it; it ends with the listener.
+            Ok(stream) => assert_eq!(Peer::new(stream).read_to_end().await, ""),
+            Err(error) => assert!(
+                matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset
+                ),
+                "{error}"
+            ),
+        }
+    }
+
+    /// Waits until the proxy has stopped; its spans.
+    pub(crate) async fn stopped(self) -> Spans {
+        self.shutdown.cancel();
+        let served = within("the proxy's end", self.serving).await;
+        served.expect("no panic").expect("a clean end");
+        self.spans
+    }
+}
+
+/// The configuration of a proxy on a free port.
+pub(crate) fn config(upstream: SocketAddr) -> Config {
+    Config::new(SocketAddr::from(([127, 0, 0, 1], 0)), upstream)
+}
+
+/// An address where nobody listens.
+pub(crate) async fn nobody() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port");
+    listener.local_addr().expect("a bound listener")
+}
