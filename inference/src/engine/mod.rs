@@ -2,11 +2,11 @@
 //!
 //! # Layout
 //! - [`request`]: the border, plain data and channels
-//! - [`sequence`]: one request's tokens and state
-//! - [`scheduler`]: which sequences run in a step; pure, no tensors, clock or I/O
-//! - [`runner`]: a step's forward pass over a ragged batch
-//! - [`sampler`]: logits to tokens
-//! - [`thread`]: the loop `schedule` → `run` → `sample` → `postprocess`
+//! - `sequence`: one request's tokens and state
+//! - `scheduler`: which sequences run in a step; pure, no tensors, clock or I/O
+//! - `runner`: a step's forward pass over a ragged batch
+//! - `sampler`: logits to tokens
+//! - `thread`: the loop `schedule` → `run` → `sample` → `postprocess`
 
 pub mod request;
 mod runner;
@@ -20,6 +20,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::loader::LoadedModel;
+use crate::tensor_error::TensorError;
 use request::{QueueSlot, Request, RequestStream, Submission};
 use scheduler::KV_BLOCK_TOKENS;
 
@@ -84,7 +85,7 @@ pub enum EngineError {
     },
     /// The device could not say how much memory it has.
     #[error("cannot read the device's free memory")]
-    Device(#[from] candle_core::Error),
+    Device(#[from] TensorError),
     /// The operating system gave no thread.
     #[error("cannot start the engine's thread")]
     Thread(#[from] std::io::Error),

@@ -14,6 +14,7 @@ use candle_transformers::generation::{LogitsProcessor, Sampling};
 use super::request::TokenLogprobs;
 use super::sequence::Sequence;
 use crate::sampling_params::SamplingParams;
+use crate::tensor_error::TensorError;
 
 /// Below this a temperature means greedy, as in vLLM.
 const MIN_TEMPERATURE: f32 = 1e-5;
@@ -24,7 +25,13 @@ pub(crate) enum SampleError {
     #[error("the model's logits are not numbers")]
     NotANumber,
     #[error("no token can be drawn: {0}")]
-    Draw(#[from] candle_core::Error),
+    Draw(#[from] TensorError),
+}
+
+impl From<candle_core::Error> for SampleError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Draw(error.into())
+    }
 }
 
 /// A sequence's token, and its log probabilities if they were asked for.

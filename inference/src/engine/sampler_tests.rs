@@ -1,1 +1,226 @@
+use super::*;
+use crate::engine::sequence::SequenceId;
 
+const EOS: u32 = 0;
+
+fn sequence(params: SamplingParams) -> Sequence {
+    Sequence::new(SequenceId(0), vec![1, 1], params)
+}
+
+/// Draws `count` tokens, each from the same logits.
+fn draw(params: SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
+    let mut sequence = sequence(params);
+    let mut sampler = Sampler::new(&sequence, &[EOS]);
+    let mut tokens = Vec::new();
+    for _ in 0..count {
+        let token = sampler.sample(logits.to_vec(), &sequence).unwrap().token;
+        sequence.push(token, &[], usize::MAX);
+        tokens.push(token);
+    }
+    tokens
+}
+
+fn greedy() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::default()
+    }
+}
+
+fn seeded() -> SamplingParams {
+    SamplingParams {
+        seed: Some(7),
+        ..SamplingParams::default()
+    }
+}
+
+/// The set of tokens that ever come.
+fn support(params: SamplingParams, logits: &[f32]) -> Vec<u32> {
+    let mut tokens = draw(params, logits, 400);
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens
+}
+
+/// Logits of a distribution of five tokens.
+fn logits() -> Vec<f32> {
+    [0.05f32, 0.1, 0.2, 0.4, 0.25]
+        .iter()
+        .map(|probability| probability.ln())
+        .collect()
+}
+
+#[test]
+fn greedy_takes_the_best_token_and_the_lowest_of_equals() {
+    assert_eq!(draw(greedy(), &logits(), 2), [3, 3]);
+    assert_eq!(draw(greedy(), &[0.0, 1.5, 1.5, 1.5], 1), [1]);
+    assert_eq!(draw(greedy(), &[f32::NEG_INFINITY; 3], 1), [0]);
+}
+
+#[test]
+fn without_limits_every_token_can_come_about_as_often_as_it_is_likely() {
+    let tokens = draw(seeded(), &logits(), 4000);
+    for (token, logit) in logits().iter().enumerate() {
+        let count = tokens
+            .iter()
+            .filter(|drawn| **drawn == token as u32)
+            .count();
+        let expected = logit.exp() * 4000.0;
+        // Five standard deviations at most; the seed makes it the same every time.
+        assert!(
+            (count as f32 - expected).abs() < 5.0 * expected.sqrt(),
+            "{token}: {count}"
+        );
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_tokens_and_another_seed_others() {
+    let first = draw(seeded(), &logits(), 50);
+    assert_eq!(draw(seeded(), &logits(), 50), first);
+    let other = SamplingParams {
+        seed: Some(8),
+        ..seeded()
+    };
+    assert_ne!(draw(other, &logits(), 50), first);
+}
+
+#[test]
+fn top_k_top_p_and_min_p_cut_off_the_unlikely() {
+    let top_k = |k| SamplingParams {
+        top_k: Some(k),
+        ..seeded()
+    };
+    assert_eq!(support(top_k(1), &logits()), [3]);
+    assert_eq!(support(top_k(2), &logits()), [3, 4]);
+    assert_eq!(support(top_k(99), &logits()), [0, 1, 2, 3, 4]);
+    let top_p = |top_p| SamplingParams { top_p, ..seeded() };
+    assert_eq!(support(top_p(0.39), &logits()), [3]);
+    assert_eq!(support(top_p(0.6), &logits()), [3, 4]);
+    let min_p = |min_p| SamplingParams { min_p, ..seeded() };
+    assert_eq!(support(min_p(0.49), &logits()), [2, 3, 4], "0.196 and more");
+    assert_eq!(support(min_p(1.0), &logits()), [3]);
+}
+
+#[test]
+fn min_p_counts_at_the_temperature() {
+    // At temperature 2 the odds of 2 against 3 are sqrt(0.5) = 0.707.
+    let hot = SamplingParams {
+        temperature: 2.0,
+        min_p: 0.7,
+        ..seeded()
+    };
+    assert_eq!(support(hot, &logits()), [2, 3, 4]);
+    assert_eq!(
+        support(
+            SamplingParams {
+                min_p: 0.7,
+                ..seeded()
+            },
+            &logits()
+        ),
+        [3]
+    );
+}
+
+#[test]
+fn top_p_is_of_what_top_k_leaves() {
+    // Of 3 and 4 alone, 3 has 0.615 of the mass: enough. Of all tokens it has 0.4.
+    let params = SamplingParams {
+        top_k: Some(2),
+        top_p: 0.6,
+        ..seeded()
+    };
+    assert_eq!(support(params, &logits()), [3]);
+}
+
+#[test]
+fn ends_are_not_sampled_before_min_tokens() {
+    let params = SamplingParams {
+        min_tokens: 2,
+        stop_token_ids: vec![2],
+        ..greedy()
+    };
+    assert_eq!(draw(params, &[9.0, 1.0, 8.0, 2.0], 4), [3, 3, 0, 0]);
+}
+
+#[test]
+fn penalties_count_output_tokens_and_repetition_the_prompt_too() {
+    let even = [0.0, 1.0, 1.0, 1.0];
+    let presence = SamplingParams {
+        presence_penalty: 0.5,
+        ..greedy()
+    };
+    assert_eq!(
+        draw(presence, &even, 5),
+        [1, 2, 3, 1, 1],
+        "once a token, however often"
+    );
+    let frequency = SamplingParams {
+        frequency_penalty: 0.4,
+        ..greedy()
+    };
+    assert_eq!(draw(frequency, &even, 6), [1, 2, 3, 1, 2, 3], "each time");
+    let repetition = SamplingParams {
+        repetition_penalty: 2.0,
+        ..greedy()
+    };
+    assert_eq!(
+        draw(repetition.clone(), &even, 3),
+        [2, 3, 1],
+        "1 is in the prompt"
+    );
+    assert_eq!(
+        draw(repetition, &[-4.0, -1.0, -1.5, -9.0], 2),
+        [2, 1],
+        "negative ones grow"
+    );
+}
+
+#[test]
+fn log_probabilities_are_of_the_raw_distribution() {
+    let params = SamplingParams {
+        logprobs: Some(2),
+        presence_penalty: 2.0,
+        temperature: 0.0,
+        ..SamplingParams::default()
+    };
+    let mut sequence = sequence(params);
+    let mut sampler = Sampler::new(&sequence, &[EOS]);
+    for (expected, rank) in [(3, 1), (4, 2)] {
+        let sampled = sampler.sample(logits(), &sequence).unwrap();
+        let logprobs = sampled.logprobs.expect("asked for");
+        assert_eq!(
+            (sampled.token, logprobs.token.0, logprobs.rank),
+            (expected, expected, rank)
+        );
+        let close = |logprob: f32, probability: f32| (logprob.exp() - probability).abs() < 1e-6;
+        assert!(close(
+            logprobs.token.1,
+            if expected == 3 { 0.4 } else { 0.25 }
+        ));
+        assert_eq!(
+            logprobs.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+            [3, 4]
+        );
+        assert!(close(logprobs.top[0].1, 0.4) && close(logprobs.top[1].1, 0.25));
+        sequence.push(sampled.token, &[], usize::MAX);
+    }
+}
+
+#[test]
+fn as_many_log_probabilities_come_as_there_are_tokens_at_most() {
+    assert_eq!(token_logprobs(&logits(), 0, 99).top.len(), 5);
+    assert_eq!(token_logprobs(&logits(), 0, 0).top, []);
+    assert_eq!(token_logprobs(&logits(), 0, 0).rank, 5);
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error() {
+    let sequence = sequence(greedy());
+    let error = Sampler::new(&sequence, &[EOS]).sample(vec![0.0, f32::NAN], &sequence);
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "the model's logits are not numbers"
+    );
+}

@@ -1,1 +1,267 @@
+use proptest::prelude::*;
 
+use super::*;
+use crate::sampling_params::SamplingParams;
+
+const ROOMY: Limits = Limits {
+    max_num_seqs: 8,
+    max_num_batched_tokens: 100,
+    max_model_len: 1000,
+    kv_blocks: 100,
+};
+
+/// Never sampled here, so that sequences end by their length alone.
+const EOS: u32 = 2;
+const TOKEN: u32 = 5;
+
+fn sequence(id: u64, prompt_tokens: usize, max_tokens: usize) -> Sequence {
+    let params = SamplingParams {
+        max_tokens,
+        ..SamplingParams::default()
+    };
+    Sequence::new(SequenceId(id), vec![TOKEN; prompt_tokens], params)
+}
+
+fn scheduler(limits: Limits, sequences: &[(usize, usize)]) -> Scheduler {
+    let mut scheduler = Scheduler::new(limits);
+    for (id, &(prompt_tokens, max_tokens)) in sequences.iter().enumerate() {
+        scheduler.add(sequence(id as u64, prompt_tokens, max_tokens));
+    }
+    scheduler
+}
+
+/// Does what the engine does with a step; returns those that finished.
+fn run(scheduler: &mut Scheduler, step: &Step) -> Vec<u64> {
+    let mut finished = Vec::new();
+    for &scheduled in &step.scheduled {
+        scheduler.computed(scheduled);
+        if scheduled.samples && scheduler.postprocess(scheduled.id, TOKEN, &[EOS]).is_some() {
+            finished.push(scheduled.id.0);
+        }
+    }
+    finished
+}
+
+/// (sequence, tokens, samples) of each part.
+fn parts(step: &Step) -> Vec<(u64, usize, bool)> {
+    step.scheduled
+        .iter()
+        .map(|part| (part.id.0, part.num_tokens, part.samples))
+        .collect()
+}
+
+#[test]
+fn a_new_sequence_prefills_while_others_decode() {
+    let mut scheduler = scheduler(ROOMY, &[(10, 5)]);
+    let step = scheduler.schedule();
+    assert_eq!(parts(&step), [(0, 10, true)]);
+    assert_eq!(step.admitted, [SequenceId(0)]);
+    run(&mut scheduler, &step);
+    scheduler.add(sequence(1, 20, 5));
+    let step = scheduler.schedule();
+    assert_eq!(parts(&step), [(0, 1, true), (1, 20, true)]);
+    assert_eq!(step.admitted, [SequenceId(1)]);
+}
+
+#[test]
+fn a_long_prompt_is_run_in_chunks_beside_the_others() {
+    let mut scheduler = scheduler(ROOMY, &[(10, 5), (150, 5), (30, 5)]);
+    let step = scheduler.schedule();
+    assert_eq!(parts(&step), [(0, 10, true), (1, 90, false)]);
+    run(&mut scheduler, &step);
+    let step = scheduler.schedule();
+    assert_eq!(parts(&step), [(0, 1, true), (1, 60, true), (2, 30, true)]);
+}
+
+#[test]
+fn no_more_sequences_run_than_may() {
+    let limits = Limits {
+        max_num_seqs: 2,
+        ..ROOMY
+    };
+    let mut scheduler = scheduler(limits, &[(1, 1), (1, 9), (1, 9)]);
+    let step = scheduler.schedule();
+    assert_eq!(parts(&step), [(0, 1, true), (1, 1, true)]);
+    assert_eq!(run(&mut scheduler, &step), [0]);
+    assert_eq!(parts(&scheduler.schedule()), [(1, 1, true), (2, 1, true)]);
+}
+
+#[test]
+fn the_newest_gives_its_cache_to_the_oldest_and_comes_back_whole() {
+    // Two blocks each at first; the first decode of sequence 0 needs a third one.
+    let limits = Limits {
+        max_num_batched_tokens: 1000,
+        kv_blocks: 4,
+        ..ROOMY
+    };
+    let two_blocks = 2 * KV_BLOCK_TOKENS;
+    let mut scheduler = scheduler(limits, &[(two_blocks, 3), (two_blocks, 3), (1, 1)]);
+    let step = scheduler.schedule();
+    assert_eq!(
+        parts(&step),
+        [(0, two_blocks, true), (1, two_blocks, true)],
+        "2 has no block left"
+    );
+    run(&mut scheduler, &step);
+    let step = scheduler.schedule();
+    assert_eq!(
+        parts(&step),
+        [(0, 1, true)],
+        "nothing is admitted in the step that preempts"
+    );
+    assert_eq!(step.preempted, [SequenceId(1)]);
+    assert_eq!((scheduler.num_preempted(), scheduler.preemptions()), (1, 1));
+    run(&mut scheduler, &step);
+    let step = scheduler.schedule();
+    assert_eq!(
+        parts(&step),
+        [(0, 1, true)],
+        "1 still has no room, and 2 may not overtake it"
+    );
+    assert_eq!(run(&mut scheduler, &step), [0]);
+    let step = scheduler.schedule();
+    assert_eq!(
+        parts(&step),
+        [(1, two_blocks + 1, true), (2, 1, true)],
+        "with its output token"
+    );
+    assert_eq!(step.admitted, [SequenceId(2)], "1 was admitted before");
+}
+
+#[test]
+fn a_removed_sequence_gives_back_its_place_and_its_cache() {
+    let limits = Limits {
+        max_num_seqs: 1,
+        ..ROOMY
+    };
+    let mut scheduler = scheduler(limits, &[(10, 5), (10, 5), (10, 5)]);
+    let step = scheduler.schedule();
+    run(&mut scheduler, &step);
+    assert_eq!(scheduler.used_kv_blocks(), 1);
+    scheduler.remove(SequenceId(0)); // runs
+    scheduler.remove(SequenceId(1)); // waits
+    assert_eq!(scheduler.used_kv_blocks(), 0);
+    assert_eq!(parts(&scheduler.schedule()), [(2, 10, true)]);
+}
+
+/// What happens between two steps.
+#[derive(Debug, Clone)]
+enum Action {
+    Add {
+        prompt_tokens: usize,
+        max_tokens: usize,
+    },
+    Cancel(usize),
+    Step,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        2 => (1..300usize, 1..80usize)
+            .prop_map(|(prompt_tokens, max_tokens)| Action::Add { prompt_tokens, max_tokens }),
+        1 => (0..20usize).prop_map(Action::Cancel),
+        6 => Just(Action::Step),
+    ]
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (1..6usize, 6..200usize, 0..8usize).prop_map(|(max_num_seqs, max_num_batched_tokens, spare)| {
+        let max_model_len: usize = 400;
+        let kv_blocks = max_model_len.div_ceil(KV_BLOCK_TOKENS) + spare;
+        Limits {
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_model_len,
+            kv_blocks,
+        }
+    })
+}
+
+/// Runs one step and checks what must hold of each.
+fn checked_step(scheduler: &mut Scheduler, limits: Limits) -> Result<Vec<u64>, TestCaseError> {
+    let oldest_waiting = scheduler.waiting.front().map(|sequence| sequence.id);
+    let step = scheduler.schedule();
+    let num_tokens: usize = step.scheduled.iter().map(|part| part.num_tokens).sum();
+    prop_assert!(num_tokens <= limits.max_num_batched_tokens);
+    prop_assert!(
+        num_tokens > 0 || scheduler.is_idle(),
+        "a step makes progress"
+    );
+    prop_assert!(scheduler.num_running() <= limits.max_num_seqs);
+    prop_assert!(
+        scheduler.running.is_sorted_by_key(|sequence| sequence.id),
+        "oldest first"
+    );
+    let waiting_in_order = scheduler
+        .waiting
+        .iter()
+        .is_sorted_by_key(|sequence| sequence.id);
+    prop_assert!(waiting_in_order, "first come, first served");
+    if let (Some(first), Some(oldest)) = (step.admitted.first(), oldest_waiting) {
+        prop_assert!(*first >= oldest, "nobody overtakes");
+    }
+    for part in &step.scheduled {
+        prop_assert!(part.num_tokens > 0);
+        let sequence = scheduler.running(part.id).expect("what is scheduled runs");
+        let tokens = sequence.computed_tokens + part.num_tokens;
+        prop_assert!(
+            tokens <= sequence.kv_blocks * KV_BLOCK_TOKENS,
+            "its cache has room"
+        );
+    }
+    let held: usize = scheduler
+        .running
+        .iter()
+        .map(|sequence| sequence.kv_blocks)
+        .sum();
+    prop_assert_eq!(held, scheduler.used_kv_blocks());
+    prop_assert!(held <= limits.kv_blocks);
+    prop_assert!(
+        scheduler
+            .waiting
+            .iter()
+            .all(|sequence| sequence.kv_blocks == 0)
+    );
+    Ok(run(scheduler, &step))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_lost_and_the_limits_hold(
+        limits in limits(),
+        actions in proptest::collection::vec(action(), 1..120),
+    ) {
+        let mut scheduler = Scheduler::new(limits);
+        let mut alive = Vec::new();
+        let mut next_id = 0;
+        for action in actions {
+            match action {
+                Action::Add { prompt_tokens, max_tokens } => {
+                    scheduler.add(sequence(next_id, prompt_tokens, max_tokens));
+                    alive.push(next_id);
+                    next_id += 1;
+                }
+                Action::Cancel(index) if index < alive.len() => {
+                    scheduler.remove(SequenceId(alive.remove(index)));
+                }
+                Action::Cancel(_) => {}
+                Action::Step => {
+                    let finished = checked_step(&mut scheduler, limits)?;
+                    alive.retain(|id| !finished.contains(id));
+                }
+            }
+        }
+        // Every sequence ends: each step runs at least one token of the oldest.
+        let mut steps = 0;
+        while !scheduler.is_idle() {
+            let finished = checked_step(&mut scheduler, limits)?;
+            alive.retain(|id| !finished.contains(id));
+            steps += 1;
+            prop_assert!(steps < 100_000, "still busy with {alive:?}");
+        }
+        prop_assert!(alive.is_empty(), "never finished: {alive:?}");
+        prop_assert_eq!(scheduler.used_kv_blocks(), 0);
+    }
+}

@@ -19,6 +19,7 @@ use super::sampler::{Sampled, Sampler, token_logprobs};
 use super::scheduler::{Limits, Scheduled, Scheduler, Step};
 use super::sequence::{Sequence, SequenceId};
 use crate::loader::LoadedModel;
+use crate::tensor_error::TensorError;
 
 /// The engine's thread, to be waited for after [`super::Engine::shut_down`].
 #[derive(Debug)]
@@ -115,7 +116,7 @@ impl EngineLoop {
                 continue;
             }
             if let Err(error) = self.step() {
-                self.fail(&error);
+                self.fail(&error.into());
                 return;
             }
             self.publish();
@@ -261,7 +262,7 @@ impl EngineLoop {
     }
 
     /// The device is not to be trusted any more: everyone is told, and the thread ends.
-    fn fail(&mut self, error: &candle_core::Error) {
+    fn fail(&mut self, error: &TensorError) {
         let message = format!("the device failed: {error}");
         tracing::error!("{message}");
         *self.shared.failure() = Some(message.clone());

@@ -3,6 +3,8 @@
 use candle_core::{DType, Device};
 use clap::ValueEnum;
 
+use crate::tensor_error::TensorError;
+
 /// `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum DeviceChoice {
@@ -35,22 +37,25 @@ pub enum DTypeChoice {
 /// A GPU was asked for and cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[error("device cuda is not available")]
-pub struct DeviceError(#[source] candle_core::Error);
+pub struct DeviceError(#[source] TensorError);
 
 /// Opens the device.
 pub(crate) fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Cuda => Device::new_cuda(FIRST_GPU).map_err(DeviceError),
+        DeviceChoice::Cuda => open_gpu(),
         DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-        DeviceChoice::Auto => Ok(Device::new_cuda(FIRST_GPU).unwrap_or_else(|error| {
-            tracing::warn!(%error, "no GPU can be used: running on the CPU");
+        DeviceChoice::Auto => Ok(open_gpu().unwrap_or_else(|DeviceError(reason)| {
+            tracing::warn!(%reason, "no GPU can be used: running on the CPU");
             Device::Cpu
         })),
     }
 }
 
-const FIRST_GPU: usize = 0;
+fn open_gpu() -> Result<Device, DeviceError> {
+    const FIRST_GPU: usize = 0;
+    Device::new_cuda(FIRST_GPU).map_err(|error| DeviceError(error.into()))
+}
 
 /// The type that weights, activations and KV cache get.
 pub(crate) fn dtype(choice: DTypeChoice, device: &Device, stored: Option<&str>) -> DType {
@@ -67,7 +72,7 @@ pub(crate) fn dtype(choice: DTypeChoice, device: &Device, stored: Option<&str>) 
 /// Bytes left for a KV cache when all that is allocated together may take `share` of the device's
 /// memory; `None` where the device does not say.
 #[cfg(feature = "cuda")]
-pub(crate) fn spare_bytes(device: &Device, share: f64) -> candle_core::Result<Option<u64>> {
+pub(crate) fn spare_bytes(device: &Device, share: f64) -> Result<Option<u64>, TensorError> {
     let Device::Cuda(device) = device else {
         return Ok(None);
     };
@@ -79,7 +84,7 @@ pub(crate) fn spare_bytes(device: &Device, share: f64) -> candle_core::Result<Op
 
 /// Bytes left for a KV cache: unknown, this build has no GPU.
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn spare_bytes(_: &Device, _: f64) -> candle_core::Result<Option<u64>> {
+pub(crate) fn spare_bytes(_: &Device, _: f64) -> Result<Option<u64>, TensorError> {
     Ok(None)
 }
 

@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`files`]: which files are used; [`hub`]: how they get here
 //! - [`weights`]: named tensors out of them; [`device`]: where those go
-//! - [`progress`]: what is shown meanwhile
+//! - `progress`: what is shown meanwhile
 
 pub mod device;
 pub mod files;

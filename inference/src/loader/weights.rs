@@ -15,6 +15,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::files::WeightFiles;
 use super::progress::Progress;
+use crate::tensor_error::TensorError;
 
 /// Why a tensor could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +54,13 @@ pub enum WeightsError {
     },
     /// The device or the library failed.
     #[error("tensors cannot be made")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(#[from] TensorError),
+}
+
+impl From<candle_core::Error> for WeightsError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error.into())
+    }
 }
 
 /// The weights of a model, on their way to a device and a type.
@@ -228,7 +235,7 @@ impl SafetensorsFile {
 
 impl PyTorchFile {
     fn open(path: &Path) -> Result<Self, WeightsError> {
-        let tensors = PthTensors::new(path, None).map_err(|error| format_error(path, error))?;
+        let tensors = PthTensors::new(path, None).map_err(|error| not_understood(path, error))?;
         Ok(Self {
             path: path.to_owned(),
             tensors,
@@ -245,7 +252,7 @@ impl PyTorchFile {
         let tensor = self
             .tensors
             .get(name)
-            .map_err(|error| format_error(&self.path, error))?;
+            .map_err(|error| not_understood(&self.path, error))?;
         Ok(tensor.expect("the name was found").contiguous()?)
     }
 }
@@ -263,6 +270,10 @@ fn io_error(path: &Path) -> impl Fn(io::Error) -> WeightsError {
         path: path.to_owned(),
         source,
     }
+}
+
+fn not_understood(path: &Path, error: candle_core::Error) -> WeightsError {
+    format_error(path, TensorError::from(error))
 }
 
 fn format_error(path: &Path, problem: impl ToString) -> WeightsError {

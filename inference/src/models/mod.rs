@@ -2,8 +2,8 @@
 //!
 //! # Layout
 //! - [`opt`]: OPT; [`opt_config`] reads its config.json
-//! - [`attention`]: attention of a ragged batch over per-sequence caches
-//! - [`kv_cache`]: keys and values of one sequence
+//! - `attention`: attention of a ragged batch over per-sequence caches
+//! - `kv_cache`: keys and values of one sequence
 
 mod attention;
 mod kv_cache;

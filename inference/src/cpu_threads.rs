@@ -1,0 +1,66 @@
+//! Keeps candle's CPU pool within the cores that this process may use.
+//!
+//! candle takes one thread per physical core of the machine and spins between operations: under a container's CPU
+//! limit or a CPU affinity the surplus threads steal the time of the working ones. It reads
+//! `RAYON_NUM_THREADS` and has no other setting; a running process cannot safely change its own environment, so
+//! the program starts itself over with the variable set. Only where it is needed, and with the same process id.
+
+use std::ffi::OsString;
+use std::num::NonZero;
+
+/// What candle (and rayon) read.
+const VARIABLE: &str = "RAYON_NUM_THREADS";
+
+/// Bounds the pool to the available cores, unless the user has named a number. To be called first thing in
+/// `main`: where needed it replaces the process by the same program with the same arguments.
+pub fn bound() {
+    let available = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let chosen = std::env::var_os(VARIABLE).or_else(|| std::env::var_os("CANDLE_NUM_THREADS"));
+    if let Some(threads) = surplus(chosen, candle_core::utils::get_num_threads(), available) {
+        start_over(threads);
+    }
+}
+
+/// The number of threads to ask for, where candle would take more than there are cores.
+fn surplus(chosen: Option<OsString>, candles: usize, available: usize) -> Option<usize> {
+    (chosen.is_none() && candles > available).then_some(available)
+}
+
+/// Returns only if it cannot be done: then the program is slow, but right.
+#[cfg(unix)]
+fn start_over(threads: usize) {
+    use std::os::unix::process::CommandExt;
+
+    let Ok(program) = std::env::current_exe() else {
+        return;
+    };
+    let mut arguments = std::env::args_os();
+    let mut command = std::process::Command::new(&program);
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    let error = command
+        .args(arguments)
+        .env(VARIABLE, threads.to_string())
+        .exec();
+    eprintln!(
+        "cannot bound the CPU threads to {threads}: {}: {error}",
+        program.display()
+    );
+}
+
+#[cfg(not(unix))]
+fn start_over(_: usize) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_bounded_only_where_there_are_too_many_and_nobody_chose() {
+        assert_eq!(surplus(None, 64, 2), Some(2));
+        assert_eq!(surplus(None, 2, 2), None);
+        assert_eq!(surplus(None, 1, 2), None, "fewer is candle's own choice");
+        assert_eq!(surplus(Some("8".into()), 64, 2), None);
+    }
+}

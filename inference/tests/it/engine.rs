@@ -1,0 +1,480 @@
+//! The engine from outside: what its streams say, what its bounds refuse, how it ends.
+//!
+//! Most tests run a scripted model whose every step waits for the test: no timing decides anything.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use candle_core::{DType, Device, Result, Tensor};
+use futures::StreamExt;
+use futures::executor::block_on;
+use lantern_inference::engine::request::{Event, FinishReason, Request};
+use lantern_inference::engine::{Engine, EngineConfig, EngineError, EngineThread, SubmitError};
+use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions, LoadedModel};
+use lantern_inference::models::{CausalLm, KvCache, KvShape, RaggedBatch};
+use lantern_inference::sampling_params::SamplingParams;
+
+use crate::support::{self, events, greedy, token_ids, tokens};
+
+const VOCAB_SIZE: u32 = 17;
+const MAX_MODEL_LEN: usize = 64;
+const EOS: u32 = 0;
+/// After this token, which never follows another, the model's logits are no numbers.
+const BROKEN: u32 = 16;
+
+/// What the model does in its next step.
+enum Next {
+    Run,
+    Fail,
+    Panic,
+}
+
+/// Continues every token with the next higher one, 15 with 0. Reports each batch and waits to be told how to
+/// go on; once the test has let go of it, it runs freely.
+struct Scripted {
+    batches: Sender<RaggedBatch>,
+    next: Mutex<Receiver<Next>>,
+}
+
+impl CausalLm for Scripted {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn kv_shape(&self) -> KvShape {
+        KvShape {
+            layers: 0,
+            heads: 1,
+            head_dim: 1,
+            dtype: DType::F32,
+        }
+    }
+
+    fn forward(&self, batch: &RaggedBatch, caches: &mut [KvCache]) -> Result<Tensor> {
+        for (cache, span) in caches.iter_mut().zip(&batch.spans) {
+            assert_eq!(cache.len(), span.context, "each sequence has its own cache");
+            cache.extend(span.len, &Device::Cpu)?;
+        }
+        let _ = self.batches.send(batch.clone());
+        match self.next.lock().unwrap().recv() {
+            Ok(Next::Run) | Err(_) => {}
+            Ok(Next::Fail) => candle_core::bail!("out of memory"),
+            Ok(Next::Panic) => panic!("as scripted"),
+        }
+        let tokens: Vec<f32> = batch.tokens.iter().map(|token| *token as f32).collect();
+        Tensor::from_vec(tokens, (batch.tokens.len(), 1), &Device::Cpu)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let tokens = hidden.flatten_all()?.to_vec1::<f32>()?;
+        let row = |token: &f32| {
+            let broken = *token as u32 == BROKEN;
+            let mut row = vec![if broken { f32::NAN } else { 0.0 }; VOCAB_SIZE as usize];
+            row[(*token as usize + 1) % BROKEN as usize] += 9.0;
+            row
+        };
+        Tensor::new(tokens.iter().map(row).collect::<Vec<_>>(), &Device::Cpu)
+    }
+}
+
+struct Script {
+    engine: Engine,
+    thread: EngineThread,
+    batches: Receiver<RaggedBatch>,
+    next: Sender<Next>,
+}
+
+fn script(config: EngineConfig) -> Script {
+    let (batch_sender, batches) = channel();
+    let (next, next_receiver) = channel();
+    let model = Scripted {
+        batches: batch_sender,
+        next: Mutex::new(next_receiver),
+    };
+    let model = LoadedModel::new(
+        Box::new(model),
+        VOCAB_SIZE as usize,
+        MAX_MODEL_LEN,
+        vec![EOS],
+    );
+    let (engine, thread) = Engine::start(model, config).unwrap();
+    Script {
+        engine,
+        thread,
+        batches,
+        next,
+    }
+}
+
+impl Script {
+    /// Waits until the next step has begun; it goes on at [`Script::run`].
+    fn step_begun(&self) -> RaggedBatch {
+        self.batches.recv().expect("the engine runs")
+    }
+
+    fn run(&self) {
+        self.next.send(Next::Run).expect("the engine runs");
+    }
+
+    /// Lets the model run freely from here.
+    fn let_go(self) -> (Engine, EngineThread) {
+        (self.engine, self.thread)
+    }
+}
+
+#[test]
+fn a_request_is_scheduled_then_gets_its_tokens_then_ends() {
+    let (engine, thread) = script(EngineConfig::default()).let_go();
+    let stream = engine.submit(greedy(&[3, 4], 3)).unwrap();
+    let queued = stream.queued;
+    let events = events(stream);
+    let [Event::Scheduled { at }, rest @ ..] = events.as_slice() else {
+        panic!("{events:?}")
+    };
+    assert!(*at >= queued);
+    assert_eq!(token_ids(rest), [5, 6, 7]);
+    let Some(Event::Finished { reason, .. }) = rest.last() else {
+        panic!("{events:?}")
+    };
+    assert_eq!((*reason, rest.len()), (FinishReason::Length, 4));
+    engine.shut_down();
+    thread.join().unwrap();
+}
+
+#[test]
+fn end_of_sequence_and_stop_tokens_are_sent_and_end_the_request() {
+    let (engine, _thread) = script(EngineConfig::default()).let_go();
+    let params = SamplingParams {
+        temperature: 0.0,
+        max_tokens: 40,
+        ..SamplingParams::default()
+    };
+    let run = |prompt: u32, stop_token_ids: Vec<u32>| {
+        let params = SamplingParams {
+            stop_token_ids,
+            ..params.clone()
+        };
+        let stream = engine
+            .submit(Request {
+                prompt_tokens: vec![prompt],
+                params,
+            })
+            .unwrap();
+        let events = events(stream);
+        let Some(Event::Finished { reason, .. }) = events.last() else {
+            panic!("{events:?}")
+        };
+        (token_ids(&events), *reason)
+    };
+    assert_eq!(run(14, vec![]), (vec![15, EOS], FinishReason::Eos));
+    assert_eq!(run(5, vec![7]), (vec![6, 7], FinishReason::StopToken(7)));
+}
+
+#[test]
+fn a_request_ends_where_the_context_does() {
+    let (engine, _thread) = script(EngineConfig::default()).let_go();
+    let stream = engine.submit(greedy(&[1; MAX_MODEL_LEN - 3], 40)).unwrap();
+    assert_eq!(tokens(stream), [2, 3, 4]);
+}
+
+#[test]
+fn a_new_request_joins_the_batch_while_others_decode() {
+    let script = script(EngineConfig::default());
+    let first = script.engine.submit(greedy(&[1, 2, 3], 3)).unwrap();
+    assert_eq!(script.step_begun().tokens, [1, 2, 3]);
+    let second = script.engine.submit(greedy(&[7, 8], 1)).unwrap();
+    script.run();
+    let batch = script.step_begun();
+    assert_eq!(batch.tokens, [4, 7, 8]);
+    assert_eq!(batch.positions, [3, 0, 1]);
+    let (_engine, _thread) = script.let_go();
+    assert_eq!(tokens(first), [4, 5, 6]);
+    assert_eq!(tokens(second), [9]);
+}
+
+#[test]
+fn dropping_a_stream_frees_its_place_in_the_batch() {
+    let script = script(EngineConfig {
+        max_num_seqs: 1,
+        ..EngineConfig::default()
+    });
+    let first = script.engine.submit(greedy(&[1], 50)).unwrap();
+    assert_eq!(script.step_begun().tokens, [1]);
+    let second = script.engine.submit(greedy(&[7], 1)).unwrap();
+    drop(first);
+    script.run();
+    assert_eq!(
+        script.step_begun().tokens,
+        [7],
+        "the first one runs no further"
+    );
+    let (_engine, _thread) = script.let_go();
+    assert_eq!(tokens(second), [8]);
+}
+
+#[test]
+fn a_full_queue_refuses_until_a_place_is_free() {
+    let config = EngineConfig {
+        max_num_seqs: 1,
+        max_waiting_requests: 2,
+        ..EngineConfig::default()
+    };
+    let script = script(config);
+    let submit = || script.engine.submit(greedy(&[1], 50));
+    let running = submit().unwrap();
+    script.step_begun();
+    let (waiting, cancelled) = (submit().unwrap(), submit().unwrap());
+    assert_eq!(script.engine.stats().waiting, 2);
+    assert_eq!(submit().unwrap_err(), SubmitError::QueueFull { limit: 2 });
+    drop(cancelled);
+    script.run();
+    script.step_begun();
+    let waiting_too = submit().expect("the cancelled one has left the queue");
+    assert_eq!(submit().unwrap_err(), SubmitError::QueueFull { limit: 2 });
+    let (engine, _thread) = script.let_go();
+    for stream in [running, waiting, waiting_too] {
+        assert_eq!(tokens(stream).len(), 50);
+    }
+    assert_eq!(engine.stats().waiting, 0);
+}
+
+#[test]
+fn shutdown_refuses_new_requests_and_finishes_those_accepted() {
+    let script = script(EngineConfig {
+        max_num_seqs: 1,
+        ..EngineConfig::default()
+    });
+    let running = script.engine.submit(greedy(&[1], 5)).unwrap();
+    script.step_begun();
+    let waiting = script.engine.submit(greedy(&[2], 5)).unwrap();
+    script.engine.shut_down();
+    let refused = script.engine.submit(greedy(&[3], 5)).unwrap_err();
+    assert_eq!(refused, SubmitError::Stopped("it was shut down".to_owned()));
+    let (engine, thread) = script.let_go();
+    thread.join().unwrap();
+    assert_eq!((tokens(running).len(), tokens(waiting).len()), (5, 5));
+    assert!(engine.stats().healthy, "an orderly end");
+}
+
+#[test]
+fn the_thread_ends_with_the_last_handle() {
+    let (engine, thread) = script(EngineConfig::default()).let_go();
+    let other = engine.clone();
+    drop(engine);
+    assert_eq!(tokens(other.submit(greedy(&[1], 1)).unwrap()), [2]);
+    drop(other);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_prompt_without_room_for_a_token_is_refused() {
+    let (engine, _thread) = script(EngineConfig::default()).let_go();
+    let prompt_tokens = MAX_MODEL_LEN;
+    let refused = engine
+        .submit(greedy(&vec![1; prompt_tokens], 1))
+        .unwrap_err();
+    let max_model_len = MAX_MODEL_LEN;
+    assert_eq!(
+        refused,
+        SubmitError::PromptTooLong {
+            prompt_tokens,
+            max_model_len
+        }
+    );
+    assert!(
+        engine
+            .submit(greedy(&vec![1; prompt_tokens - 1], 1))
+            .is_ok()
+    );
+}
+
+#[test]
+fn what_only_one_request_did_wrong_fails_that_one_alone() {
+    let script = script(EngineConfig::default());
+    let good = script.engine.submit(greedy(&[1], 5)).unwrap();
+    script.step_begun();
+    let submit = |prompt: &[u32]| script.engine.submit(greedy(prompt, 5)).unwrap();
+    let bad = [submit(&[VOCAB_SIZE]), submit(&[]), submit(&[BROKEN])];
+    let (engine, _thread) = script.let_go();
+    let messages = bad.map(|stream| match events(stream).pop() {
+        Some(Event::Failed { message }) => message,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(
+        messages,
+        [
+            "token id 17 is not below the vocabulary size, 17",
+            "the prompt is empty",
+            "the model's logits are not numbers"
+        ]
+    );
+    assert_eq!(tokens(good).len(), 5);
+    assert!(engine.stats().healthy);
+}
+
+#[test]
+fn a_device_error_fails_everyone_and_stops_the_engine() {
+    let script = script(EngineConfig {
+        max_num_seqs: 1,
+        ..EngineConfig::default()
+    });
+    let running = script.engine.submit(greedy(&[1], 5)).unwrap();
+    script.step_begun();
+    let waiting = script.engine.submit(greedy(&[2], 5)).unwrap();
+    script.next.send(Next::Fail).unwrap();
+    let (engine, thread) = script.let_go();
+    let failure = thread.join().unwrap_err().to_string();
+    assert_eq!(
+        failure,
+        "the engine failed: the device failed: out of memory"
+    );
+    for stream in [running, waiting] {
+        let message = "the device failed: out of memory".to_owned();
+        assert_eq!(events(stream).pop(), Some(Event::Failed { message }));
+    }
+    assert!(!engine.stats().healthy);
+    let refused = engine.submit(greedy(&[1], 1)).unwrap_err();
+    assert_eq!(
+        refused,
+        SubmitError::Stopped("the device failed: out of memory".to_owned())
+    );
+}
+
+#[test]
+fn a_panic_ends_every_stream_too() {
+    let script = script(EngineConfig::default());
+    let running = script.engine.submit(greedy(&[1], 5)).unwrap();
+    script.step_begun();
+    script.next.send(Next::Panic).unwrap();
+    let (engine, thread) = script.let_go();
+    assert!(thread.join().is_err());
+    let message = "the engine ended".to_owned();
+    assert_eq!(events(running).pop(), Some(Event::Failed { message }));
+    assert!(!engine.stats().healthy);
+    let refused = engine.submit(greedy(&[1], 1)).unwrap_err();
+    assert_eq!(
+        refused,
+        SubmitError::Stopped("its thread panicked".to_owned())
+    );
+}
+
+#[test]
+fn bounds_that_cannot_hold_are_refused() {
+    let refusal = |config: EngineConfig| {
+        let path = support::goldens().join("opt-pre-ln");
+        Engine::start(golden_model(&path), config).expect_err("refused")
+    };
+    let default = EngineConfig::default;
+    assert_eq!(
+        refusal(EngineConfig {
+            max_num_seqs: 0,
+            ..default()
+        })
+        .to_string(),
+        "max_num_seqs = 0 is not possible: use at least 1"
+    );
+    assert_eq!(
+        refusal(EngineConfig {
+            max_num_batched_tokens: 255,
+            ..default()
+        })
+        .to_string(),
+        "max_num_batched_tokens = 255 is not possible: use at least max_num_seqs, 256"
+    );
+    let small = refusal(EngineConfig {
+        kv_cache_bytes: Some(1000),
+        ..default()
+    });
+    assert!(
+        matches!(
+            small,
+            EngineError::KvCacheTooSmall {
+                budget_bytes: 1000,
+                ..
+            }
+        ),
+        "{small}"
+    );
+}
+
+fn golden_model(path: &std::path::Path) -> LoadedModel {
+    let files = loader::resolve(path.to_str().unwrap(), &HubOptions::from_env()).unwrap();
+    loader::load(&files, DeviceChoice::Cpu, DTypeChoice::Float32, None).unwrap()
+}
+
+#[test]
+fn a_seed_gives_the_same_tokens_alone_and_in_company() {
+    let seeded = |seed: u64| {
+        let mut request = greedy(&[2, 17, seed as u32 + 3], 40);
+        request.params.temperature = 1.0;
+        request.params.top_p = 0.9;
+        request.params.seed = Some(seed);
+        request
+    };
+    let path = support::goldens().join("opt-pre-ln");
+    let (engine, _thread) = Engine::start(golden_model(&path), EngineConfig::default()).unwrap();
+    let alone: Vec<_> = (0..6)
+        .map(|seed| tokens(engine.submit(seeded(seed)).unwrap()))
+        .collect();
+    let streams: Vec<_> = (0..6)
+        .map(|seed| engine.submit(seeded(seed)).unwrap())
+        .collect();
+    let together: Vec<_> = streams.into_iter().map(tokens).collect();
+    assert_eq!(together, alone);
+    let unseeded = SamplingParams {
+        seed: None,
+        ..seeded(0).params
+    };
+    let request = Request {
+        prompt_tokens: seeded(0).prompt_tokens,
+        params: unseeded,
+    };
+    assert_ne!(
+        tokens(engine.submit(request).unwrap()),
+        alone[0],
+        "drawn anew"
+    );
+}
+
+#[test]
+fn prompt_log_probabilities_come_first_and_whole() {
+    let path = support::goldens().join("opt-pre-ln");
+    let prompt: Vec<u32> = (3..40).collect();
+    let run = |max_num_batched_tokens: usize| {
+        let config = EngineConfig {
+            max_num_seqs: 2,
+            max_num_batched_tokens,
+            ..EngineConfig::default()
+        };
+        let (engine, _thread) = Engine::start(golden_model(&path), config).unwrap();
+        let mut request = greedy(&prompt, 2);
+        request.params.prompt_logprobs = Some(3);
+        block_on(engine.submit(request).unwrap().collect::<Vec<_>>())
+    };
+    let whole = run(2048);
+    let [
+        Event::Scheduled { .. },
+        Event::PromptLogprobs(logprobs),
+        Event::Token { .. },
+        ..,
+    ] = whole.as_slice()
+    else {
+        panic!("{whole:?}")
+    };
+    assert_eq!(logprobs.len(), prompt.len());
+    assert_eq!(logprobs[0], None, "nothing comes before the first");
+    for (entry, token) in logprobs.iter().zip(&prompt).skip(1) {
+        let entry = entry.as_ref().expect("all others have one");
+        assert_eq!((entry.token.0, entry.top.len()), (*token, 3));
+        assert!(entry.token.1 <= entry.top[0].1 && entry.top[0].1 < 0.0);
+        assert_eq!(entry.rank == 1, entry.top[0].0 == *token);
+    }
+    let chunked = run(10);
+    let Event::PromptLogprobs(chunked) = &chunked[1] else {
+        panic!("{chunked:?}")
+    };
+    for (a, b) in logprobs.iter().flatten().zip(chunked.iter().flatten()) {
+        assert!((a.token.1 - b.token.1).abs() < 1e-4, "{a:?} {b:?}");
+    }
+    assert_eq!(chunked.len(), prompt.len());
+}

@@ -1,0 +1,291 @@
+//! The models against what transformers computed for the same weights (tests/goldens/README.md).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use lantern_inference::engine::{Engine, EngineConfig};
+use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions, LoadedModel};
+use lantern_inference::models::{CausalLm, KvCache, RaggedBatch};
+use lantern_inference::tokenizer::Tokenizer;
+use serde::Deserialize;
+
+use crate::support::{self, greedy, tokens};
+
+/// What float32 rounding may differ by.
+const TOLERANCE: f32 = 1e-4;
+
+#[derive(Deserialize)]
+struct Expected<Case> {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prompt_tokens: Vec<u32>,
+    /// By prompt position.
+    logits: BTreeMap<String, Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+fn cases(folder: &Path) -> Vec<Case> {
+    support::json::<Expected<Case>>(&folder.join("expected.json")).cases
+}
+
+fn model_folders() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(support::goldens()).unwrap();
+    let folders = entries.map(|entry| entry.unwrap().path());
+    let mut folders: Vec<_> = folders
+        .filter(|path| path.join("config.json").exists())
+        .collect();
+    folders.sort();
+    assert!(folders.len() >= 6, "all shapes are there: {folders:?}");
+    folders
+}
+
+/// The model, and its end-of-sequence tokens disarmed: the goldens generate past them.
+fn load(folder: &Path) -> LoadedModel {
+    let path = folder.to_str().unwrap();
+    let files = loader::resolve(path, &HubOptions::from_env()).unwrap();
+    loader::load(&files, DeviceChoice::Cpu, DTypeChoice::Float32, None).unwrap()
+}
+
+/// The logits (T, V) of a batch, each sequence starting anew.
+fn forward(model: &dyn CausalLm, batch: &RaggedBatch, caches: &mut [KvCache]) -> Tensor {
+    model
+        .logits(&model.forward(batch, caches).unwrap())
+        .unwrap()
+}
+
+fn empty_caches(model: &dyn CausalLm, count: usize) -> Vec<KvCache> {
+    (0..count)
+        .map(|_| KvCache::new(model.kv_shape(), 16))
+        .collect()
+}
+
+/// Compares rows from `start` with every position there is.
+fn assert_close(logits: &Tensor, start: usize, case: &Case, what: &str) {
+    for (position, expected) in &case.logits {
+        let position: usize = position.parse().unwrap();
+        let row = logits
+            .get(start + position)
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
+        assert_eq!(row.len(), expected.len(), "{what}");
+        let apart = row
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(
+            apart <= TOLERANCE,
+            "{what}, position {position}: {apart} apart"
+        );
+    }
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    for folder in model_folders() {
+        let model = load(&folder).into_model();
+        for case in cases(&folder) {
+            let mut batch = RaggedBatch::default();
+            batch.push(&case.prompt_tokens, 0);
+            let logits = forward(&*model, &batch, &mut empty_caches(&*model, 1));
+            assert_close(&logits, 0, &case, &folder.display().to_string());
+        }
+    }
+}
+
+#[test]
+fn prompts_of_different_lengths_in_one_batch_have_the_same_logits() {
+    for folder in model_folders() {
+        let model = load(&folder).into_model();
+        let cases = cases(&folder);
+        let mut batch = RaggedBatch::default();
+        for case in &cases {
+            batch.push(&case.prompt_tokens, 0);
+        }
+        let logits = forward(&*model, &batch, &mut empty_caches(&*model, cases.len()));
+        for (case, span) in cases.iter().zip(&batch.spans) {
+            assert_close(&logits, span.start, case, &folder.display().to_string());
+        }
+    }
+}
+
+#[test]
+fn a_prompt_run_in_chunks_has_the_same_logits() {
+    for folder in model_folders() {
+        let model = load(&folder).into_model();
+        for case in cases(&folder) {
+            let mut caches = empty_caches(&*model, 1);
+            let mut rows = Vec::new();
+            for chunk in case.prompt_tokens.chunks(5) {
+                let mut batch = RaggedBatch::default();
+                batch.push(chunk, caches[0].len());
+                rows.push(forward(&*model, &batch, &mut caches));
+            }
+            let logits = Tensor::cat(&rows, 0).unwrap();
+            assert_close(&logits, 0, &case, &folder.display().to_string());
+        }
+    }
+}
+
+/// Greedy tokens of all cases, submitted at once.
+fn generate(folder: &Path, cases: &[Case], config: EngineConfig) -> (Vec<Vec<u32>>, Engine) {
+    let (engine, thread) = Engine::start(load(folder), config).unwrap();
+    let streams: Vec<_> = cases
+        .iter()
+        .map(|case| {
+            engine
+                .submit(greedy(&case.prompt_tokens, case.greedy.len()))
+                .unwrap()
+        })
+        .collect();
+    let generated = streams.into_iter().map(tokens).collect();
+    engine.shut_down();
+    thread.join().unwrap();
+    (generated, engine)
+}
+
+#[test]
+fn greedy_tokens_are_those_of_transformers_one_by_one_and_batched() {
+    for folder in model_folders() {
+        let cases = cases(&folder);
+        let expected: Vec<_> = cases.iter().map(|case| case.greedy.clone()).collect();
+        assert!(expected.iter().all(|greedy| greedy.len() == 64));
+        for max_num_seqs in [1, 3, 256] {
+            let config = EngineConfig {
+                max_num_seqs,
+                ..EngineConfig::default()
+            };
+            let (generated, _) = generate(&folder, &cases, config);
+            assert_eq!(
+                generated,
+                expected,
+                "{}, {max_num_seqs} at a time",
+                folder.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens_do_not_depend_on_the_size_of_a_step() {
+    for folder in model_folders() {
+        let cases = cases(&folder);
+        let expected: Vec<_> = cases.iter().map(|case| case.greedy.clone()).collect();
+        let config = EngineConfig {
+            max_num_seqs: 4,
+            max_num_batched_tokens: 7,
+            ..EngineConfig::default()
+        };
+        let (generated, _) = generate(&folder, &cases, config);
+        assert_eq!(generated, expected, "{}", folder.display());
+    }
+}
+
+#[test]
+fn preempted_sequences_resume_with_the_same_tokens() {
+    for folder in model_folders() {
+        let cases = cases(&folder);
+        let expected: Vec<_> = cases.iter().map(|case| case.greedy.clone()).collect();
+        // Two blocks of 64 tokens: what the longest case takes alone.
+        let bytes = load(&folder).kv_bytes_per_token() * 128;
+        let config = EngineConfig {
+            kv_cache_bytes: Some(bytes),
+            ..EngineConfig::default()
+        };
+        let (generated, engine) = generate(&folder, &cases, config);
+        assert_eq!(generated, expected, "{}", folder.display());
+        let stats = engine.stats();
+        assert!(
+            stats.preemptions > 0,
+            "{}: the cache was never short",
+            folder.display()
+        );
+        assert_eq!(
+            (stats.kv_cache_usage, stats.running, stats.waiting),
+            (0.0, 0, 0)
+        );
+    }
+}
+
+#[derive(Deserialize)]
+struct TokenizerExpected {
+    cases: Vec<EncodeCase>,
+    decode_cases: Vec<DecodeCase>,
+}
+
+#[derive(Deserialize)]
+struct EncodeCase {
+    text: String,
+    ids: Vec<u32>,
+    ids_without_special_tokens: Vec<u32>,
+    decoded: String,
+    decoded_with_special_tokens: String,
+}
+
+#[derive(Deserialize)]
+struct DecodeCase {
+    ids: Vec<u32>,
+    decoded: String,
+    decoded_with_special_tokens: String,
+}
+
+fn tokenizer(layout: &str) -> Tokenizer {
+    // The tokenizer's folder beside some model's weights, as a repository has them.
+    let folder = tempfile::tempdir().unwrap();
+    let sources = [
+        support::goldens().join("tokenizer").join(layout),
+        support::goldens().join("opt-pre-ln"),
+    ];
+    for entry in sources
+        .iter()
+        .flat_map(|source| std::fs::read_dir(source).unwrap())
+    {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().to_str().unwrap();
+    Tokenizer::load(&loader::resolve(path, &HubOptions::from_env()).unwrap()).unwrap()
+}
+
+#[test]
+fn both_layouts_of_a_tokenizer_read_as_transformers_reads_them() {
+    let expected: TokenizerExpected =
+        support::json(&support::goldens().join("tokenizer/expected.json"));
+    for layout in ["vocab-merges", "tokenizer-json"] {
+        let tokenizer = tokenizer(layout);
+        for case in &expected.cases {
+            let (text, what) = (&case.text, format!("{layout}: {:?}", case.text));
+            assert_eq!(tokenizer.encode(text, true).unwrap(), case.ids, "{what}");
+            let without = tokenizer.encode(text, false).unwrap();
+            assert_eq!(without, case.ids_without_special_tokens, "{what}");
+            assert_eq!(
+                tokenizer.decode(&case.ids, true).unwrap(),
+                case.decoded,
+                "{what}"
+            );
+            let with = tokenizer.decode(&case.ids, false).unwrap();
+            assert_eq!(with, case.decoded_with_special_tokens, "{what}");
+        }
+        for case in &expected.decode_cases {
+            let what = format!("{layout}: {:?}", case.ids);
+            assert_eq!(
+                tokenizer.decode(&case.ids, true).unwrap(),
+                case.decoded,
+                "{what}"
+            );
+            let with = tokenizer.decode(&case.ids, false).unwrap();
+            assert_eq!(with, case.decoded_with_special_tokens, "{what}");
+        }
+        assert!(
+            tokenizer.is_special(2) && !tokenizer.is_special(0),
+            "{layout}: only </s> and <pad>"
+        );
+        assert_eq!(tokenizer.token_text(2).as_deref(), Some("</s>"));
+        assert_eq!(tokenizer.token_text(u32::MAX), None);
+    }
+}

@@ -1,0 +1,155 @@
+//! Models from directories: what is read, what is refused and how it is said.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lantern_inference::loader::{
+    self, DTypeChoice, DeviceChoice, HubOptions, LoadError, LoadedModel,
+};
+use tempfile::TempDir;
+
+use crate::support::goldens;
+
+fn load(folder: &Path) -> Result<LoadedModel, LoadError> {
+    load_with(folder, DTypeChoice::Auto, None)
+}
+
+fn load_with(
+    folder: &Path,
+    dtype: DTypeChoice,
+    max_model_len: Option<usize>,
+) -> Result<LoadedModel, LoadError> {
+    let files = loader::resolve(folder.to_str().unwrap(), &HubOptions::from_env())?;
+    loader::load(&files, DeviceChoice::Cpu, dtype, max_model_len)
+}
+
+/// A copy of a golden model, to be changed.
+fn copy(name: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(goldens().join(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().to_owned();
+    (folder, path)
+}
+
+/// Sets one field of a JSON file.
+fn set(path: &Path, field: &str, value: serde_json::Value) {
+    let mut json: serde_json::Value = crate::support::json(path);
+    json[field] = value;
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn a_model_knows_its_limits() {
+    let model = load(&goldens().join("opt-pre-ln")).unwrap();
+    assert_eq!((model.max_model_len, model.vocab_size), (128, 320));
+    assert_eq!(model.eos_token_ids, [2]);
+    let short = load_with(&goldens().join("opt-pre-ln"), DTypeChoice::Auto, Some(50)).unwrap();
+    assert_eq!(short.max_model_len, 50);
+}
+
+#[test]
+fn more_context_than_the_model_has_is_refused() {
+    for asked in [0, 129] {
+        let folder = goldens().join("opt-pre-ln");
+        let error = load_with(&folder, DTypeChoice::Auto, Some(asked)).unwrap_err();
+        let expected =
+            format!("max-model-len = {asked} is not possible: use 1 to 128, the model's context");
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn every_number_type_loads() {
+    for (dtype, bytes) in [
+        (DTypeChoice::Float32, 4),
+        (DTypeChoice::Float16, 2),
+        (DTypeChoice::BFloat16, 2),
+    ] {
+        let model = load_with(&goldens().join("opt-pre-ln"), dtype, None).unwrap();
+        // 3 layers of 48 numbers, keys and values.
+        assert_eq!(model.kv_bytes_per_token(), 2 * 3 * 48 * bytes, "{dtype:?}");
+    }
+}
+
+#[test]
+fn end_of_sequence_tokens_of_both_configs_count() {
+    let (_guard, folder) = copy("opt-pre-ln");
+    set(
+        &folder.join("generation_config.json"),
+        "eos_token_id",
+        serde_json::json!([2, 50]),
+    );
+    assert_eq!(load(&folder).unwrap().eos_token_ids, [2, 50]);
+}
+
+#[test]
+fn another_architecture_is_refused_by_name() {
+    let (_guard, folder) = copy("opt-pre-ln");
+    set(&folder.join("config.json"), "model_type", "llama".into());
+    let error = load(&folder).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "architecture llama is not supported: opt is"
+    );
+}
+
+#[test]
+fn a_tensor_that_is_missing_or_misshapen_is_named() {
+    let (_guard, folder) = copy("opt-pre-ln");
+    set(&folder.join("config.json"), "num_hidden_layers", 4.into());
+    let missing = load(&folder).unwrap_err().to_string();
+    assert!(
+        missing.starts_with("the weights have no tensor model.decoder.layers.3."),
+        "{missing}"
+    );
+    set(&folder.join("config.json"), "num_hidden_layers", 3.into());
+    set(&folder.join("config.json"), "vocab_size", 321.into());
+    assert_eq!(
+        load(&folder).unwrap_err().to_string(),
+        "tensor model.decoder.embed_tokens.weight has shape [320, 48], config.json makes it [321, 48]"
+    );
+}
+
+#[test]
+fn files_that_are_not_what_they_say_are_named() {
+    for (model, file) in [
+        ("opt-pre-ln", "model.safetensors"),
+        ("opt-half", "pytorch_model.bin"),
+    ] {
+        let (_guard, folder) = copy(model);
+        let path = folder.join(file);
+        let whole = fs::read(&path).unwrap();
+        for damaged in [&whole[..whole.len() / 2], b"<html>not found</html>", b""] {
+            fs::write(&path, damaged).unwrap();
+            let error = load(&folder).unwrap_err().to_string();
+            assert!(error.contains(file), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let (_guard, folder) = copy("opt-untied");
+    fs::remove_file(folder.join("model-00002-of-00003.safetensors")).unwrap();
+    let error = load(&folder).unwrap_err().to_string();
+    assert!(
+        error.contains("model-00002-of-00003.safetensors"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_no_model_is_said_to_be_none() {
+    let options = HubOptions::from_env();
+    let error = |model: &str| loader::resolve(model, &options).unwrap_err().to_string();
+    assert_eq!(
+        error("/no/such/folder"),
+        "model '/no/such/folder' is not a directory, and not a hub id such as facebook/opt-125m either"
+    );
+    let empty = tempfile::tempdir().unwrap();
+    let path = empty.path().to_str().unwrap();
+    assert_eq!(error(path), format!("{path} has no config.json"));
+}
