@@ -1,9 +1,31 @@
 //! A lean LLM inference server on candle: OpenAI's API, vLLM's flags, engine spans.
+//!
+//! # Layout
+//! - [`config`], [`program`]: the command line, and the program from arguments to exit
+//! - [`server`]: model, engine, API and listener as one piece; [`serve`]: the accept loop
+//! - [`api`]: the HTTP surface; [`chat_template`]: chats to prompts
+//! - [`generation`]: from prompts to engine requests, from tokens to text
+//! - [`spans`], [`metrics`]: what requests tell about themselves
+//! - [`engine`]: scheduler, model runner and sampler on the thread that owns the device
+//! - [`models`], [`loader`], [`tokenizer`]: from files to logits and tokens
 
+pub mod api;
+pub mod chat_template;
+pub mod config;
 pub mod cpu_threads;
 pub mod engine;
+pub mod generation;
 pub mod loader;
+pub mod metrics;
 pub mod models;
+pub mod program;
 pub mod sampling_params;
+pub mod serve;
+pub mod server;
+pub mod spans;
 pub mod tensor_error;
 pub mod tokenizer;
+
+pub use config::{Args, Config};
+pub use program::run;
+pub use server::Server;

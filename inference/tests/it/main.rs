@@ -2,8 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "what a test helper unwraps is the test's to fail on")]
 
+mod api;
+mod beam;
 mod engine;
 mod goldens;
+mod harness;
 mod hub;
+mod lifecycle;
 mod loader;
+mod refusals;
+mod served;
+mod spans;
+mod streaming;
 mod support;

@@ -1,0 +1,464 @@
+//! Chats to prompts through the model's own Jinja template, as transformers renders it.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, Error, ErrorKind, Value as JinjaValue, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::loader::ModelFiles;
+
+/// The template's name in its environment.
+const NAME: &str = "chat";
+/// Deepest recursion of a template's macros.
+const RECURSION_LIMIT: usize = 64;
+
+/// Why a chat is not turned into a prompt.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatTemplateError {
+    /// The model is none for chats.
+    #[error(
+        "this model has no chat template: use /v1/completions, or start the server with \
+         --chat-template"
+    )]
+    Missing,
+    /// The messages are not what a chat is made of.
+    #[error("{0}")]
+    Messages(String),
+    /// The template refuses them, or fails.
+    #[error("the chat template cannot render these messages: {0}")]
+    Render(String),
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not the JSON it should be.
+    #[error("{} is not understood", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// The template itself is wrong.
+    #[error("the chat template is not understood: {0}")]
+    Syntax(String),
+}
+
+/// A compiled template with the model's special tokens.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+/// One chat.
+#[derive(Debug)]
+pub struct ChatRequest {
+    /// The messages, as the request has them.
+    pub messages: Value,
+    /// End with the beginning of an answer.
+    pub add_generation_prompt: bool,
+    /// Go on with the last message in place of answering it.
+    pub continue_final_message: bool,
+    /// More variables for the template, an object.
+    pub kwargs: Option<Value>,
+}
+
+impl ChatTemplate {
+    /// The template of a model: the file that `chosen` names, or the one that came with it.
+    pub fn load(
+        files: &ModelFiles,
+        chosen: Option<&Path>,
+    ) -> Result<Option<Self>, ChatTemplateError> {
+        let config = match &files.tokenizer_config {
+            Some(path) => read_json(path)?,
+            None => Value::Null,
+        };
+        let source = match (chosen, &files.chat_template) {
+            (Some(path), _) => Some(read(path)?),
+            (None, Some(path)) if path.extension().is_some_and(|it| it == "json") => {
+                named_default(&read_json(path)?["chat_template"])
+            }
+            (None, Some(path)) => Some(read(path)?),
+            (None, None) => named_default(&config["chat_template"]),
+        };
+        let compile = |source| {
+            Self::new(
+                source,
+                special_token(&config["bos_token"]),
+                special_token(&config["eos_token"]),
+            )
+        };
+        source.map(compile).transpose()
+    }
+
+    /// Compiles a template.
+    pub fn new(
+        source: String,
+        bos_token: Option<String>,
+        eos_token: Option<String>,
+    ) -> Result<Self, ChatTemplateError> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
+        environment.set_recursion_limit(RECURSION_LIMIT);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_filter("tojson", tojson);
+        let syntax = |error: Error| ChatTemplateError::Syntax(error.to_string());
+        environment
+            .add_template_owned(NAME, source)
+            .map_err(syntax)?;
+        Ok(Self {
+            environment,
+            bos_token,
+            eos_token,
+        })
+    }
+}
+
+impl ChatRequest {
+    /// The prompt.
+    pub fn render(self, template: Option<&ChatTemplate>) -> Result<String, ChatTemplateError> {
+        let template = template.ok_or(ChatTemplateError::Missing)?;
+        if self.add_generation_prompt && self.continue_final_message {
+            let message = "continue_final_message needs add_generation_prompt = false";
+            return Err(ChatTemplateError::Messages(message.to_owned()));
+        }
+        let messages = messages(self.messages)?;
+        let last = messages
+            .last()
+            .and_then(|message| message["content"].as_str());
+        let last = last.unwrap_or_default().trim().to_owned();
+        let given = context! {
+            messages => JinjaValue::from(Serde(&messages)),
+            add_generation_prompt => self.add_generation_prompt,
+            bos_token => template.bos_token.as_deref().unwrap_or_default(),
+            eos_token => template.eos_token.as_deref().unwrap_or_default(),
+        };
+        let kwargs = match self.kwargs {
+            None => JinjaValue::from(Serde(Map::new())),
+            Some(Value::Object(kwargs)) => JinjaValue::from(Serde(kwargs)),
+            Some(_) => {
+                let message = "chat_template_kwargs must be an object";
+                return Err(ChatTemplateError::Messages(message.to_owned()));
+            }
+        };
+        let compiled = template
+            .environment
+            .get_template(NAME)
+            .expect("it was added under NAME");
+        let rendered = compiled
+            .render(context! { ..given, ..kwargs })
+            .map_err(render_error)?;
+        if self.continue_final_message {
+            up_to(rendered, &last)
+        } else {
+            Ok(rendered)
+        }
+    }
+}
+
+/// The prompt without what the template puts after the last message.
+fn up_to(mut rendered: String, last: &str) -> Result<String, ChatTemplateError> {
+    let at = rendered.rfind(last).ok_or_else(|| {
+        let message = "continue_final_message: the template changes the last message";
+        ChatTemplateError::Messages(message.to_owned())
+    })?;
+    rendered.truncate(at + last.len());
+    Ok(rendered)
+}
+
+/// Messages with plain strings as their content.
+fn messages(value: Value) -> Result<Vec<Value>, ChatTemplateError> {
+    let Value::Array(messages) = value else {
+        return Err(ChatTemplateError::Messages(
+            "messages must be a list".to_owned(),
+        ));
+    };
+    if messages.is_empty() {
+        return Err(ChatTemplateError::Messages(
+            "messages must not be empty".to_owned(),
+        ));
+    }
+    messages
+        .into_iter()
+        .enumerate()
+        .map(|(at, message)| normalized(at, message))
+        .collect()
+}
+
+fn normalized(at: usize, message: Value) -> Result<Value, ChatTemplateError> {
+    let wrong = |what: &str| ChatTemplateError::Messages(format!("messages[{at}]{what}"));
+    let Value::Object(mut message) = message else {
+        return Err(wrong(" must be an object"));
+    };
+    if !message.get("role").is_some_and(Value::is_string) {
+        return Err(wrong(".role must be a string"));
+    }
+    let content = match message.remove("content") {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => {
+            let texts: Option<Vec<&str>> = parts.iter().map(part_text).collect();
+            texts
+                .ok_or_else(|| wrong(".content may only have parts of type text"))?
+                .join("\n")
+        }
+        Some(_) => return Err(wrong(".content must be a string or a list of text parts")),
+    };
+    message.insert("content".to_owned(), json!(content));
+    Ok(Value::Object(message))
+}
+
+/// The text of one part; of any other kind there is none.
+fn part_text(part: &Value) -> Option<&str> {
+    match part {
+        Value::String(text) => Some(text),
+        Value::Object(part) if part.get("type").is_none_or(|kind| kind == "text") => {
+            part.get("text")?.as_str()
+        }
+        _ => None,
+    }
+}
+
+/// `chat_template`: a string, or a list of named ones of which `default` is meant.
+fn named_default(value: &Value) -> Option<String> {
+    match value {
+        Value::String(source) => Some(source.clone()),
+        Value::Array(named) => {
+            let default = named.iter().find(|entry| entry["name"] == "default")?;
+            default["template"].as_str().map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+/// A special token: a string, or an object with its `content`.
+fn special_token(value: &Value) -> Option<String> {
+    value
+        .as_str()
+        .or_else(|| value["content"].as_str())
+        .map(str::to_owned)
+}
+
+fn read(path: &Path) -> Result<String, ChatTemplateError> {
+    std::fs::read_to_string(path).map_err(|source| ChatTemplateError::Io {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read_json(path: &Path) -> Result<Value, ChatTemplateError> {
+    serde_json::from_str(&read(path)?).map_err(|source| ChatTemplateError::Json {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// What a template said itself through `raise_exception` stands alone.
+fn render_error(error: Error) -> ChatTemplateError {
+    let raised = error.kind() == ErrorKind::InvalidOperation;
+    let detail = error.detail().filter(|_| raised).map(str::to_owned);
+    ChatTemplateError::Render(detail.unwrap_or_else(|| error.to_string()))
+}
+
+fn raise_exception(message: String) -> Result<JinjaValue, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+fn strftime_now(format: &str) -> Result<String, Error> {
+    let mut text = String::new();
+    // `write!` and not `to_string`, which panics on a format that chrono does not know.
+    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
+        let message = format!("strftime_now does not know the format '{format}'");
+        Error::new(ErrorKind::InvalidOperation, message)
+    })?;
+    Ok(text)
+}
+
+/// Python's `json.dumps`, as templates expect it: minijinja's own filter escapes for HTML.
+fn tojson(value: &JinjaValue, kwargs: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    kwargs.assert_all_used()?;
+    let mut bytes = Vec::new();
+    let written = match indent {
+        Some(indent) => {
+            let indent = " ".repeat(indent.min(RECURSION_LIMIT));
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(
+                &mut bytes, pretty,
+            ))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut bytes, Spaced,
+        )),
+    };
+    written.map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    Ok(String::from_utf8(bytes).expect("serde_json writes UTF-8"))
+}
+
+/// JSON on one line with a space after each comma and colon.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: std::io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_key<W: std::io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_value<W: std::io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The template of Llama 2, shortened: methods, exceptions, block trimming.
+    const LLAMA: &str = "\
+{% if messages[0]['role'] == 'system' %}
+    {% set system = '<<SYS>>' + messages[0]['content'].strip() + '<</SYS>>' %}
+    {% set messages = messages[1:] %}
+{% else %}
+    {% set system = '' %}
+{% endif %}
+{% for message in messages %}
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{ raise_exception('Conversation roles must alternate') }}
+    {% endif %}
+    {{- bos_token ~ '[' ~ message.role ~ ']' ~ (system if loop.first else '') ~ message['content'] -}}
+{% endfor %}
+{% if add_generation_prompt %}[assistant]{% endif %}";
+
+    fn render(source: &str, request: ChatRequest) -> Result<String, ChatTemplateError> {
+        let template = ChatTemplate::new(source.to_owned(), Some("<s>".into()), None)?;
+        request.render(Some(&template))
+    }
+
+    fn chat(messages: Value) -> ChatRequest {
+        ChatRequest {
+            messages,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            kwargs: None,
+        }
+    }
+
+    #[test]
+    fn template_sees_messages_tokens_and_python_methods() {
+        let messages = json!([
+            {"role": "system", "content": " be brief "},
+            {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
+        ]);
+        let prompt = render(LLAMA, chat(messages)).unwrap();
+        assert_eq!(
+            prompt,
+            "<s>[user]<<SYS>>be brief<</SYS>>one\ntwo[assistant]"
+        );
+    }
+
+    #[test]
+    fn what_a_template_raises_reaches_the_client() {
+        let error = render(LLAMA, chat(json!([{"role": "assistant", "content": "hi"}])));
+        let message = error.unwrap_err().to_string();
+        assert!(
+            message.ends_with("Conversation roles must alternate"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn continued_message_ends_where_its_content_ends() {
+        let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}";
+        let messages =
+            json!([{"role": "user", "content": "go"}, {"role": "assistant", "content": "Once "}]);
+        let request = ChatRequest {
+            add_generation_prompt: false,
+            continue_final_message: true,
+            ..chat(messages)
+        };
+        assert_eq!(
+            render(source, request).unwrap(),
+            "<user>go<end>\n<assistant>Once"
+        );
+    }
+
+    #[test]
+    fn tojson_writes_what_python_writes() {
+        let source = "{{ messages[0].meta | tojson }}";
+        let messages =
+            json!([{"role": "user", "content": "", "meta": {"a": [1, "<b>'"], "c": null}}]);
+        assert_eq!(
+            render(source, chat(messages)).unwrap(),
+            r#"{"a": [1, "<b>'"], "c": null}"#
+        );
+    }
+
+    #[test]
+    fn strftime_now_gives_a_date_and_refuses_nonsense() {
+        let user = || chat(json!([{"role": "user", "content": "x"}]));
+        let year = render("{{ strftime_now('%Y') }}", user()).unwrap();
+        assert!(year.parse::<u32>().is_ok_and(|year| year > 2000), "{year}");
+        assert!(render("{{ strftime_now('%!') }}", user()).is_err());
+    }
+
+    #[test]
+    fn parts_that_are_no_text_are_refused_by_place() {
+        let messages =
+            json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]);
+        let error = render("", chat(messages)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "messages[0].content may only have parts of type text"
+        );
+    }
+
+    #[test]
+    fn default_of_several_named_templates_is_taken() {
+        let named =
+            json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]);
+        assert_eq!(named_default(&named).as_deref(), Some("d"));
+        assert_eq!(
+            special_token(&json!({"content": "</s>"})).as_deref(),
+            Some("</s>")
+        );
+    }
+}

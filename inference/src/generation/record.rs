@@ -1,0 +1,194 @@
+//! One prompt's life for the span and the metrics: noted as it happens, told exactly once.
+//!
+//! Whoever drops a record unfinished has abandoned the prompt, and the record says so: no path
+//! out of a handler can forget the span.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::spans::RequestSpan;
+
+use super::exchange::{Exchange, Reason};
+use super::timeline::Timeline;
+use super::{Finish, GenerationParams};
+
+/// Most bytes of a prompt, and of each completion, that a span carries when content is captured.
+pub const MAX_CAPTURED_BYTES: usize = 16 * 1024;
+
+/// What one prompt has done so far.
+pub struct Record {
+    exchange: Arc<Exchange>,
+    span: RequestSpan,
+    facts: Facts,
+    told: bool,
+}
+
+/// What spans and metrics are made of.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// The model, as the request and the response name it.
+    pub model: Option<String>,
+    /// Whether the response is streamed.
+    pub stream: bool,
+    /// What was asked for; `None` when the request was refused before that was clear.
+    pub params: Option<Arc<GenerationParams>>,
+    /// When things happened.
+    pub timeline: Timeline,
+    /// Tokens of the prompt.
+    pub prompt_tokens: Option<usize>,
+    /// Tokens sampled; of beams those in the result.
+    pub completion_tokens: usize,
+    /// The `finish_reason` of each sequence, by index.
+    pub finish_reasons: Vec<Option<&'static str>>,
+    /// The prompt, when captured.
+    pub prompt_text: Option<String>,
+    /// The completions, by index, when captured.
+    pub completion_texts: Option<Vec<String>>,
+}
+
+/// How a prompt ended.
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// With a result.
+    Complete,
+    /// Without.
+    Failed(&'a Reason),
+}
+
+impl Record {
+    /// Opens the record, and its span, of one prompt.
+    pub fn open(exchange: &Arc<Exchange>) -> Self {
+        let span = exchange.observers.spans.start(exchange);
+        Self {
+            exchange: Arc::clone(exchange),
+            span,
+            facts: Facts::default(),
+            told: false,
+        }
+    }
+
+    /// The request's model, as soon as it is known.
+    pub fn set_model(&mut self, model: &str, stream: bool) {
+        self.facts.model = Some(model.to_owned());
+        self.facts.stream = stream;
+    }
+
+    /// What the prompt asks for.
+    pub fn set_prompt(&mut self, tokens: usize, params: &Arc<GenerationParams>) {
+        self.facts.prompt_tokens = Some(tokens);
+        self.facts.params = Some(Arc::clone(params));
+    }
+
+    /// The prompt's text, kept only when content is captured.
+    pub fn capture_prompt(&mut self, text: &str) {
+        if self.span.captures_content() {
+            self.facts.completion_texts = Some(Vec::new());
+            let captured = self.facts.prompt_text.get_or_insert_default();
+            append_bounded(captured, text);
+        }
+    }
+
+    pub(super) fn note_queued(&mut self, at: Instant) {
+        self.facts.timeline.note_queued(at);
+    }
+
+    pub(super) fn note_scheduled(&mut self, at: Instant) {
+        self.facts.timeline.note_scheduled(at);
+    }
+
+    /// A token was sampled, `previous` being the sequence's last one before.
+    pub(super) fn note_token(&mut self, at: Instant, previous: Option<Instant>) {
+        let first = self.facts.timeline.first_token.is_none();
+        self.facts.timeline.note_token(at);
+        self.facts.completion_tokens += 1;
+        let metrics = &self.exchange.observers.metrics;
+        if first {
+            let arrival = self.exchange.clock.arrival();
+            metrics.first_token(
+                at.saturating_duration_since(arrival),
+                self.facts.prompt_tokens,
+            );
+        }
+        metrics.token(previous.map(|previous| at.saturating_duration_since(previous)));
+    }
+
+    /// Every live beam has one more token. They count once the result is known.
+    pub(super) fn note_beam_step(&mut self, at: Instant) {
+        let first = self.facts.timeline.first_token.is_none();
+        self.facts.timeline.note_token(at);
+        if first {
+            let ttft = at.saturating_duration_since(self.exchange.clock.arrival());
+            self.exchange
+                .observers
+                .metrics
+                .first_token(ttft, self.facts.prompt_tokens);
+        }
+    }
+
+    /// A beam is part of the result.
+    pub(super) fn note_beam(&mut self, index: usize, tokens: usize, text: &str, finish: &Finish) {
+        self.facts.completion_tokens += tokens;
+        (0..tokens).for_each(|_| self.exchange.observers.metrics.token(None));
+        self.note_text(index, text);
+        self.note_finish(index, finish);
+    }
+
+    pub(super) fn note_text(&mut self, index: usize, text: &str) {
+        if let Some(texts) = &mut self.facts.completion_texts {
+            if texts.len() <= index {
+                texts.resize_with(index + 1, String::new);
+            }
+            append_bounded(&mut texts[index], text);
+        }
+    }
+
+    pub(super) fn note_finish(&mut self, index: usize, finish: &Finish) {
+        let reasons = &mut self.facts.finish_reasons;
+        if reasons.len() <= index {
+            reasons.resize(index + 1, None);
+        }
+        reasons[index] = Some(finish.reason());
+    }
+
+    /// The last output is out.
+    pub(super) fn finish(&mut self) {
+        self.tell(&Outcome::Complete);
+    }
+
+    /// The prompt was refused or has failed.
+    pub fn fail(&mut self, error_type: &'static str, message: &impl Display) {
+        self.tell(&Outcome::Failed(&Reason {
+            error_type,
+            message: message.to_string(),
+        }));
+    }
+
+    fn tell(&mut self, outcome: &Outcome<'_>) {
+        if std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        let end = Instant::now();
+        self.span.end(&self.exchange, &self.facts, outcome, end);
+        let arrival = self.exchange.clock.arrival();
+        self.exchange
+            .observers
+            .metrics
+            .request_ended(arrival, &self.facts, outcome);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.told {
+            let reason = self.exchange.drop_reason();
+            self.tell(&Outcome::Failed(&reason));
+        }
+    }
+}
+
+/// Appends as much of `text` as [`MAX_CAPTURED_BYTES`] leaves room for, whole characters only.
+fn append_bounded(captured: &mut String, text: &str) {
+    let room = MAX_CAPTURED_BYTES.saturating_sub(captured.len());
+    captured.push_str(&text[..text.floor_char_boundary(room)]);
+}

@@ -1,0 +1,377 @@
+//! Every way in which a request is refused or fails: status, OpenAI's error body, and the span.
+
+use http::{Request, StatusCode};
+use lantern_inference::engine::request::{Event, Submission};
+use opentelemetry::trace::Status;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Harness, MAX_BODY_BYTES, MODEL, Options, attribute, say};
+
+/// The error's message, once status, shape and parameter are as they should be.
+fn message(answer: &Answer, status: u16, param: Option<&str>) -> String {
+    let body = answer.json();
+    assert_eq!(answer.status.as_u16(), status, "{body}");
+    let error = &body["error"];
+    assert_eq!(error["code"], status);
+    assert_eq!(error["param"], json!(param), "{body}");
+    let kind = error["type"].as_str().expect("a type");
+    assert!(kind.ends_with("Error"), "{kind}");
+    error["message"].as_str().expect("a message").to_owned()
+}
+
+async fn idle() -> Harness {
+    Harness::start(|submission| say(&submission, b"ok")).await
+}
+
+#[tokio::test]
+async fn bad_parameters_are_named_with_their_values() {
+    let harness = idle().await;
+    let check = async |field: &str, value: Value, expect: &str| {
+        let mut body = json!({"model": MODEL, "prompt": "hi"});
+        body[field] = value;
+        let answer = harness.post("/v1/completions", &body).await;
+        assert_eq!(message(&answer, 400, Some(field)), expect);
+    };
+    check(
+        "temperature",
+        json!(-1),
+        "temperature must be non-negative, got -1",
+    )
+    .await;
+    check(
+        "temperature",
+        json!("warm"),
+        "temperature must be a number, got \"warm\"",
+    )
+    .await;
+    check("top_p", json!(0), "top_p must be in (0, 1], got 0").await;
+    check(
+        "top_k",
+        json!(-2),
+        "top_k must be 0 or -1 for all tokens, or at least 1, got -2",
+    )
+    .await;
+    check("min_p", json!(1.5), "min_p must be in [0, 1], got 1.5").await;
+    check(
+        "presence_penalty",
+        json!(3),
+        "presence_penalty must be in [-2, 2], got 3",
+    )
+    .await;
+    check(
+        "frequency_penalty",
+        json!(-3),
+        "frequency_penalty must be in [-2, 2], got -3",
+    )
+    .await;
+    check(
+        "repetition_penalty",
+        json!(0),
+        "repetition_penalty must be above 0, got 0",
+    )
+    .await;
+    check("n", json!(0), "n must be at least 1, got 0").await;
+    check("n", json!(1000), "n must be at most 128, got 1000").await;
+    check(
+        "max_tokens",
+        json!(-1),
+        "max_tokens must be at least 0, got -1",
+    )
+    .await;
+    check(
+        "max_tokens",
+        json!(0),
+        "max_tokens must be at least 1 without echo, got 0",
+    )
+    .await;
+    check(
+        "min_tokens",
+        json!(17),
+        "min_tokens must be at most max_tokens = 16, got 17",
+    )
+    .await;
+    check("logprobs", json!(21), "logprobs must be at most 20, got 21").await;
+    check("seed", json!(1.5), "seed must be an integer, got 1.5").await;
+    check("stop", json!(""), "stop cannot contain an empty string").await;
+    check(
+        "stop",
+        json!([1]),
+        "stop must be a string or a list of strings, got 1",
+    )
+    .await;
+    check(
+        "stop_token_ids",
+        json!([-1]),
+        "stop_token_ids must be token ids, got -1",
+    )
+    .await;
+    check(
+        "ignore_eos",
+        json!("maybe"),
+        "ignore_eos must be a boolean, got \"maybe\"",
+    )
+    .await;
+    check("suffix", json!("x"), "suffix is not currently supported").await;
+    check(
+        "stream_options",
+        json!({}),
+        "stream_options can only be given with stream = true",
+    )
+    .await;
+    check(
+        "prompt",
+        json!([257]),
+        "prompt must be token ids below 257, got 257",
+    )
+    .await;
+    check("prompt", json!([]), "the prompt has no tokens").await;
+    check("prompt", Value::Null, "prompt is required").await;
+}
+
+#[tokio::test]
+async fn several_greedy_sequences_are_refused_without_beam_search() {
+    let harness = idle().await;
+    let body = json!({"prompt": "hi", "n": 2, "temperature": 0});
+    let answer = harness.post("/v1/completions", &body).await;
+    assert_eq!(
+        message(&answer, 400, Some("n")),
+        "n must be 1 when using greedy sampling, got 2"
+    );
+    let body = json!({"prompt": "hi", "n": 2, "best_of": 1});
+    message(
+        &harness.post("/v1/completions", &body).await,
+        400,
+        Some("best_of"),
+    );
+}
+
+#[tokio::test]
+async fn unknown_fields_and_nulls_are_left_alone() {
+    let harness = idle().await;
+    let body =
+        json!({"prompt": "hi", "user": "me", "future_field": {"a": 1}, "n": null, "stop": null});
+    assert_eq!(
+        harness.post("/v1/completions", &body).await.status,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn unknown_model_is_404_and_a_span() {
+    let harness = idle().await;
+    let answer = harness
+        .post("/v1/completions", &json!({"model": "gpt", "prompt": "hi"}))
+        .await;
+    assert_eq!(
+        message(&answer, 404, Some("model")),
+        "The model `gpt` does not exist."
+    );
+    let span = harness.request_spans(1).await.remove(0);
+    assert_eq!(
+        attribute(&span, "error.type").as_deref(),
+        Some("model_not_found")
+    );
+    assert_eq!(
+        attribute(&span, "gen_ai.request.model").as_deref(),
+        Some("gpt")
+    );
+    assert_eq!(
+        span.status,
+        Status::error("The model `gpt` does not exist.")
+    );
+}
+
+#[tokio::test]
+async fn prompt_over_the_context_is_400() {
+    let harness = idle().await;
+    let long = json!({"prompt": "x".repeat(128)});
+    let text = message(
+        &harness.post("/v1/completions", &long).await,
+        400,
+        Some("prompt"),
+    );
+    assert!(
+        text.contains("maximum context length is 128 tokens"),
+        "{text}"
+    );
+    assert!(text.contains("has 129 tokens"), "{text}");
+    let greedy = json!({"prompt": "hi", "max_tokens": 126});
+    let text = message(
+        &harness.post("/v1/completions", &greedy).await,
+        400,
+        Some("max_tokens"),
+    );
+    assert!(text.starts_with("max_tokens = 126 is too large"), "{text}");
+    // The default gives way instead.
+    let near = json!({"prompt": "x".repeat(120)});
+    assert_eq!(
+        harness.post("/v1/completions", &near).await.status,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn chat_without_a_template_is_400() {
+    let harness = idle().await;
+    let body = json!({"messages": [{"role": "user", "content": "hi"}]});
+    let answer = harness.post("/v1/chat/completions", &body).await;
+    let text = message(&answer, 400, Some("messages"));
+    assert!(
+        text.starts_with("this model has no chat template"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn bodies_that_cannot_be_read_are_refused_in_kind() {
+    let harness = idle().await;
+    let send = async |kind: &str, body: String| {
+        let request = Request::post(harness.url("/v1/completions")).header("content-type", kind);
+        harness.send(request.body(body.into()).unwrap()).await
+    };
+    let text = message(
+        &send("application/json", "{\"prompt\": ".into()).await,
+        400,
+        None,
+    );
+    assert!(text.starts_with("the body is not valid JSON"), "{text}");
+    message(
+        &send("application/json", "[]".into()).await,
+        400,
+        Some("body"),
+    );
+    let text = message(&send("text/plain", "{}".into()).await, 415, None);
+    assert_eq!(
+        text,
+        "content type 'text/plain' is not supported: send application/json"
+    );
+    let long = json!({"prompt": "x".repeat(MAX_BODY_BYTES)}).to_string();
+    let text = message(&send("application/json", long).await, 413, None);
+    assert_eq!(
+        text,
+        format!("the body is longer than {MAX_BODY_BYTES} bytes")
+    );
+    let spans = harness.request_spans(4).await;
+    let types: Vec<_> = spans
+        .iter()
+        .map(|span| attribute(span, "error.type").unwrap())
+        .collect();
+    let expect = [
+        "malformed_json",
+        "invalid_parameter",
+        "unsupported_content_type",
+        "body_too_large",
+    ];
+    assert_eq!(types, expect);
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_refused_without_a_span() {
+    let harness = idle().await;
+    let text = message(&harness.get("/v1/nothing").await, 404, None);
+    assert_eq!(text, "no such path: /v1/nothing");
+    let answer = harness.get("/v1/completions").await;
+    assert_eq!(message(&answer, 405, None), "GET is not allowed here");
+    assert_eq!(answer.headers["allow"], "POST");
+    assert!(
+        harness.exporter.get_finished_spans().unwrap().is_empty(),
+        "HTTP is not traced here"
+    );
+}
+
+#[tokio::test]
+async fn full_queue_is_503_with_retry_after_and_cancels_what_got_in() {
+    let options = Options {
+        max_waiting_requests: 1,
+        ..Options::default()
+    };
+    let (harness, submissions) = Harness::held(options).await;
+    let answer = harness
+        .post("/v1/completions", &json!({"prompt": ["a", "b"]}))
+        .await;
+    let text = message(&answer, 503, None);
+    assert_eq!(
+        text,
+        "the server is overloaded: 1 requests are already waiting"
+    );
+    assert!(
+        answer.headers["retry-after"]
+            .to_str()
+            .unwrap()
+            .parse::<u64>()
+            .is_ok()
+    );
+    submissions
+        .recv()
+        .expect("the first prompt got in")
+        .events
+        .closed()
+        .await;
+    for span in harness.request_spans(2).await {
+        assert_eq!(
+            attribute(&span, "error.type").as_deref(),
+            Some("queue_full")
+        );
+    }
+}
+
+#[tokio::test]
+async fn stopped_engine_is_503() {
+    let (harness, submissions) = Harness::held(Options::default()).await;
+    drop(submissions);
+    let answer = harness
+        .post("/v1/completions", &json!({"prompt": "hi"}))
+        .await;
+    assert!(message(&answer, 503, None).starts_with("the engine has stopped"));
+}
+
+/// One token, then a device error.
+fn fail(submission: &Submission) {
+    let at = submission.queued;
+    submission
+        .events
+        .send(Event::Token {
+            id: 97,
+            logprobs: None,
+            at,
+        })
+        .unwrap();
+    submission
+        .events
+        .send(Event::Failed {
+            message: "device lost".to_owned(),
+        })
+        .unwrap();
+}
+
+#[tokio::test]
+async fn failed_engine_is_500_or_the_streams_last_chunk() {
+    let harness = Harness::start(|submission| fail(&submission)).await;
+    let answer = harness
+        .post("/v1/completions", &json!({"prompt": "hi"}))
+        .await;
+    assert_eq!(
+        message(&answer, 500, None),
+        "the engine failed: device lost"
+    );
+    let answer = harness
+        .post("/v1/completions", &json!({"prompt": "hi", "stream": true}))
+        .await;
+    let chunks = answer.chunks();
+    assert_eq!(chunks[0]["choices"][0]["text"], "a");
+    assert_eq!(
+        chunks[1]["error"]["message"],
+        "the engine failed: device lost"
+    );
+    let spans = harness.request_spans(2).await;
+    for span in spans {
+        assert_eq!(
+            attribute(&span, "error.type").as_deref(),
+            Some("engine_failed")
+        );
+        assert_eq!(
+            attribute(&span, "gen_ai.usage.completion_tokens").as_deref(),
+            Some("1")
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! The whole server with the real engine, on a small OPT with random weights.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use lantern_inference::config::Config;
+use lantern_inference::loader::DeviceChoice;
+use lantern_inference::server::{Server, ServerError};
+use lantern_telemetry::Telemetry;
+use opentelemetry_sdk::trace::InMemorySpanExporter;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::byte_tokenizer_files;
+use crate::support::goldens;
+
+/// A golden model with a tokenizer of bytes, in a directory of its own.
+fn model() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        let from = goldens().join("opt-pre-ln").join(file);
+        std::fs::copy(from, directory.path().join(file)).unwrap();
+    }
+    byte_tokenizer_files(directory.path());
+    directory
+}
+
+fn config(directory: &Path) -> Config {
+    let mut config = Config::new(directory.to_str().unwrap());
+    config.port = 0;
+    config.device = DeviceChoice::Cpu;
+    config.served_names = vec!["small".to_owned()];
+    config
+}
+
+async fn post(address: std::net::SocketAddr, body: &Value) -> String {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let request = Request::post(format!("http://{address}/v1/completions"));
+    let request = request.body(body.to_string().into()).unwrap();
+    let response = client.request(request).await.unwrap();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+async fn choices(address: std::net::SocketAddr, body: &Value) -> Value {
+    let text = post(address, body).await;
+    let mut answer: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+    answer["choices"].take()
+}
+
+#[tokio::test]
+async fn real_engine_answers_and_every_request_is_a_whole_tree() {
+    let directory = model();
+    let exporter = InMemorySpanExporter::default();
+    let telemetry = Telemetry::with_exporter(exporter.clone(), "test");
+    let server = Server::bind(config(directory.path()), &telemetry)
+        .await
+        .unwrap();
+    let address = server.local_addr();
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(server.run(shutdown.clone()));
+
+    let greedy = json!({"model": "small", "prompt": "San Francisco is a", "temperature": 0.0});
+    let first = choices(address, &greedy).await;
+    assert_eq!(first[0]["finish_reason"], "length", "{first}");
+    assert_eq!(
+        choices(address, &greedy).await,
+        first,
+        "greedy is repeatable"
+    );
+
+    let seeded = json!({"model": "small", "prompt": ["a", "b"], "n": 2, "seed": 7, "logprobs": 1});
+    let sampled = choices(address, &seeded).await;
+    assert_eq!(sampled.as_array().unwrap().len(), 4);
+    assert_eq!(
+        choices(address, &seeded).await,
+        sampled,
+        "so is sampling with a seed"
+    );
+
+    let beams = json!({
+        "model": "small", "prompt": "San Francisco is a", "max_tokens": 10, "n": 3,
+        "use_beam_search": "true", "temperature": 0.0, "logprobs": 0,
+    });
+    let beams = choices(address, &beams).await;
+    let tokens: Vec<&Value> = (0..3)
+        .map(|at| &beams[at]["logprobs"]["token_logprobs"])
+        .collect();
+    assert!(
+        tokens[0] != tokens[1] && tokens[1] != tokens[2] && tokens[0] != tokens[2],
+        "{beams}"
+    );
+    let sum = |logprobs: &Value| {
+        logprobs
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|logprob| logprob.as_f64().unwrap())
+            .sum::<f64>()
+    };
+    assert!(
+        sum(tokens[0]) >= sum(tokens[1]) && sum(tokens[1]) >= sum(tokens[2]),
+        "{beams}"
+    );
+
+    let streamed = json!({"model": "small", "prompt": "a", "stream": true, "max_tokens": 5});
+    assert!(post(address, &streamed).await.ends_with("data: [DONE]\n\n"));
+
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+    let spans = exporter.get_finished_spans().unwrap();
+    let count = |name: &str| spans.iter().filter(|span| span.name == name).count();
+    assert_eq!(
+        ["llm_request", "queue", "prefill", "decode"].map(count),
+        [8; 4]
+    );
+}
+
+#[tokio::test]
+async fn values_that_the_model_cannot_have_name_their_flag() {
+    let directory = model();
+    let refused = async |config: Config| match Server::bind(config, &Telemetry::disabled()).await {
+        Err(ServerError::Config(error)) => error.to_string(),
+        other => panic!("it should have been refused: {:?}", other.err()),
+    };
+    let mut long = config(directory.path());
+    long.max_model_len = Some(1_000_000);
+    let message = refused(long).await;
+    assert!(
+        message.starts_with("--max-model-len='1000000' is not supported: use 1 to"),
+        "{message}"
+    );
+    let message = refused(config(Path::new("./no such model"))).await;
+    assert!(
+        message.starts_with("--model='./no such model' is not supported"),
+        "{message}"
+    );
+}

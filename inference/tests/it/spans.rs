@@ -1,0 +1,223 @@
+//! The spans of requests that succeed, fail, are abandoned or are not sampled.
+
+use std::time::{Duration, SystemTime};
+
+use http::Request;
+use lantern_inference::engine::request::{Event, FinishReason, Submission};
+use opentelemetry::Value as Attribute;
+use opentelemetry::trace::{SpanId, Status};
+use opentelemetry_sdk::trace::SpanData;
+use serde_json::{Map, Value, json};
+
+use crate::harness::{Harness, MODEL, Options, attribute, say, tell};
+
+const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT_ID: &str = "00f067aa0ba902b7";
+
+/// Posts with a trace context whose sampled flag is `flag`.
+async fn post_in_trace(harness: &Harness, body: &Value, flag: &str) {
+    let request = Request::post(harness.url("/v1/completions"))
+        .header("traceparent", format!("00-{TRACE_ID}-{PARENT_ID}-{flag}"))
+        .header("x-request-id", "42");
+    harness
+        .send(request.body(body.to_string().into()).unwrap())
+        .await;
+}
+
+/// A span for a golden: its attributes sorted, times that depend on the machine redacted.
+fn golden(span: &SpanData) -> Value {
+    let attributes = span.attributes.iter().map(|attribute| {
+        let name = attribute.key.to_string();
+        let value = match &attribute.value {
+            Attribute::F64(_) if name.starts_with("gen_ai.latency.") => json!("[seconds]"),
+            Attribute::F64(number) => json!(number),
+            Attribute::I64(number) => json!(number),
+            Attribute::Bool(flag) => json!(flag),
+            Attribute::Array(values) => json!(values.to_string()),
+            other => json!(other.to_string()),
+        };
+        (name, value)
+    });
+    json!({
+        "name": span.name,
+        "kind": format!("{:?}", span.span_kind),
+        "status": format!("{:?}", span.status),
+        "parent": span.parent_span_id.to_string(),
+        "attributes": attributes.collect::<Map<_, _>>(),
+    })
+}
+
+fn millis(from: SystemTime, to: SystemTime) -> u128 {
+    to.duration_since(from)
+        .expect("spans go forward")
+        .as_millis()
+}
+
+fn named<'a>(spans: &'a [SpanData], name: &str) -> &'a SpanData {
+    spans
+        .iter()
+        .find(|span| span.name == name)
+        .unwrap_or_else(|| panic!("a span {name}"))
+}
+
+#[tokio::test]
+async fn llm_request_has_every_attribute() {
+    let harness = Harness::start(|submission| say(&submission, b"ok")).await;
+    let body = json!({
+        "model": MODEL, "prompt": "hi", "max_tokens": 10, "temperature": 0.7, "top_p": 0.9,
+        "top_k": 5, "seed": 1, "stop": ["END"], "presence_penalty": 0.5, "frequency_penalty": -0.5,
+    });
+    post_in_trace(&harness, &body, "01").await;
+    let spans = harness.spans(4).await;
+    insta::assert_json_snapshot!(golden(named(&spans, "llm_request")));
+}
+
+#[tokio::test]
+async fn children_lie_where_the_engine_says() {
+    let harness = Harness::start(|submission| say(&submission, b"ok")).await;
+    post_in_trace(&harness, &json!({"prompt": "hi"}), "01").await;
+    let spans = harness.spans(4).await;
+    let request = named(&spans, "llm_request");
+    assert_eq!(request.span_context.trace_id().to_string(), TRACE_ID);
+    let [queue, prefill, decode] = ["queue", "prefill", "decode"].map(|name| {
+        let child = named(&spans, name);
+        assert_eq!(child.parent_span_id, request.span_context.span_id());
+        assert_eq!(
+            child.span_context.trace_id(),
+            request.span_context.trace_id()
+        );
+        child
+    });
+    // The script: scheduled after 1 ms, tokens after 3, 4 and 5.
+    assert_eq!(millis(queue.start_time, queue.end_time), 1);
+    assert_eq!(millis(queue.start_time, prefill.end_time), 3);
+    assert_eq!(millis(queue.start_time, decode.end_time), 5);
+    assert_eq!(queue.end_time, prefill.start_time);
+    assert_eq!(prefill.end_time, decode.start_time);
+    assert!(request.start_time <= queue.start_time);
+    let seconds = |name: &str| attribute(request, name).unwrap().parse::<f64>().unwrap();
+    let close = |name: &str, expect: f64| {
+        let seconds = seconds(name);
+        assert!((seconds - expect).abs() < 1e-9, "{name} = {seconds}");
+    };
+    close("gen_ai.latency.time_in_queue", 0.001);
+    close("gen_ai.latency.time_in_model_prefill", 0.002);
+    close("gen_ai.latency.time_in_model_decode", 0.002);
+    close("gen_ai.latency.time_in_model_inference", 0.004);
+}
+
+#[tokio::test]
+async fn several_sequences_are_one_span_from_first_to_last() {
+    let script = |submission: Submission| {
+        let seed = submission.request.params.seed.expect("a seed each");
+        let at = |millis| submission.queued + Duration::from_millis(millis);
+        let send = |event| submission.events.send(event).unwrap();
+        send(Event::Scheduled {
+            at: at(1_000 * (seed + 1)),
+        });
+        send(Event::Token {
+            id: 97,
+            logprobs: None,
+            at: at(1_000 * (seed + 2)),
+        });
+        send(Event::Token {
+            id: 97,
+            logprobs: None,
+            at: at(1_000 * (seed + 5)),
+        });
+        send(Event::Finished {
+            reason: FinishReason::Length,
+            at: at(1_000 * (seed + 5)),
+        });
+    };
+    let harness = Harness::start(script).await;
+    post_in_trace(&harness, &json!({"prompt": "hi", "n": 3, "seed": 0}), "01").await;
+    let spans = harness.spans(4).await;
+    assert_eq!(spans.len(), 4);
+    let (queue, decode) = (named(&spans, "queue"), named(&spans, "decode"));
+    let seconds = |from, to| (millis(from, to) + 500) / 1_000;
+    assert_eq!(seconds(queue.start_time, queue.end_time), 1);
+    assert_eq!(seconds(queue.start_time, decode.start_time), 2);
+    assert_eq!(seconds(queue.start_time, decode.end_time), 7);
+    let request = named(&spans, "llm_request");
+    assert_eq!(
+        attribute(request, "gen_ai.usage.completion_tokens").as_deref(),
+        Some("6")
+    );
+    assert_eq!(
+        attribute(request, "gen_ai.usage.num_sequences").as_deref(),
+        Some("3")
+    );
+}
+
+#[tokio::test]
+async fn each_prompt_of_a_request_has_its_span() {
+    let harness = Harness::start(|submission| say(&submission, b"ok")).await;
+    post_in_trace(&harness, &json!({"prompt": ["a", "b"]}), "01").await;
+    for span in harness.request_spans(2).await {
+        assert_eq!(span.parent_span_id, SpanId::from_hex(PARENT_ID).unwrap());
+        assert_eq!(
+            attribute(&span, "gen_ai.request.id").as_deref(),
+            Some("cmpl-42")
+        );
+        assert_eq!(
+            attribute(&span, "gen_ai.usage.prompt_tokens").as_deref(),
+            Some("2")
+        );
+        assert_eq!(span.status, Status::Unset);
+    }
+}
+
+#[tokio::test]
+async fn prompt_and_completion_are_captured_only_when_asked_for() {
+    for capture_content in [false, true] {
+        let options = Options {
+            capture_content,
+            ..Options::default()
+        };
+        let harness = Harness::with(options, |submission| say(&submission, b"ok")).await;
+        post_in_trace(&harness, &json!({"prompt": "secret"}), "01").await;
+        let span = harness.request_spans(1).await.remove(0);
+        let all = format!("{:?}", span.attributes);
+        assert_eq!(all.contains("secret"), capture_content, "{all}");
+        let captured = attribute(&span, "gen_ai.output.messages");
+        let expect = json!([{
+            "role": "assistant", "parts": [{"type": "text", "content": "ok"}], "finish_reason": "stop",
+        }]);
+        let captured = captured.map(|text| serde_json::from_str::<Value>(&text).unwrap());
+        assert_eq!(captured, capture_content.then_some(expect));
+    }
+}
+
+#[tokio::test]
+async fn captured_text_is_bounded() {
+    let options = Options {
+        capture_content: true,
+        ..Options::default()
+    };
+    let many: Vec<u32> = std::iter::repeat_n([0xC3, 0xA9], 10_000)
+        .flatten()
+        .collect();
+    let script = move |submission: Submission| tell(&submission, &many, FinishReason::Length);
+    let harness = Harness::with(options, script).await;
+    post_in_trace(&harness, &json!({"prompt": "hi"}), "01").await;
+    let span = harness.request_spans(1).await.remove(0);
+    let text = attribute(&span, "gen_ai.output.messages").unwrap();
+    let messages: Value = serde_json::from_str(&text).expect("cut text is still JSON");
+    let content = messages[0]["parts"][0]["content"].as_str().unwrap();
+    assert_eq!(content.len(), 16 * 1024);
+}
+
+#[tokio::test]
+async fn stop_ends_the_decode_span_at_the_last_token_read() {
+    let harness = Harness::start(|submission| say(&submission, b"a.bcd")).await;
+    post_in_trace(&harness, &json!({"prompt": "hi", "stop": "."}), "01").await;
+    let spans = harness.spans(4).await;
+    let decode = named(&spans, "decode");
+    assert_eq!(millis(decode.start_time, decode.end_time), 1);
+    let request = named(&spans, "llm_request");
+    assert_eq!(
+        attribute(request, "gen_ai.usage.output_tokens").as_deref(),
+        Some("2")
+    );
+}
