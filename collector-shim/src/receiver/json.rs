@@ -6,9 +6,12 @@
 //! case, enums are integers, keys are lowerCamelCase, unknown ones are ignored, 64-bit integers
 //! are strings or numbers. Enum names, which proto3's own JSON has, are taken too.
 
-use base64::Engine as _;
-use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1 as common;
@@ -16,10 +19,13 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::resource::v1 as resource;
 use opentelemetry_proto::tonic::trace::v1 as trace;
 use prost::Message as _;
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
-const TRACE_ID_BYTES: usize = 16;
-const SPAN_ID_BYTES: usize = 8;
+use scalar::{
+    SPAN_ID_BYTES, Scalar, TRACE_ID_BYTES, base64_bytes, double, enumeration, id, integer,
+};
 
 /// Why a body is not OTLP/JSON.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +54,34 @@ pub(crate) fn to_protobuf(json: &[u8]) -> Result<Bytes> {
 type List<T> = Option<Vec<T>>;
 
 /// Declares a JSON object, each field of which may be absent or null.
+///
+/// Left to itself serde would also read a list as an object's fields in a row.
 macro_rules! object {
     ($name:ident { $($field:ident: $type:ty),* $(,)? }) => {
         #[derive(Deserialize, Default)]
-        #[serde(rename_all = "camelCase", default)]
+        #[serde(rename_all = "camelCase", default, remote = "Self")]
         struct $name { $($field: Option<$type>),* }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+                struct Fields;
+                impl<'de> Visitor<'de> for Fields {
+                    type Value = $name;
+
+                    fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        text.write_str(concat!("an object, the ", stringify!($name)))
+                    }
+
+                    fn visit_map<A: MapAccess<'de>>(
+                        self,
+                        fields: A,
+                    ) -> std::result::Result<$name, A::Error> {
+                        $name::deserialize(MapAccessDeserializer::new(fields))
+                    }
+                }
+                json.deserialize_map(Fields)
+            }
+        }
     };
 }
 
@@ -127,16 +156,6 @@ object!(AnyValue {
 });
 object!(ArrayValue { values: Vec<AnyValue> });
 object!(KeyValueList { values: Vec<KeyValue> });
-
-/// A number, or one in quotes.
-#[derive(Deserialize, Debug)]
-#[serde(untagged)]
-enum Scalar {
-    Unsigned(u64),
-    Signed(i64),
-    Float(f64),
-    Text(String),
-}
 
 fn convert_all<T, U>(list: List<T>, convert: impl Fn(T) -> Result<U>) -> Result<Vec<U>> {
     list.unwrap_or_default().into_iter().map(convert).collect()
@@ -274,7 +293,7 @@ impl AnyValue {
         } else if self.int_value.is_some() {
             Some(Value::IntValue(integer("intValue", self.int_value)?))
         } else if let Some(value) = self.double_value {
-            Some(Value::DoubleValue(double(value)?))
+            Some(Value::DoubleValue(double(&value)?))
         } else if let Some(array) = self.array_value {
             let values = convert_all(array.values, AnyValue::convert)?;
             Some(Value::ArrayValue(common::ArrayValue { values }))
@@ -282,7 +301,7 @@ impl AnyValue {
             let values = convert_all(list.values, KeyValue::convert)?;
             Some(Value::KvlistValue(common::KeyValueList { values }))
         } else if let Some(text) = self.bytes_value {
-            Some(Value::BytesValue(base64_bytes(text)?))
+            Some(Value::BytesValue(base64_bytes(&text)?))
         } else {
             None
         };
@@ -290,111 +309,6 @@ impl AnyValue {
     }
 }
 
-/// The hex of exactly `length_bytes`, or nothing for absent, null and empty.
-fn id(field: &'static str, text: Option<String>, length_bytes: usize) -> Result<Vec<u8>> {
-    let text = text.unwrap_or_default();
-    let digits: Option<Vec<u8>> = text
-        .chars()
-        .map(|digit| digit.to_digit(16).map(|digit| digit as u8))
-        .collect();
-    match digits {
-        Some(digits) if digits.is_empty() || digits.len() == 2 * length_bytes => Ok(digits
-            .chunks(2)
-            .map(|pair| pair[0] << 4 | pair[1])
-            .collect()),
-        _ => {
-            let expected = match length_bytes {
-                TRACE_ID_BYTES => "32 hex digits",
-                _ => "16 hex digits",
-            };
-            Err(JsonError::Value {
-                field,
-                value: format!("{text:?}"),
-                expected,
-            })
-        }
-    }
-}
-
 fn dropped(count: Option<Scalar>) -> Result<u32> {
     integer("droppedAttributesCount", count)
 }
-
-/// An integer that fits `T`; 0 for absent and null. `1e3` and `5.0` are integers too.
-fn integer<T>(field: &'static str, scalar: Option<Scalar>) -> Result<T>
-where
-    T: TryFrom<i128> + Default,
-{
-    let Some(scalar) = scalar else {
-        return Ok(T::default());
-    };
-    let wide = match &scalar {
-        Scalar::Unsigned(number) => Some(i128::from(*number)),
-        Scalar::Signed(number) => Some(i128::from(*number)),
-        Scalar::Float(number) => (number.fract() == 0.0).then_some(*number as i128),
-        Scalar::Text(text) => text.trim().parse().ok(),
-    };
-    wide.and_then(|wide| T::try_from(wide).ok()).ok_or_else(|| {
-        let expected = "an integer of its field's size";
-        JsonError::Value {
-            field,
-            value: scalar.shown(),
-            expected,
-        }
-    })
-}
-
-/// An integer, known or not, or one of the names that `number_of` knows.
-fn enumeration(
-    field: &'static str,
-    scalar: Option<Scalar>,
-    number_of: impl Fn(&str) -> Option<i32>,
-) -> Result<i32> {
-    match &scalar {
-        Some(Scalar::Text(name)) if number_of(name).is_some() => {
-            Ok(number_of(name).unwrap_or_default())
-        }
-        _ => integer(field, scalar),
-    }
-}
-
-fn double(scalar: Scalar) -> Result<f64> {
-    match &scalar {
-        Scalar::Unsigned(number) => Ok(*number as f64),
-        Scalar::Signed(number) => Ok(*number as f64),
-        Scalar::Float(number) => Ok(*number),
-        // Rust reads NaN, Infinity and -Infinity as proto3's JSON writes them.
-        Scalar::Text(text) => text.trim().parse().map_err(|_| JsonError::Value {
-            field: "doubleValue",
-            value: scalar.shown(),
-            expected: "a number",
-        }),
-    }
-}
-
-/// Standard or URL-safe, padded or not, as proto3's JSON allows.
-fn base64_bytes(text: String) -> Result<Vec<u8>> {
-    const CONFIG: GeneralPurposeConfig =
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    const ENGINE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, CONFIG);
-    let standard = text.replace('-', "+").replace('_', "/");
-    ENGINE.decode(standard).map_err(|_| JsonError::Value {
-        field: "bytesValue",
-        value: format!("{text:?}"),
-        expected: "base64",
-    })
-}
-
-impl Scalar {
-    fn shown(&self) -> String {
-        match self {
-            Scalar::Unsigned(number) => number.to_string(),
-            Scalar::Signed(number) => number.to_string(),
-            Scalar::Float(number) => number.to_string(),
-            Scalar::Text(text) => format!("{text:?}"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -28,6 +28,17 @@ impl Encoding {
     }
 }
 
+/// Answers stay small, whatever of the request is named in them.
+const MAX_MESSAGE_CHARS: usize = 300;
+
+fn message(refusal: &Refusal) -> String {
+    let whole = refusal.to_string();
+    match whole.char_indices().nth(MAX_MESSAGE_CHARS) {
+        Some((end, _)) => format!("{}…", &whole[..end]),
+        None => whole,
+    }
+}
+
 fn codes(refusal: &Refusal) -> (Code, StatusCode) {
     match refusal {
         Refusal::Malformed(_) => (Code::InvalidArgument, StatusCode::BAD_REQUEST),
@@ -47,10 +58,10 @@ pub(crate) fn grpc_status(refusal: &Refusal) -> tonic::Status {
     let mut status = match refusal {
         Refusal::Unavailable { retry_after, .. } => tonic::Status::with_error_details(
             code,
-            refusal.to_string(),
+            message(refusal),
             ErrorDetails::with_retry_info(Some(*retry_after)),
         ),
-        _ => tonic::Status::new(code, refusal.to_string()),
+        _ => tonic::Status::new(code, message(refusal)),
     };
     if let Refusal::Encoding(_) = refusal {
         let accepted = tonic::metadata::MetadataValue::from_static("gzip,identity");
@@ -67,7 +78,7 @@ pub(crate) fn http_response(
     encoding: Encoding,
 ) -> http::Response<axum::body::Body> {
     let (code, http_status) = codes(refusal);
-    let message = refusal.to_string();
+    let message = message(refusal);
     let body = match encoding {
         Encoding::Json => serde_json::json!({ "code": code as i32, "message": message })
             .to_string()

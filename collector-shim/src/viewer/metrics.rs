@@ -7,9 +7,11 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, header};
 
-use crate::counts::Transport;
+use crate::counts::{Counters, Transport};
 use crate::intake::Sink;
+use crate::queue::Queue;
 use crate::shim::ShimHandle;
+use crate::store::Holdings;
 
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -19,134 +21,155 @@ pub(super) async fn metrics(State(handle): State<ShimHandle>) -> Response {
 }
 
 fn render(handle: &ShimHandle) -> String {
-    let counters = &handle.counters;
     let mut text = Text::default();
-    let per_transport = |of: &crate::counts::PerTransport| {
-        Transport::ALL.map(|transport| {
-            let labels = format!("{{receiver=\"otlp\",transport=\"{}\"}}", transport.as_str());
-            (labels, of.of(transport).get())
-        })
-    };
-    text.metric(
-        (
-            "otelcol_receiver_accepted_spans",
-            "counter",
-            "Spans acknowledged to their senders.",
-        ),
-        &per_transport(&counters.accepted_spans),
-    );
-    text.metric(
-        (
-            "otelcol_receiver_refused_spans",
-            "counter",
-            "Spans refused for lack of room.",
-        ),
-        &per_transport(&counters.refused_spans),
-    );
-    text.metric(
-        (
-            "lantern_receiver_refused_requests",
-            "counter",
-            "Requests refused, whatever the reason.",
-        ),
-        &per_transport(&counters.refused_requests),
-    );
+    let counters = &handle.counters;
+    receiver(&mut text, counters);
     match &handle.sink {
-        Sink::Queue(queue) => {
-            let level = queue.level();
-            let exporter = |value: u64| [("{exporter=\"otlp\"}".to_owned(), value)];
-            text.metric(
-                (
-                    "otelcol_exporter_sent_spans",
-                    "counter",
-                    "Spans that the backend accepted.",
-                ),
-                &exporter(counters.delivered_spans.get()),
-            );
-            text.metric(
-                (
-                    "otelcol_exporter_send_failed_spans",
-                    "counter",
-                    "Spans rejected for good.",
-                ),
-                &exporter(counters.rejected_spans.get()),
-            );
-            text.metric(
-                (
-                    "otelcol_exporter_enqueue_failed_spans",
-                    "counter",
-                    "Spans the queue refused.",
-                ),
-                &exporter(counters.enqueue_failed_spans.get()),
-            );
-            text.metric(
-                (
-                    "lantern_exporter_retries",
-                    "counter",
-                    "Attempts that failed and are repeated.",
-                ),
-                &exporter(counters.retries.get()),
-            );
-            text.metric(
-                (
-                    "otelcol_exporter_queue_size",
-                    "gauge",
-                    "Bytes waiting or on their way out.",
-                ),
-                &exporter(level.bytes as u64),
-            );
-            text.metric(
-                (
-                    "otelcol_exporter_queue_capacity",
-                    "gauge",
-                    "Bytes the queue may hold.",
-                ),
-                &exporter(queue.max_bytes() as u64),
-            );
-            text.metric(
-                (
-                    "lantern_exporter_queue_spans",
-                    "gauge",
-                    "Spans waiting or on their way out.",
-                ),
-                &exporter(level.spans),
-            );
-        }
-        Sink::Store(store) => {
-            let holdings = store.holdings();
-            let store = |value: u64| [(String::new(), value)];
-            text.metric(
-                ("lantern_store_traces", "gauge", "Traces in memory."),
-                &store(holdings.traces),
-            );
-            text.metric(
-                ("lantern_store_spans", "gauge", "Spans in memory."),
-                &store(holdings.spans),
-            );
-            text.metric(
-                ("lantern_store_bytes", "gauge", "About what they take."),
-                &store(holdings.bytes as u64),
-            );
-            text.metric(
-                (
-                    "lantern_store_evicted_traces",
-                    "counter",
-                    "Traces dropped to make room.",
-                ),
-                &store(holdings.evicted_traces),
-            );
-            text.metric(
-                (
-                    "lantern_store_evicted_spans",
-                    "counter",
-                    "Spans dropped to make room.",
-                ),
-                &store(holdings.evicted_spans),
-            );
-        }
+        Sink::Queue(queue) => exporter(&mut text, counters, queue),
+        Sink::Store(store) => holdings(&mut text, store.holdings()),
     }
     text.0
 }
+
+fn receiver(text: &mut Text, counters: &Counters) {
+    let metrics = [
+        (
+            (
+                "otelcol_receiver_accepted_spans",
+                COUNTER,
+                "Spans acknowledged to their senders.",
+            ),
+            &counters.accepted_spans,
+        ),
+        (
+            (
+                "otelcol_receiver_refused_spans",
+                COUNTER,
+                "Spans refused for lack of room.",
+            ),
+            &counters.refused_spans,
+        ),
+        (
+            (
+                "lantern_receiver_refused_requests",
+                COUNTER,
+                "Requests refused, for any reason.",
+            ),
+            &counters.refused_requests,
+        ),
+    ];
+    for (metric, values) in metrics {
+        let samples = Transport::ALL.map(|transport| {
+            let labels = format!("{{receiver=\"otlp\",transport=\"{}\"}}", transport.as_str());
+            (labels, values.of(transport).get())
+        });
+        text.metric(metric, &samples);
+    }
+}
+
+fn exporter(text: &mut Text, counters: &Counters, queue: &Queue) {
+    let level = queue.level();
+    let metrics = [
+        (
+            (
+                "otelcol_exporter_sent_spans",
+                COUNTER,
+                "Spans that the backend accepted.",
+            ),
+            counters.delivered_spans.get(),
+        ),
+        (
+            (
+                "otelcol_exporter_send_failed_spans",
+                COUNTER,
+                "Spans rejected for good.",
+            ),
+            counters.rejected_spans.get(),
+        ),
+        (
+            (
+                "otelcol_exporter_enqueue_failed_spans",
+                COUNTER,
+                "Spans the queue refused.",
+            ),
+            counters.enqueue_failed_spans.get(),
+        ),
+        (
+            (
+                "otelcol_exporter_queue_size",
+                GAUGE,
+                "Bytes waiting or on their way out.",
+            ),
+            level.bytes as u64,
+        ),
+        (
+            (
+                "otelcol_exporter_queue_capacity",
+                GAUGE,
+                "Bytes the queue may hold.",
+            ),
+            queue.max_bytes() as u64,
+        ),
+        (
+            (
+                "lantern_exporter_queue_spans",
+                GAUGE,
+                "Spans waiting or on their way out.",
+            ),
+            level.spans,
+        ),
+        (
+            (
+                "lantern_exporter_retries",
+                COUNTER,
+                "Attempts that failed and are repeated.",
+            ),
+            counters.retries.get(),
+        ),
+    ];
+    for (metric, value) in metrics {
+        text.metric(metric, &[("{exporter=\"otlp\"}".to_owned(), value)]);
+    }
+}
+
+fn holdings(text: &mut Text, holdings: Holdings) {
+    let metrics = [
+        (
+            ("lantern_store_traces", GAUGE, "Traces in memory."),
+            holdings.traces,
+        ),
+        (
+            ("lantern_store_spans", GAUGE, "Spans in memory."),
+            holdings.spans,
+        ),
+        (
+            ("lantern_store_bytes", GAUGE, "About what they take."),
+            holdings.bytes as u64,
+        ),
+        (
+            (
+                "lantern_store_evicted_traces",
+                COUNTER,
+                "Traces dropped to make room.",
+            ),
+            holdings.evicted_traces,
+        ),
+        (
+            (
+                "lantern_store_evicted_spans",
+                COUNTER,
+                "Spans dropped to make room.",
+            ),
+            holdings.evicted_spans,
+        ),
+    ];
+    for (metric, value) in metrics {
+        text.metric(metric, &[(String::new(), value)]);
+    }
+}
+
+const COUNTER: &str = "counter";
+const GAUGE: &str = "gauge";
 
 #[derive(Default)]
 struct Text(String);

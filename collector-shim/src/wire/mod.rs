@@ -61,7 +61,7 @@ enum Fault {
 pub(crate) fn count_spans(request: &[u8]) -> Result<u64, WireError> {
     let mut spans = 0;
     walk(request, &mut |found| {
-        spans += u64::from(matches!(found, Found::Span))
+        spans += u64::from(matches!(found, Found::Span));
     })?;
     Ok(spans)
 }

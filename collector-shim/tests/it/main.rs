@@ -5,4 +5,5 @@ mod delivery;
 mod program;
 mod receiving;
 mod support;
+mod tls;
 mod viewer;

@@ -18,26 +18,22 @@ fn text(bytes: &[u8]) -> &str {
 #[test]
 fn bad_values_end_it_with_64_and_one_line_that_names_them() {
     let endpoint = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
-    let cases: [(&[&str], &[(&str, &str)], &str); 3] = [
-        (
-            &[],
-            &[("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "carrier-pigeon")],
-            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL='carrier-pigeon'",
-        ),
-        (
-            &[],
-            &[(endpoint, "http://localhost:4317")],
-            "this is where the shim itself listens",
-        ),
-        (&["--queue-max-bytes", "1"], &[], "--queue-max-bytes='1'"),
-    ];
-    for (arguments, environment, expect) in cases {
+    let check = |arguments: &[&str], environment: &[(&str, &str)], expect: &str| {
         let output = shim(arguments, environment);
         let stderr = text(&output.stderr);
         assert_eq!(output.status.code(), Some(64), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
         assert!(stderr.contains(expect), "{stderr}");
-    }
+    };
+    let protocol = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL";
+    check(
+        &[],
+        &[(protocol, "carrier-pigeon")],
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL='carrier-pigeon'",
+    );
+    let ourselves = [(endpoint, "http://localhost:4317")];
+    check(&[], &ourselves, "this is where the shim itself listens");
+    check(&["--queue-max-bytes", "1"], &[], "--queue-max-bytes='1'");
     let output = shim(&["--viewer", "nowhere"], &[]);
     assert_eq!(output.status.code(), Some(64));
     assert!(

@@ -283,3 +283,14 @@ async fn the_generated_client_is_understood() {
         3
     );
 }
+
+#[tokio::test]
+async fn answers_stay_small_whatever_was_sent() {
+    let shim = Running::embedded().await;
+    let id = "x".repeat(1_000_000);
+    let body =
+        format!(r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{{"spanId":"{id}"}}]}}]}}]}}"#);
+    let answer = post(shim.http, JSON, "", body).await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.len() < 1_000, "{} bytes", answer.body.len());
+}

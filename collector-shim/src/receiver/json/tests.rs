@@ -165,9 +165,25 @@ fn values_of_every_type_are_taken() {
 #[test]
 fn unknown_fields_are_ignored_and_broken_json_is_not() {
     assert!(span(r#""new":{"a":[1,{"b":null}]},"trace_id":"ignored""#).is_ok());
-    for bad in ["", "[]", "{", r#"{"resourceSpans":{}}"#, "nul", "{}{}"] {
+    for bad in [
+        "",
+        "[]",
+        "{",
+        r#"{"resourceSpans":{}}"#,
+        r#"{"resourceSpans":[[]]}"#,
+        "nul",
+        "{}{}",
+    ] {
         assert!(convert(bad).is_err(), "{bad}");
     }
-    let deep = format!(r#"{{"x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
-    assert!(convert(&deep).is_err());
+}
+
+#[test]
+fn nesting_is_bounded_where_it_is_kept_and_harmless_where_it_is_ignored() {
+    let ignored = format!(r#"{{"x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    assert!(convert(&ignored).is_ok());
+    let open = r#"{"arrayValue":{"values":["#.repeat(1_000);
+    let kept = format!("{open}{{}}{}", "]}}".repeat(1_000));
+    let error = value(&kept).expect_err("too deep").to_string();
+    assert!(error.contains("recursion limit"), "{error}");
 }

@@ -18,8 +18,10 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceResponse,
 };
 use prost::Message as _;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::body::Body;
 
@@ -60,6 +62,19 @@ struct State {
     answers: Semaphore,
     /// A request with this in it is bad data.
     refused: Option<&'static str>,
+    tls: Option<TlsAcceptor>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            script: Mutex::default(),
+            deliveries: Mutex::default(),
+            answers: Semaphore::new(MANY),
+            refused: None,
+            tls: None,
+        }
+    }
 }
 
 /// More than any test sends.
@@ -73,37 +88,61 @@ impl Backend {
 
     /// Listens only now on an address that refused connections before.
     pub(crate) fn listen(socket: TcpSocket, script: impl IntoIterator<Item = Reply>) -> Backend {
-        Backend::run(socket, script, MANY, None)
+        let script = Mutex::new(script.into_iter().collect());
+        Backend::run(
+            socket,
+            State {
+                script,
+                ..State::default()
+            },
+        )
     }
 
     /// Records, but answers nothing before [`Backend::release`].
     pub(crate) fn held() -> Backend {
-        Backend::run(reserve(), [], 0, None)
+        let answers = Semaphore::new(0);
+        Backend::run(
+            reserve(),
+            State {
+                answers,
+                ..State::default()
+            },
+        )
     }
 
     /// The same, and then refuses what holds `refused`.
     pub(crate) fn held_refusing(refused: &'static str) -> Backend {
-        Backend::run(reserve(), [], 0, Some(refused))
+        let (answers, refused) = (Semaphore::new(0), Some(refused));
+        Backend::run(
+            reserve(),
+            State {
+                answers,
+                refused,
+                ..State::default()
+            },
+        )
+    }
+
+    /// Speaks TLS.
+    pub(crate) fn encrypted(tls: rustls::ServerConfig) -> Backend {
+        let tls = Some(TlsAcceptor::from(Arc::new(tls)));
+        Backend::run(
+            reserve(),
+            State {
+                tls,
+                ..State::default()
+            },
+        )
     }
 
     pub(crate) fn release(&self) {
         self.state.answers.add_permits(MANY);
     }
 
-    fn run(
-        socket: TcpSocket,
-        script: impl IntoIterator<Item = Reply>,
-        answers: usize,
-        refused: Option<&'static str>,
-    ) -> Backend {
+    fn run(socket: TcpSocket, state: State) -> Backend {
         let listener = socket.listen(64).expect("it is bound");
         let address = listener.local_addr().expect("it listens");
-        let state = Arc::new(State {
-            script: Mutex::new(script.into_iter().collect()),
-            deliveries: Mutex::default(),
-            answers: Semaphore::new(answers),
-            refused,
-        });
+        let state = Arc::new(state);
         let stop = CancellationToken::new();
         let serving = accept(listener, Arc::clone(&state));
         tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
@@ -150,13 +189,25 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         let (stream, _) = listener.accept().await.expect("accepts");
         let state = Arc::clone(&state);
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(Arc::clone(&state), request));
-            let builder = Builder::new(TokioExecutor::new());
-            let _ = builder
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            match state.tls.clone() {
+                None => serve(stream, state).await,
+                // A client that does not trust us ends the handshake.
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, state).await;
+                    }
+                }
+            }
         });
     }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, state: Arc<State>) {
+    let service = service_fn(move |request| answer(Arc::clone(&state), request));
+    let builder = Builder::new(TokioExecutor::new());
+    let _ = builder
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 async fn answer(
@@ -216,7 +267,7 @@ async fn answer(
 impl Reply {
     fn into_response(self, is_grpc: bool) -> Response<Body> {
         match self {
-            Reply::Accept => accepted(is_grpc, ExportTraceServiceResponse::default()),
+            Reply::Accept => accepted(is_grpc, &ExportTraceServiceResponse::default()),
             Reply::Partial(rejected_spans) => {
                 let error_message = "some were too old".to_owned();
                 let partial = ExportTracePartialSuccess {
@@ -224,7 +275,7 @@ impl Reply {
                     error_message,
                 };
                 let partial_success = Some(partial);
-                accepted(is_grpc, ExportTraceServiceResponse { partial_success })
+                accepted(is_grpc, &ExportTraceServiceResponse { partial_success })
             }
             Reply::Status(status) => status.into_http(),
             Reply::Http(status, retry_after) => {
@@ -238,7 +289,7 @@ impl Reply {
     }
 }
 
-fn accepted(is_grpc: bool, message: ExportTraceServiceResponse) -> Response<Body> {
+fn accepted(is_grpc: bool, message: &ExportTraceServiceResponse) -> Response<Body> {
     let message = message.encode_to_vec();
     let (body, content_type) = if is_grpc {
         let mut trailers = HeaderMap::new();
