@@ -5,7 +5,6 @@
 //! `RAYON_NUM_THREADS` and has no other setting; a running process cannot safely change its own environment, so
 //! the program starts itself over with the variable set. Only where it is needed, and with the same process id.
 
-use std::ffi::OsString;
 use std::num::NonZero;
 
 /// What candle (and rayon) read.
@@ -15,15 +14,17 @@ const VARIABLE: &str = "RAYON_NUM_THREADS";
 /// `main`: where needed it replaces the process by the same program with the same arguments.
 pub fn bound() {
     let available = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let chosen = std::env::var_os(VARIABLE).or_else(|| std::env::var_os("CANDLE_NUM_THREADS"));
+    let chosen = [VARIABLE, "CANDLE_NUM_THREADS"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
     if let Some(threads) = surplus(chosen, candle_core::utils::get_num_threads(), available) {
         start_over(threads);
     }
 }
 
 /// The number of threads to ask for, where candle would take more than there are cores.
-fn surplus(chosen: Option<OsString>, candles: usize, available: usize) -> Option<usize> {
-    (chosen.is_none() && candles > available).then_some(available)
+fn surplus(chosen: bool, candles: usize, available: usize) -> Option<usize> {
+    (!chosen && candles > available).then_some(available)
 }
 
 /// Returns only if it cannot be done: then the program is slow, but right.
@@ -58,9 +59,9 @@ mod tests {
 
     #[test]
     fn threads_are_bounded_only_where_there_are_too_many_and_nobody_chose() {
-        assert_eq!(surplus(None, 64, 2), Some(2));
-        assert_eq!(surplus(None, 2, 2), None);
-        assert_eq!(surplus(None, 1, 2), None, "fewer is candle's own choice");
-        assert_eq!(surplus(Some("8".into()), 64, 2), None);
+        assert_eq!(surplus(false, 64, 2), Some(2));
+        assert_eq!(surplus(false, 2, 2), None);
+        assert_eq!(surplus(false, 1, 2), None, "fewer is candle's own choice");
+        assert_eq!(surplus(true, 64, 2), None);
     }
 }

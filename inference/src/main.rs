@@ -16,6 +16,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    lantern_inference::cpu_threads::bound();
     match Cli::try_parse() {
         Ok(cli) => process::exit(lantern_inference::run(cli.args)),
         Err(error) => {

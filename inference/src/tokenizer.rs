@@ -1,6 +1,7 @@
 //! Text to token ids and back, as transformers' tokenizers do it.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -63,16 +64,13 @@ impl Tokenizer {
     /// Token ids of a text; with special tokens, those the model wants around every text (OPT: `</s>`
     /// in front).
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special_tokens)
-            .map_err(failed)?;
+        let encoding = self.inner.encode_fast(text, add_special_tokens)?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// The text of token ids; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, skip_special).map_err(failed)
+        Ok(self.inner.decode(ids, skip_special)?)
     }
 
     /// A token's own text: half a character reads as U+FFFD.
@@ -93,16 +91,18 @@ impl Tokenizer {
     }
 }
 
-fn failed(error: tokenizers::Error) -> TokenizerError {
-    TokenizerError::Failed(error.to_string())
+impl From<tokenizers::Error> for TokenizerError {
+    fn from(error: tokenizers::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
 }
 
 fn from_json(path: &Path) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let mut tokenizer: tokenizers::Tokenizer = read(path)?
         .parse()
-        .map_err(|error| format_error(path, error))?;
+        .map_err(|error| format_error(path, &error))?;
     // Saved by some trainers; prompts are neither cut nor filled here.
-    tokenizer.with_truncation(None).map_err(failed)?;
+    tokenizer.with_truncation(None)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
 }
@@ -123,16 +123,14 @@ fn byte_level_bpe(
     let (vocab_name, merges_name) = (vocab.to_string_lossy(), merges.to_string_lossy());
     let model = BPE::from_file(&vocab_name, &merges_name)
         .build()
-        .map_err(|error| format_error(vocab, error))?;
+        .map_err(|error| format_error(vocab, &error))?;
     let bos = special.bos.as_ref().filter(|_| special.add_bos);
     let bos =
         bos.and_then(|token| Some((token.content.clone(), model.token_to_id(&token.content)?)));
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(special.add_prefix_space, true, true)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    tokenizer
-        .add_special_tokens(special.all.iter().cloned())
-        .map_err(failed)?;
+    tokenizer.add_special_tokens(special.all.iter().cloned())?;
     if let Some((token, id)) = bos {
         let template = TemplateProcessing::builder()
             .try_single(format!("{token}:0 $A:0"))
@@ -142,7 +140,7 @@ fn byte_level_bpe(
                     .build()
                     .map_err(|error| error.to_string())
             })
-            .map_err(|error| TokenizerError::Failed(error.to_string()))?;
+            .map_err(TokenizerError::Failed)?;
         tokenizer.with_post_processor(Some(template));
     } else {
         tokenizer.with_post_processor(Some(ByteLevel::default().trim_offsets(false)));
@@ -288,7 +286,7 @@ impl SpecialTokens {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, TokenizerError> {
-    serde_json::from_str(&read(path)?).map_err(|error| format_error(path, error))
+    serde_json::from_str(&read(path)?).map_err(|error| format_error(path, &error))
 }
 
 fn read(path: &Path) -> Result<String, TokenizerError> {
@@ -298,7 +296,7 @@ fn read(path: &Path) -> Result<String, TokenizerError> {
     })
 }
 
-fn format_error(path: &Path, problem: impl ToString) -> TokenizerError {
+fn format_error(path: &Path, problem: &dyn Display) -> TokenizerError {
     TokenizerError::Format {
         path: path.to_owned(),
         problem: problem.to_string(),

@@ -142,7 +142,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Inlet {
     sender: Mutex<Option<SyncSender<Submission>>>,
-    max_waiting_requests: usize,
+    config: EngineConfig,
     max_model_len: usize,
 }
 
@@ -176,18 +176,16 @@ impl Engine {
     ) -> Result<(Engine, EngineThread), EngineError> {
         config.check()?;
         let kv_blocks = kv_blocks(&model, &config)?;
-        let (engine, submissions) = Engine::channel(config.clone(), model.max_model_len);
-        engine
-            .shared
-            .kv_blocks_total
-            .store(kv_blocks, Ordering::Relaxed);
         let limits = scheduler::Limits {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
             max_model_len: model.max_model_len,
             kv_blocks,
         };
-        let thread = thread::start(model, limits, submissions, Arc::clone(&engine.shared))?;
+        let (engine, submissions) = Engine::channel(config, model.max_model_len);
+        let shared = Arc::clone(&engine.shared);
+        shared.kv_blocks_total.store(kv_blocks, Ordering::Relaxed);
+        let thread = thread::start(model, limits, submissions, shared)?;
         Ok((engine, thread))
     }
 
@@ -197,7 +195,7 @@ impl Engine {
         let (sender, receiver) = std::sync::mpsc::sync_channel(config.max_waiting_requests);
         let inlet = Inlet {
             sender: Mutex::new(Some(sender)),
-            max_waiting_requests: config.max_waiting_requests,
+            config,
             max_model_len,
         };
         let engine = Engine {
@@ -225,7 +223,7 @@ impl Engine {
         let Some(sender) = guard.as_ref() else {
             return Err(self.stopped());
         };
-        let limit = self.inlet.max_waiting_requests;
+        let limit = self.inlet.config.max_waiting_requests;
         let slot =
             QueueSlot::take(&self.shared.queued, limit).ok_or(SubmitError::QueueFull { limit })?;
         let (mut submission, stream) = Submission::new(request);

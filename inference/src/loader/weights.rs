@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -188,17 +189,17 @@ impl SafetensorsFile {
         let header_bytes = u64::from_le_bytes(length);
         if header_bytes > MAX_HEADER_BYTES.min(file_bytes) {
             let problem = format!("its header says it is {header_bytes} bytes long");
-            return Err(format_error(path, problem));
+            return Err(format_error(path, &problem));
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(io_error(path))?;
         let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|error| format_error(path, error))?;
+            serde_json::from_slice(&header).map_err(|error| format_error(path, &error))?;
         let data_start = 8 + header_bytes;
         let expected_bytes = data_start + metadata.data_len() as u64;
         if file_bytes < expected_bytes {
             let problem = format!("it has {file_bytes} of {expected_bytes} bytes");
-            return Err(format_error(path, problem));
+            return Err(format_error(path, &problem));
         }
         let tensors = metadata
             .tensors()
@@ -222,7 +223,7 @@ impl SafetensorsFile {
         let bytes = shape.iter().product::<usize>() * dtype.size_in_bytes();
         if end.checked_sub(*start) != Some(bytes) {
             let problem = format!("tensor {name} of shape {shape:?} is at bytes {start} to {end}");
-            return Err(format_error(&self.path, problem));
+            return Err(format_error(&self.path, &problem));
         }
         let mut data = vec![0; bytes];
         let mut file = self.file.borrow_mut();
@@ -247,7 +248,7 @@ impl PyTorchFile {
         if info.layout.start_offset() > 0 {
             // candle counts the offset in bytes where PyTorch counts elements: wrong numbers.
             let problem = format!("tensor {name} starts inside another tensor's storage");
-            return Err(format_error(&self.path, problem));
+            return Err(format_error(&self.path, &problem));
         }
         let tensor = self
             .tensors
@@ -273,10 +274,10 @@ fn io_error(path: &Path) -> impl Fn(io::Error) -> WeightsError {
 }
 
 fn not_understood(path: &Path, error: candle_core::Error) -> WeightsError {
-    format_error(path, TensorError::from(error))
+    format_error(path, &TensorError::from(error))
 }
 
-fn format_error(path: &Path, problem: impl ToString) -> WeightsError {
+fn format_error(path: &Path, problem: &dyn Display) -> WeightsError {
     WeightsError::Format {
         path: path.to_owned(),
         problem: problem.to_string(),

@@ -22,6 +22,7 @@ struct Expected<Case> {
 
 #[derive(Deserialize)]
 struct Case {
+    prompt: Option<String>,
     prompt_tokens: Vec<u32>,
     /// By prompt position.
     logits: BTreeMap<String, Vec<f32>>,
@@ -209,6 +210,36 @@ fn preempted_sequences_resume_with_the_same_tokens() {
             (stats.kv_cache_usage, stats.running, stats.waiting),
             (0.0, 0, 0)
         );
+    }
+}
+
+/// The model that comes with Lantern.
+fn bundled() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny")
+}
+
+#[test]
+fn the_bundled_model_reads_and_writes_as_transformers_has_it() {
+    let path = bundled();
+    let files = loader::resolve(path.to_str().unwrap(), &HubOptions::from_env()).unwrap();
+    let tokenizer = Tokenizer::load(&files).unwrap();
+    let cases = cases(&support::goldens().join("tiny"));
+    let model = load(&path).into_model();
+    for case in &cases {
+        let prompt = case.prompt.as_deref().expect("these cases have their text");
+        assert_eq!(
+            tokenizer.encode(prompt, true).unwrap(),
+            case.prompt_tokens,
+            "{prompt}"
+        );
+        let mut batch = RaggedBatch::default();
+        batch.push(&case.prompt_tokens, 0);
+        let logits = forward(&*model, &batch, &mut empty_caches(&*model, 1));
+        assert_close(&logits, 0, case, prompt);
+    }
+    let (generated, _) = generate(&path, &cases, EngineConfig::default());
+    for (case, generated) in cases.iter().zip(generated) {
+        assert_eq!(generated, case.greedy, "{:?}", case.prompt);
     }
 }
 
