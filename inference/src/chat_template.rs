@@ -277,8 +277,8 @@ fn render_error(error: Error) -> ChatTemplateError {
     ChatTemplateError::Render(detail.unwrap_or_else(|| error.to_string()))
 }
 
-fn raise_exception(message: String) -> Result<JinjaValue, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
+fn raise_exception(message: &str) -> Result<JinjaValue, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
 }
 
 fn strftime_now(format: &str) -> Result<String, Error> {
@@ -292,6 +292,10 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 }
 
 /// Python's `json.dumps`, as templates expect it: minijinja's own filter escapes for HTML.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "minijinja hands keyword arguments over"
+)]
 fn tojson(value: &JinjaValue, kwargs: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     kwargs.assert_all_used()?;

@@ -24,7 +24,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// A flag has a value that this model cannot have.
-    #[error(transparent)]
+    #[error("a flag does not fit the model")]
     Config(#[from] ConfigError),
     /// The model cannot be found or loaded.
     #[error("cannot load the model")]

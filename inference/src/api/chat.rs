@@ -170,7 +170,7 @@ impl Shape {
     }
 
     fn logprobs(&self, tokens: &[OutputToken]) -> Option<ChatLogprobs> {
-        self.logprobs
+        (self.logprobs && !tokens.is_empty())
             .then(|| ChatLogprobs::new(&self.app.generator.tokenizer, tokens))
     }
 

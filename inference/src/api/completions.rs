@@ -16,7 +16,7 @@ use crate::generation::{Delta, Finish, Output, OutputToken};
 use super::call::Call;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::logprobs::CompletionLogprobs;
+use super::logprobs::{CompletionLogprobs, TextOffset};
 use super::params::{self, Sampling};
 use super::prompt::{self, TokenizedPrompt};
 use super::response::{
@@ -93,6 +93,7 @@ struct Shape {
     /// The one token that the engine generates for `max_tokens: 0` is left out.
     prompt_only: bool,
     logprobs: bool,
+    skip_special_tokens: bool,
 }
 
 #[derive(Serialize)]
@@ -114,6 +115,7 @@ impl Shape {
             echo,
             prompt_only: sampling.generates_nothing(),
             logprobs: sampling.wants_logprobs(),
+            skip_special_tokens: sampling.skips_special_tokens(),
         }
     }
 
@@ -162,8 +164,9 @@ impl Shape {
             let prompt = &self.prompts[at];
             text.push_str(&prompt.text);
             if let (Some(logprobs), Some(prompt_logprobs)) = (&mut logprobs, prompt_logprobs) {
+                progress.offset.special_hidden = prompt.from_text;
                 for (&id, known) in prompt.tokens.iter().zip(prompt_logprobs) {
-                    logprobs.push(tokenizer, id, known.as_ref(), &mut progress.offset_chars);
+                    logprobs.push(tokenizer, id, known.as_ref(), &mut progress.offset);
                 }
             }
         }
@@ -174,12 +177,14 @@ impl Shape {
             text.push_str(&piece.text);
             progress.tokens += piece.tokens.len();
             if let Some(logprobs) = &mut logprobs {
+                progress.offset.special_hidden = self.skip_special_tokens;
                 for token in &piece.tokens {
                     let known = token.logprobs.as_ref();
-                    logprobs.push(tokenizer, token.id, known, &mut progress.offset_chars);
+                    logprobs.push(tokenizer, token.id, known, &mut progress.offset);
                 }
             }
         }
+        let logprobs = logprobs.filter(|logprobs| !logprobs.is_empty());
         let stop_reason = StopReason::of(finish.as_ref(), &self.stops);
         let finish_reason = finish.as_ref().map(Finish::reason);
         Choice {
@@ -204,7 +209,7 @@ struct Piece {
 struct Progress {
     echoed: bool,
     tokens: usize,
-    offset_chars: usize,
+    offset: TextOffset,
 }
 
 /// A streamed response.

@@ -19,6 +19,14 @@ pub(super) struct CompletionLogprobs {
     top_logprobs: Vec<Option<TopLogprobs>>,
 }
 
+/// Where in a choice's text the next token begins.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TextOffset {
+    pub(super) chars: usize,
+    /// Special tokens are no part of the text.
+    pub(super) special_hidden: bool,
+}
+
 /// Token to log probability, best first.
 #[derive(Debug)]
 struct TopLogprobs(Vec<(String, f32)>);
@@ -34,18 +42,23 @@ impl Serialize for TopLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// Adds one token, whose text starts `offset_chars` into the choice's text; the offset moves
-    /// past it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Adds one token.
     pub(super) fn push(
         &mut self,
         tokenizer: &Tokenizer,
         id: u32,
         logprobs: Option<&TokenLogprobs>,
-        offset_chars: &mut usize,
+        offset: &mut TextOffset,
     ) {
         let text = token_text(tokenizer, id);
-        self.text_offset.push(*offset_chars);
-        *offset_chars += text.chars().count();
+        self.text_offset.push(offset.chars);
+        if !(offset.special_hidden && tokenizer.is_special(id)) {
+            offset.chars += text.chars().count();
+        }
         self.tokens.push(text);
         self.token_logprobs
             .push(logprobs.map(|logprobs| reported(logprobs.token.1)));

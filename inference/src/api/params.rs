@@ -99,6 +99,11 @@ impl Sampling {
         self.params.sampling.logprobs.is_some()
     }
 
+    /// Whether special tokens stay out of the text.
+    pub(super) fn skips_special_tokens(&self) -> bool {
+        self.params.skip_special_tokens
+    }
+
     /// Whether the result is known only at its end: nothing to stream before.
     pub(super) fn is_collected(&self) -> bool {
         self.params.beam.is_some() || self.params.best_of > self.params.n

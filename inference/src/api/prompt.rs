@@ -26,6 +26,8 @@ pub(super) struct TokenizedPrompt {
     pub(super) text: String,
     /// At least one.
     pub(super) tokens: Vec<u32>,
+    /// The text is as sent: special tokens were added to the tokens alone.
+    pub(super) from_text: bool,
 }
 
 /// Reads `prompt`: a string, strings, token ids, or lists of token ids.
@@ -86,7 +88,11 @@ impl App {
             let prompt = match prompt {
                 RawPrompt::Text(text) => {
                     let (text, tokens) = self.encode(text, add_special_tokens).await?;
-                    TokenizedPrompt { text, tokens }
+                    TokenizedPrompt {
+                        text,
+                        tokens,
+                        from_text: true,
+                    }
                 }
                 RawPrompt::Tokens(tokens) => {
                     let text = if want_text {
@@ -94,7 +100,11 @@ impl App {
                     } else {
                         String::new()
                     };
-                    TokenizedPrompt { text, tokens }
+                    TokenizedPrompt {
+                        text,
+                        tokens,
+                        from_text: false,
+                    }
                 }
             };
             if prompt.tokens.is_empty() {

@@ -26,7 +26,7 @@ pub struct Batch {
 /// One prompt.
 enum Generation {
     /// Sequences whose text goes out as it comes.
-    Sampling(Sampling),
+    Sampling(Box<Sampling>),
     /// A result that is known only at its end.
     Collecting(BoxFuture<'static, Result<VecDeque<Output>, GenerationError>>),
     /// What is left of such a result.
@@ -109,7 +109,9 @@ impl Generation {
                 generator, prompt, record,
             ))))
         } else {
-            Sampling::start(&generator, &prompt, record).map(Self::Sampling)
+            Ok(Self::Sampling(Box::new(Sampling::start(
+                &generator, &prompt, record,
+            )?)))
         }
     }
 

@@ -177,9 +177,9 @@ impl Search<'_> {
                 ended,
             };
             if ended {
-                complete.push(continuation)
+                complete.push(continuation);
             } else {
-                grown.push(continuation)
+                grown.push(continuation);
             }
         }
     }

@@ -125,7 +125,7 @@ impl Sequence {
             if self.ending.contains(&id) {
                 self.undecided = Some(id);
             } else {
-                piece.append(self.text.push(id)?);
+                piece.append(&self.text.push(id)?);
             }
         }
         if let Some(stop) = piece.stop {
@@ -192,7 +192,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    fn append(&mut self, next: Piece) {
+    fn append(&mut self, next: &Piece) {
         self.text.push_str(&next.text);
         self.stop = next.stop;
     }

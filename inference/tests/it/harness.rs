@@ -50,6 +50,8 @@ pub(crate) struct Options {
     pub(crate) max_waiting_requests: usize,
     pub(crate) capture_content: bool,
     pub(crate) drain_grace: Duration,
+    /// Where spans go in place of the exporter in memory.
+    pub(crate) telemetry: Option<Telemetry>,
 }
 
 impl Default for Options {
@@ -60,6 +62,7 @@ impl Default for Options {
             capture_content: false,
             // Never the reason that a test passes: those that need the end of it set their own.
             drain_grace: Duration::from_secs(600),
+            telemetry: None,
         }
     }
 }
@@ -70,7 +73,7 @@ pub(crate) struct Harness {
     pub(crate) exporter: InMemorySpanExporter,
     pub(crate) shutdown: CancellationToken,
     pub(crate) server: JoinHandle<()>,
-    _telemetry: Telemetry,
+    pub(crate) telemetry: Telemetry,
 }
 
 /// What a request was answered with.
@@ -116,7 +119,8 @@ impl Harness {
     /// Starts the API with an engine that the test holds.
     pub(crate) async fn held(options: Options) -> (Self, Receiver<Submission>) {
         let exporter = InMemorySpanExporter::default();
-        let telemetry = Telemetry::with_exporter(exporter.clone(), "test");
+        let in_memory = || Telemetry::with_exporter(exporter.clone(), "test");
+        let telemetry = options.telemetry.unwrap_or_else(in_memory);
         let config = EngineConfig {
             max_waiting_requests: options.max_waiting_requests,
             ..EngineConfig::default()
@@ -154,7 +158,7 @@ impl Harness {
             exporter,
             shutdown,
             server,
-            _telemetry: telemetry,
+            telemetry,
         };
         (harness, submissions)
     }

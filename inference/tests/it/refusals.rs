@@ -3,7 +3,7 @@
 use http::{Request, StatusCode};
 use lantern_inference::engine::request::{Event, Submission};
 use opentelemetry::trace::Status;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::{Answer, Harness, MAX_BODY_BYTES, MODEL, Options, attribute, say};
 
@@ -26,106 +26,91 @@ async fn idle() -> Harness {
 #[tokio::test]
 async fn bad_parameters_are_named_with_their_values() {
     let harness = idle().await;
-    let check = async |field: &str, value: Value, expect: &str| {
+    let cases = json!([
+        [
+            "temperature",
+            -1,
+            "temperature must be non-negative, got -1"
+        ],
+        [
+            "temperature",
+            "warm",
+            "temperature must be a number, got \"warm\""
+        ],
+        ["top_p", 0, "top_p must be in (0, 1], got 0"],
+        [
+            "top_k",
+            -2,
+            "top_k must be 0 or -1 for all tokens, or at least 1, got -2"
+        ],
+        ["min_p", 1.5, "min_p must be in [0, 1], got 1.5"],
+        [
+            "presence_penalty",
+            3,
+            "presence_penalty must be in [-2, 2], got 3"
+        ],
+        [
+            "frequency_penalty",
+            -3,
+            "frequency_penalty must be in [-2, 2], got -3"
+        ],
+        [
+            "repetition_penalty",
+            0,
+            "repetition_penalty must be above 0, got 0"
+        ],
+        ["n", 0, "n must be at least 1, got 0"],
+        ["n", 1000, "n must be at most 128, got 1000"],
+        ["max_tokens", -1, "max_tokens must be at least 0, got -1"],
+        [
+            "max_tokens",
+            0,
+            "max_tokens must be at least 1 without echo, got 0"
+        ],
+        [
+            "min_tokens",
+            17,
+            "min_tokens must be at most max_tokens = 16, got 17"
+        ],
+        ["logprobs", 21, "logprobs must be at most 20, got 21"],
+        ["seed", 1.5, "seed must be an integer, got 1.5"],
+        ["stop", "", "stop cannot contain an empty string"],
+        [
+            "stop",
+            [1],
+            "stop must be a string or a list of strings, got 1"
+        ],
+        [
+            "stop_token_ids",
+            [-1],
+            "stop_token_ids must be token ids, got -1"
+        ],
+        [
+            "ignore_eos",
+            "maybe",
+            "ignore_eos must be a boolean, got \"maybe\""
+        ],
+        ["suffix", "x", "suffix is not currently supported"],
+        [
+            "stream_options",
+            {},
+            "stream_options can only be given with stream = true"
+        ],
+        [
+            "prompt",
+            [257],
+            "prompt must be token ids below 257, got 257"
+        ],
+        ["prompt", [], "the prompt has no tokens"],
+        ["prompt", null, "prompt is required"],
+    ]);
+    for case in cases.as_array().unwrap() {
+        let field = case[0].as_str().unwrap();
         let mut body = json!({"model": MODEL, "prompt": "hi"});
-        body[field] = value;
+        body[field] = case[1].clone();
         let answer = harness.post("/v1/completions", &body).await;
-        assert_eq!(message(&answer, 400, Some(field)), expect);
-    };
-    check(
-        "temperature",
-        json!(-1),
-        "temperature must be non-negative, got -1",
-    )
-    .await;
-    check(
-        "temperature",
-        json!("warm"),
-        "temperature must be a number, got \"warm\"",
-    )
-    .await;
-    check("top_p", json!(0), "top_p must be in (0, 1], got 0").await;
-    check(
-        "top_k",
-        json!(-2),
-        "top_k must be 0 or -1 for all tokens, or at least 1, got -2",
-    )
-    .await;
-    check("min_p", json!(1.5), "min_p must be in [0, 1], got 1.5").await;
-    check(
-        "presence_penalty",
-        json!(3),
-        "presence_penalty must be in [-2, 2], got 3",
-    )
-    .await;
-    check(
-        "frequency_penalty",
-        json!(-3),
-        "frequency_penalty must be in [-2, 2], got -3",
-    )
-    .await;
-    check(
-        "repetition_penalty",
-        json!(0),
-        "repetition_penalty must be above 0, got 0",
-    )
-    .await;
-    check("n", json!(0), "n must be at least 1, got 0").await;
-    check("n", json!(1000), "n must be at most 128, got 1000").await;
-    check(
-        "max_tokens",
-        json!(-1),
-        "max_tokens must be at least 0, got -1",
-    )
-    .await;
-    check(
-        "max_tokens",
-        json!(0),
-        "max_tokens must be at least 1 without echo, got 0",
-    )
-    .await;
-    check(
-        "min_tokens",
-        json!(17),
-        "min_tokens must be at most max_tokens = 16, got 17",
-    )
-    .await;
-    check("logprobs", json!(21), "logprobs must be at most 20, got 21").await;
-    check("seed", json!(1.5), "seed must be an integer, got 1.5").await;
-    check("stop", json!(""), "stop cannot contain an empty string").await;
-    check(
-        "stop",
-        json!([1]),
-        "stop must be a string or a list of strings, got 1",
-    )
-    .await;
-    check(
-        "stop_token_ids",
-        json!([-1]),
-        "stop_token_ids must be token ids, got -1",
-    )
-    .await;
-    check(
-        "ignore_eos",
-        json!("maybe"),
-        "ignore_eos must be a boolean, got \"maybe\"",
-    )
-    .await;
-    check("suffix", json!("x"), "suffix is not currently supported").await;
-    check(
-        "stream_options",
-        json!({}),
-        "stream_options can only be given with stream = true",
-    )
-    .await;
-    check(
-        "prompt",
-        json!([257]),
-        "prompt must be token ids below 257, got 257",
-    )
-    .await;
-    check("prompt", json!([]), "the prompt has no tokens").await;
-    check("prompt", Value::Null, "prompt is required").await;
+        assert_eq!(message(&answer, 400, Some(field)), case[2]);
+    }
 }
 
 #[tokio::test]

@@ -1,13 +1,20 @@
 //! The spans of requests that succeed, fail, are abandoned or are not sampled.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use http::Request;
+use axum::Router;
+use http::{Request, StatusCode};
 use lantern_inference::engine::request::{Event, FinishReason, Submission};
+use lantern_inference::serve::{Lifetime, serve};
+use lantern_telemetry::{Protocol, Settings, Telemetry};
 use opentelemetry::Value as Attribute;
 use opentelemetry::trace::{SpanId, Status};
 use opentelemetry_sdk::trace::SpanData;
 use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Harness, MODEL, Options, attribute, say, tell};
 
@@ -220,4 +227,48 @@ async fn stop_ends_the_decode_span_at_the_last_token_read() {
         attribute(request, "gen_ai.usage.output_tokens").as_deref(),
         Some("2")
     );
+}
+
+/// Counts what is exported to it.
+async fn counting_collector() -> (String, Arc<AtomicUsize>) {
+    let exports = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&exports);
+    let router = Router::new().fallback(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(StatusCode::OK)
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let lifetime = Lifetime {
+        shutdown: CancellationToken::new(),
+        abandoned: CancellationToken::new(),
+        drain_grace: Duration::ZERO,
+    };
+    tokio::spawn(serve(listener, router, lifetime));
+    (endpoint, exports)
+}
+
+#[tokio::test]
+async fn trace_that_its_caller_does_not_sample_has_no_spans_here() {
+    for (flag, expect) in [("01", 1), ("00", 0)] {
+        let (endpoint, exports) = counting_collector().await;
+        let settings = Settings::from_vars(|_| None).unwrap();
+        let settings = settings.with_protocol(Protocol::HttpProtobuf);
+        let settings = settings
+            .with_traces_endpoint("--traces", &endpoint)
+            .unwrap();
+        let telemetry = Telemetry::start(&settings, "test").unwrap();
+        let options = Options {
+            telemetry: Some(telemetry),
+            ..Options::default()
+        };
+        let harness = Harness::with(options, |submission| say(&submission, b"ok")).await;
+        post_in_trace(&harness, &json!({"prompt": "hi"}), flag).await;
+        harness
+            .telemetry
+            .shutdown(Duration::from_secs(60))
+            .await
+            .unwrap();
+        assert_eq!(exports.load(Ordering::Relaxed), expect);
+    }
 }
