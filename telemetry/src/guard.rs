@@ -23,6 +23,8 @@ use crate::propagation::Propagator;
 const FLUSH_LIMIT: Duration = Duration::from_secs(4);
 /// The SDK hides its own timeout in words, so at shutdown too it gets a little longer than we wait.
 const SDK_SLACK: Duration = Duration::from_secs(1);
+/// An exporter that keeps to its timeout knows why it failed; only one that does not is cut off.
+const EXPORT_GRACE: Duration = Duration::from_secs(1);
 /// The longest that dropping a guard waits: somebody forgot to shut it down, or a test panicked.
 const DROP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -246,7 +248,9 @@ fn provider(
         runtime: pipeline.runtime.handle().clone(),
         ledger: Arc::clone(&pipeline.ledger),
         waiting: Arc::clone(&pipeline.waiting),
-        limit: batch.export_timeout.min(settings.exporter().timeout),
+        limit: batch
+            .export_timeout
+            .min(settings.exporter().timeout + EXPORT_GRACE),
         value_chars: limits.value_chars,
     };
     let exporter = GuardedExporter::new(exporter, context);

@@ -52,7 +52,7 @@
 //! | `OTEL_TRACES_SAMPLER_ARG` | the ratio, from 0 to 1 | 1 |
 //! | `OTEL_PROPAGATORS` | `none`, or a list of `tracecontext`, `baggage`, `b3`, `b3multi`, `jaeger` | `tracecontext,baggage` |
 //! | `OTEL_BSP_SCHEDULE_DELAY` | milliseconds between two exports | 5000 |
-//! | `OTEL_BSP_EXPORT_TIMEOUT` | milliseconds; the smaller of it and the OTLP timeout holds | 30000 |
+//! | `OTEL_BSP_EXPORT_TIMEOUT` | milliseconds for one export, whatever the OTLP timeout says | 30000 |
 //! | `OTEL_BSP_MAX_QUEUE_SIZE` | spans that may wait | 2048 |
 //! | `OTEL_BSP_MAX_EXPORT_BATCH_SIZE` | spans of one export, at most the queue's | 512 |
 //! | `OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT`, `OTEL_ATTRIBUTE_COUNT_LIMIT` | attributes of a span | 128 |

@@ -1,8 +1,10 @@
-//! What every Lantern program does the same way: logging, signals and exit codes.
+//! What every Lantern program does the same way: its `main`, logging, signals and exit codes.
 
-use std::process::ExitCode;
+use std::process::{ExitCode, Termination};
 use std::sync::mpsc;
 
+use anyhow::Context as _;
+use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -95,11 +97,48 @@ async fn watch(mut interrupt: Signal, mut terminate: Signal, token: &Cancellatio
     std::process::exit(EXIT_INTERRUPTED);
 }
 
+/// A program's `main`: parses the command line, runs `run` on a runtime of its own, and ends as
+/// [`exit`] says. A command line that cannot be used is one line on stderr and [`EXIT_USAGE`].
+pub fn main<C, T, F>(run: impl FnOnce(C) -> F) -> ExitCode
+where
+    C: Parser,
+    T: Termination,
+    F: Future<Output = anyhow::Result<T>>,
+{
+    match C::try_parse() {
+        Ok(cli) => exit(
+            tokio::runtime::Runtime::new()
+                .context("cannot start the runtime")
+                .and_then(|runtime| runtime.block_on(run(cli))),
+        ),
+        Err(error) if error.use_stderr() => {
+            eprintln!("{}", usage_line(&error.render().to_string()));
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(help_or_version) => {
+            // Printing fails only on a closed pipe, and then nobody reads.
+            let _ = help_or_version.print();
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// clap's message without the usage that follows it, on one line.
+fn usage_line(rendered: &str) -> String {
+    let message = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty());
+    message.collect::<Vec<_>>().join(" ")
+}
+
 /// The end of a `main`: a [`ConfigError`] anywhere in the error's chain is one line on stderr and exit
 /// code 64, another error is one line with its causes and exit code 1.
-pub fn exit(result: anyhow::Result<()>) -> ExitCode {
-    let Err(error) = result else {
-        return ExitCode::SUCCESS;
+pub fn exit<T: Termination>(result: anyhow::Result<T>) -> ExitCode {
+    let error = match result {
+        Ok(value) => return value.report(),
+        Err(error) => error,
     };
     let (line, code) = report(&error);
     eprintln!("error: {line}");
@@ -118,8 +157,6 @@ fn report(error: &anyhow::Error) -> (String, u8) {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context as _;
-
     use super::*;
 
     #[test]
@@ -141,6 +178,16 @@ mod tests {
         assert_eq!(
             report(&error.expect_err("an error")),
             ("cannot bind: in use".to_owned(), 1)
+        );
+    }
+
+    #[test]
+    fn a_command_line_that_cannot_be_used_is_told_on_one_line() {
+        let rendered = "error: invalid value 'x' for '--device <DEVICE>'\n  [possible values: auto, cpu]\n\n\
+                        Usage: a\n\nFor more information, try '--help'.\n";
+        assert_eq!(
+            usage_line(rendered),
+            "error: invalid value 'x' for '--device <DEVICE>' [possible values: auto, cpu]"
         );
     }
 

@@ -1,7 +1,9 @@
 //! What only a whole process shows: signals, and stderr as a user sees it. The children are the ignored
 //! tests at the end, run by this binary again.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -9,7 +11,9 @@ use lantern_telemetry::{Settings, Telemetry, process};
 
 use crate::end_spans;
 
-fn child(test: &str, vars: &[(&str, &str)]) -> Child {
+const NO_VARS: &[(&str, &str)] = &[];
+
+fn child(test: &str, vars: &[(&str, impl AsRef<OsStr>)]) -> Child {
     let program = std::env::current_exe().expect("this binary");
     let mut command = Command::new(program);
     command.args([
@@ -19,7 +23,7 @@ fn child(test: &str, vars: &[(&str, &str)]) -> Child {
         "--nocapture",
         "--test-threads=1",
     ]);
-    command.envs(vars.iter().copied());
+    command.envs(vars.iter().map(|(name, value)| (name, value)));
     command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -51,7 +55,7 @@ fn stderr(output: &Output) -> Vec<String> {
 #[test]
 fn a_signal_cancels_the_token() {
     for signal in ["TERM", "INT"] {
-        let mut child = child("children::waits_for_the_token", &[]);
+        let mut child = child("children::waits_for_the_token", NO_VARS);
         wait_until_ready(&mut child);
         send(signal, &child);
         let output = child.wait_with_output().expect("it ends");
@@ -61,7 +65,7 @@ fn a_signal_cancels_the_token() {
 
 #[test]
 fn a_second_interrupt_ends_the_process_at_once() {
-    let mut child = child("children::ignores_the_token", &[]);
+    let mut child = child("children::ignores_the_token", NO_VARS);
     wait_until_ready(&mut child);
     send("INT", &child);
     wait_until_ready(&mut child);
@@ -99,6 +103,13 @@ fn environment_of_the_process_is_read() {
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", ""),
     ];
     let output = child("children::reads_its_environment", &vars).wait_with_output();
+    assert!(output.expect("it ends").status.success());
+}
+
+#[test]
+fn variable_that_is_not_unicode_is_refused() {
+    let vars = [("OTEL_SERVICE_NAME", OsStr::from_bytes(b"shop\xff"))];
+    let output = child("children::refuses_its_environment", &vars).wait_with_output();
     assert!(output.expect("it ends").status.success());
 }
 
@@ -150,6 +161,14 @@ fn reads_its_environment() {
     let settings = Settings::from_env().expect("valid variables");
     assert_eq!(settings.service_name("default"), "shop");
     assert_eq!(settings.protocol(), lantern_telemetry::Protocol::Grpc);
+}
+
+#[test]
+#[ignore = "a child of the tests above"]
+fn refuses_its_environment() {
+    let error = Settings::from_env().map(|_| ()).expect_err("not Unicode");
+    let expect = "OTEL_SERVICE_NAME='shop\u{fffd}' is not supported: use valid UTF-8";
+    assert_eq!(error.to_string(), expect);
 }
 
 #[tokio::test]
