@@ -14,6 +14,7 @@
 //! - `service`: a request's life in pingora's phases; retries; `upstream`: whose turn it is.
 //! - `span`: the span and the guard that ends it; `route`, `redact`, `headers` and `sse` find out
 //!   what goes onto it; `propagation`: trace headers in and out.
+//! - `program`: arguments to exit, for `lantern-proxy` and for `lantern proxy`.
 //! - [`Error`], and what a failed request looks like to its client and on its span (`error`).
 //!
 //! # What a span says
@@ -42,6 +43,7 @@ mod connection;
 mod error;
 mod headers;
 mod instrumentation;
+mod program;
 mod propagation;
 mod redact;
 mod route;
@@ -54,5 +56,6 @@ mod upstream;
 pub use config::{Args, Config};
 pub use error::Error;
 pub use instrumentation::Instrumentation;
+pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
 pub use server::Proxy;
 pub use upstream::Upstream;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use opentelemetry::trace::Status;
 
-use crate::support::{Echo, RawUpstream, TestProxy, attribute, config, nobody, request};
+use crate::support::{
+    Echo, Peer, RawUpstream, TestProxy, attribute, config, nobody, refuses_connections, request,
+};
 
 const GET: &[&str] = &["GET /v1/models HTTP/1.1", "Host: a"];
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -61,11 +63,8 @@ async fn requests_take_turns_over_the_upstreams() {
     }
 }
 
-/// The race of a server that closes an idle connection: the request is already on its way.
-#[tokio::test]
-async fn a_post_on_a_pooled_connection_that_the_upstream_closes_succeeds() {
-    let upstream = RawUpstream::bind().await;
-    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+/// A client and the upstream's end of a pooled connection, after one exchange on each.
+async fn pooled_connection(proxy: &mut TestProxy, upstream: &RawUpstream) -> (Peer, Peer) {
     let mut client = proxy.connect().await;
     client.write(&request(GET, "")).await;
     let mut pooled = upstream.accept().await;
@@ -73,7 +72,15 @@ async fn a_post_on_a_pooled_connection_that_the_upstream_closes_succeeds() {
     pooled.write(OK).await;
     client.read_response().await;
     proxy.spans.next().await;
+    (client, pooled)
+}
 
+/// The race of a server that closes an idle connection: the request is already on its way.
+#[tokio::test]
+async fn a_post_on_a_pooled_connection_that_the_upstream_closes_succeeds() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    let (mut client, mut pooled) = pooled_connection(&mut proxy, &upstream).await;
     let lines = [
         "POST /v1/completions HTTP/1.1",
         "Host: a",
@@ -110,14 +117,7 @@ async fn a_post_on_a_pooled_connection_that_the_upstream_closes_succeeds() {
 async fn a_post_whose_answer_had_begun_is_not_sent_again() {
     let upstream = RawUpstream::bind().await;
     let mut proxy = TestProxy::in_front_of(upstream.address()).await;
-    let mut client = proxy.connect().await;
-    client.write(&request(GET, "")).await;
-    let mut pooled = upstream.accept().await;
-    pooled.read_message().await;
-    pooled.write(OK).await;
-    client.read_response().await;
-    proxy.spans.next().await;
-
+    let (mut client, mut pooled) = pooled_connection(&mut proxy, &upstream).await;
     let lines = [
         "POST /v1/completions HTTP/1.1",
         "Host: a",
@@ -126,6 +126,25 @@ async fn a_post_whose_answer_had_begun_is_not_sent_again() {
     client.write(&request(&lines, "{}")).await;
     pooled.read_message().await;
     pooled.write("HTTP/1.1 200").await;
+    drop(pooled);
+    assert_eq!(client.read_response().await.status, 502);
+    let span = proxy.spans.next().await;
+    assert_eq!(
+        attribute(&span, "error.type").as_deref(),
+        Some("upstream_closed")
+    );
+}
+
+#[tokio::test]
+async fn a_post_that_is_too_long_to_be_kept_is_not_sent_again() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    let (mut client, mut pooled) = pooled_connection(&mut proxy, &upstream).await;
+    let body = "x".repeat(100_000);
+    let length = format!("Content-Length: {}", body.len());
+    let lines = ["POST /v1/completions HTTP/1.1", "Host: a", &length];
+    client.write(&request(&lines, &body)).await;
+    pooled.read_message().await;
     drop(pooled);
     assert_eq!(client.read_response().await.status, 502);
     let span = proxy.spans.next().await;
@@ -147,7 +166,7 @@ async fn shutdown_lets_a_stream_in_flight_finish_and_keeps_its_span() {
     client.read_head().await;
 
     proxy.begin_shutdown();
-    proxy.refuses_connections().await;
+    refuses_connections(proxy.address).await;
     server.write_chunk("data: still here\n\n").await;
     assert_eq!(client.read_chunk().await, "data: still here\n\n");
     server.write_chunk("").await;
@@ -183,7 +202,7 @@ async fn an_answer_after_the_shutdown_began_says_that_the_connection_closes() {
     let mut server = upstream.accept().await;
     server.read_message().await;
     proxy.begin_shutdown();
-    proxy.refuses_connections().await;
+    refuses_connections(proxy.address).await;
     server.write(OK).await;
     assert_eq!(
         client.read_response().await.header("connection"),

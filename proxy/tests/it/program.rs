@@ -1,10 +1,11 @@
 //! `lantern-proxy` as a program: what it says of itself, and how it ends.
 
+use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::{RawUpstream, within};
+use crate::support::{Echo, Peer, RawUpstream, refuses_connections, request, within};
 
 fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lantern-proxy"));
@@ -93,38 +94,85 @@ fn a_bad_variable_ends_the_program_with_64_and_one_line() {
     assert_eq!(text.trim_end().lines().count(), 1, "{text}");
 }
 
-#[tokio::test]
-async fn sigterm_ends_the_program_cleanly() {
-    let upstream = RawUpstream::bind().await;
-    let upstream = format!("http://{}", upstream.address());
-    let mut command = program(&["--upstream", &upstream, "--listen", "127.0.0.1:0"]);
-    command
-        .env("OTEL_TRACES_EXPORTER", "none")
-        .stderr(Stdio::piped());
+/// A running program, and the address that it says it listens on.
+async fn serving(mut command: Command) -> (tokio::process::Child, SocketAddr) {
+    command.stderr(Stdio::piped());
     let mut child = tokio::process::Command::from(command)
         .kill_on_drop(true)
         .spawn()
         .expect("it starts");
     let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
     let ready = async {
-        while let Some(line) = lines.next_line().await.expect("text") {
-            if line.contains("proxying") {
-                return;
+        loop {
+            let line = lines
+                .next_line()
+                .await
+                .expect("text")
+                .expect("it serves first");
+            if let Some((_, rest)) = line.split_once("listen=") {
+                let address = rest
+                    .split(' ')
+                    .next()
+                    .and_then(|address| address.parse().ok());
+                return address.expect("an address");
             }
         }
-        panic!("the program ended before it served");
     };
-    within("the ready line", ready).await;
+    let address = within("the ready line", ready).await;
+    // What else it says must not fill the pipe.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    (child, address)
+}
+
+fn terminate(child: &tokio::process::Child) {
     let pid = child.id().expect("it runs").to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("kill")
-            .success()
-    );
-    let status = within("the program's end", child.wait())
-        .await
-        .expect("a child");
-    assert_eq!(status.code(), Some(0));
+    let status = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(status.expect("kill is there").success());
+}
+
+#[tokio::test]
+async fn sigterm_ends_an_idle_program_with_0() {
+    let upstream = RawUpstream::bind().await;
+    let upstream = format!("http://{}", upstream.address());
+    let mut command = program(&["--upstream", &upstream, "--listen", "127.0.0.1:0"]);
+    command.env("OTEL_TRACES_EXPORTER", "none");
+    let (mut child, _) = serving(command).await;
+    terminate(&child);
+    let status = within("the program's end", child.wait()).await;
+    assert_eq!(status.expect("a child").code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_stream_in_flight_at_sigterm_is_finished_and_its_span_exported() {
+    let mut collector = Echo::start().await;
+    let upstream = RawUpstream::bind().await;
+    let url = format!("http://{}", upstream.address());
+    let mut command = program(&["--upstream", &url, "--listen", "127.0.0.1:0"]);
+    let endpoint = format!("http://{}/v1/traces", collector.address);
+    command
+        .env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint)
+        .env("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf");
+    let (mut child, address) = serving(command).await;
+
+    let mut client = Peer::connect(address).await;
+    let lines = ["GET /v1/models/exported HTTP/1.1", "Host: a"];
+    client.write(&request(&lines, "")).await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    server
+        .write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await;
+    client.read_head().await;
+    terminate(&child);
+    refuses_connections(address).await;
+    server.write_chunk("the end").await;
+    server.write_chunk("").await;
+    assert_eq!(client.read_chunk().await, "the end");
+
+    let status = within("the program's end", child.wait()).await;
+    assert_eq!(status.expect("a child").code(), Some(0));
+    let export = collector.received().await;
+    assert_eq!(export.uri().path(), "/v1/traces");
+    let exported = String::from_utf8_lossy(export.body());
+    assert!(exported.contains("/v1/models/exported"), "{exported}");
 }

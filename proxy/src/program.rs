@@ -1,0 +1,58 @@
+//! The program `lantern-proxy` from arguments to exit; `lantern proxy` runs it too.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use lantern_telemetry::{Settings, Telemetry, process};
+
+use crate::{Args, Proxy};
+
+/// The service that the proxy's spans belong to unless `OTEL_SERVICE_NAME` says otherwise.
+pub const DEFAULT_SERVICE_NAME: &str = "lantern-proxy";
+
+/// How long the last spans may take to be exported.
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+
+/// What `--help` shows after the flags.
+pub const AFTER_HELP: &str = "\
+Examples:
+  # Trace a server on port 8001; spans go to a collector on localhost:4317
+  lantern-proxy --upstream http://127.0.0.1:8001
+
+  # Two servers in turns, reachable from other machines, spans over HTTP
+  OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf \\
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://collector:4318/v1/traces \\
+  lantern-proxy --listen 0.0.0.0:8000 --upstream http://gpu0:8001 --upstream http://gpu1:8001
+
+Environment (the standard OpenTelemetry variables, among them):
+  OTEL_SERVICE_NAME                     name of this service [default: lantern-proxy]
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT    where spans go [default: http://localhost:4317]
+  OTEL_EXPORTER_OTLP_TRACES_PROTOCOL    grpc or http/protobuf [default: grpc]
+  OTEL_TRACES_SAMPLER, ..._ARG          what is sampled [default: parentbased_always_on]
+  OTEL_PROPAGATORS                      tracecontext, baggage, b3, b3multi, jaeger
+  OTEL_SDK_DISABLED=true                no spans; trace headers pass as they are
+  OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST, ..._RESPONSE, ..._SANITIZE_FIELDS
+                                        headers to record, and those whose values to hide
+  OTEL_PYTHON_FASTAPI_EXCLUDED_URLS, OTEL_PYTHON_EXCLUDED_URLS
+                                        regular expressions; a URL that matches leaves no span";
+
+/// Proxies until SIGINT or SIGTERM.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let config = args.into_config()?;
+    let settings = Settings::from_env()?;
+    process::init_logging(settings.log_filter());
+    let shutdown = process::shutdown_on_signals();
+    let telemetry = Telemetry::start(&settings, DEFAULT_SERVICE_NAME)?;
+    let upstreams: Vec<_> = config.upstreams.iter().map(ToString::to_string).collect();
+    let proxy = Proxy::bind(config, &telemetry).await?;
+    tracing::info!(
+        listen = %proxy.local_addr(),
+        upstreams = upstreams.join(" "),
+        "proxying"
+    );
+    proxy.run(shutdown).await?;
+    telemetry
+        .shutdown(FLUSH_LIMIT)
+        .await
+        .context("could not flush the last spans")
+}
