@@ -17,11 +17,13 @@
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
 //! - `counts`: what came in and what became of it.
+//! - `program`: arguments to exit, for `lantern-shim` and for `lantern shim`.
 
 pub mod config;
 mod counts;
 mod exporter;
 mod intake;
+mod program;
 mod queue;
 mod receiver;
 mod serve;
@@ -32,6 +34,7 @@ mod wire;
 
 pub use config::{Args, Config, Destination};
 pub use counts::Counts;
+pub use program::{AFTER_HELP, run};
 pub use shim::{Error, Shim, ShimHandle};
 pub use store::{
     Attribute, Event, Link, Resource, Scope, Span, SpanKind, Status, StatusCode, Trace, Value,

@@ -10,8 +10,8 @@ use std::num::NonZero;
 /// What candle (and rayon) read.
 const VARIABLE: &str = "RAYON_NUM_THREADS";
 
-/// Bounds the pool to the available cores, unless the user has named a number. To be called first thing in
-/// `main`: where needed it replaces the process by the same program with the same arguments.
+/// Bounds the pool to the available cores, unless the user has named a number. To be called before
+/// anything else: where needed it replaces the process by the same program with the same arguments.
 pub fn bound() {
     let available = std::thread::available_parallelism().map_or(1, NonZero::get);
     let chosen = [VARIABLE, "CANDLE_NUM_THREADS"]

@@ -26,6 +26,6 @@ pub mod spans;
 pub mod tensor_error;
 pub mod tokenizer;
 
-pub use config::{Args, Config};
+pub use config::{AFTER_HELP, Args, Config};
 pub use program::run;
 pub use server::Server;

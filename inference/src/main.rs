@@ -3,8 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use lantern_inference::Args;
-use lantern_inference::config::AFTER_HELP;
+use lantern_inference::{AFTER_HELP, Args};
 use lantern_telemetry::process;
 
 /// Serves a language model over OpenAI's API, with vLLM's flags and spans for every request
@@ -16,17 +15,5 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    lantern_inference::cpu_threads::bound();
-    match Cli::try_parse() {
-        Ok(cli) => process::exit(lantern_inference::run(cli.args)),
-        Err(error) => {
-            // What `--help` prints is an error to clap, too; printing fails only on a closed pipe.
-            let _ = error.print();
-            if error.use_stderr() {
-                process::EXIT_USAGE.into()
-            } else {
-                ExitCode::SUCCESS
-            }
-        }
-    }
+    process::main(|cli: Cli| lantern_inference::run(cli.args))
 }

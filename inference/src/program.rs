@@ -14,14 +14,10 @@ pub const DEFAULT_SERVICE_NAME: &str = "lantern-inference";
 /// How long the last spans may take to go out.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
-/// Serves until SIGINT or SIGTERM. To be called first thing in `main`, before any other thread is
-/// there: it may start the process over (see [`cpu_threads`]).
-pub fn run(args: Args) -> anyhow::Result<()> {
+/// Serves until SIGINT or SIGTERM. It may first start the process over (see [`cpu_threads`]), so it
+/// comes before anything else that a program does.
+pub async fn run(args: Args) -> anyhow::Result<()> {
     cpu_threads::bound();
-    tokio::runtime::Runtime::new()?.block_on(serve(args))
-}
-
-async fn serve(args: Args) -> anyhow::Result<()> {
     let settings = args.telemetry(Settings::from_env()?)?;
     let config = args.into_config()?;
     process::init_logging(settings.log_filter());

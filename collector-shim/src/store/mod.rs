@@ -10,12 +10,13 @@ mod query;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::mem::size_of;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub(crate) use decode::decode;
-pub(crate) use json::{double_to_json, to_json};
+pub(crate) use json::double_to_json;
 pub use model::{
     Attribute, Event, Link, Resource, Scope, Span, SpanKind, Status, StatusCode, Trace, Value,
 };
@@ -51,6 +52,13 @@ struct Entry {
     spans: Vec<Arc<Span>>,
     seen: HashSet<SpanKey>,
     bytes: usize,
+}
+
+impl Entry {
+    fn start_ns(&self) -> u64 {
+        let starts = self.spans.iter().map(|span| span.start_unix_ns);
+        starts.min().unwrap_or(0)
+    }
 }
 
 /// Senders repeat what they are not sure of; the same span twice is kept once.
@@ -111,30 +119,19 @@ impl Store {
     /// The newest traces with a span that matches `query`, newest first.
     pub(crate) fn find(&self, query: &TraceQuery) -> Vec<StoredTrace> {
         let kept = self.lock();
-        let mut found: Vec<(u64, StoredTrace)> = kept
+        let mut found: Vec<(u64, &String, &Entry)> = kept
             .traces
             .iter()
             .filter(|(_, entry)| entry.spans.iter().any(|span| query.matches(span)))
-            .map(|(trace_id, entry)| {
-                let start = entry.spans.iter().map(|span| span.start_unix_ns).min();
-                let spans = entry.spans.clone();
-                (
-                    start.unwrap_or(0),
-                    StoredTrace {
-                        trace_id: trace_id.clone(),
-                        spans,
-                    },
-                )
-            })
+            .map(|(trace_id, entry)| (entry.start_ns(), trace_id, entry))
             .collect();
-        drop(kept);
-        found.sort_by(|(a_start, a), (b_start, b)| {
-            b_start
-                .cmp(a_start)
-                .then_with(|| a.trace_id.cmp(&b.trace_id))
-        });
+        found.sort_by_key(|(start_ns, trace_id, _)| (Reverse(*start_ns), *trace_id));
         found.truncate(query.limit);
-        found.into_iter().map(|(_, trace)| trace).collect()
+        let copied = found.into_iter().map(|(_, trace_id, entry)| StoredTrace {
+            trace_id: trace_id.clone(),
+            spans: entry.spans.clone(),
+        });
+        copied.collect()
     }
 
     /// Every service with a span, in order of name.

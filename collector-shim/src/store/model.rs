@@ -3,6 +3,8 @@
 use std::mem::size_of;
 use std::sync::Arc;
 
+use super::json::{base64_text, to_json};
+
 /// The spans of one trace id, in the order in which they came.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trace {
@@ -223,7 +225,7 @@ impl Value {
     }
 }
 
-/// As a terminal or a tag would show it: arrays, maps and bytes as JSON does.
+/// As a terminal or a tag would show it: bytes in base64, arrays and maps as JSON.
 impl std::fmt::Display for Value {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -232,7 +234,8 @@ impl std::fmt::Display for Value {
             Value::Bool(value) => value.fmt(formatter),
             Value::Int(value) => value.fmt(formatter),
             Value::Double(value) => value.fmt(formatter),
-            nested => super::json::to_json(nested).fmt(formatter),
+            Value::Bytes(bytes) => formatter.write_str(&base64_text(bytes)),
+            Value::Array(_) | Value::Map(_) => to_json(self).fmt(formatter),
         }
     }
 }

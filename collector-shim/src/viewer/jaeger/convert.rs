@@ -8,7 +8,6 @@ use serde_json::Value as Json;
 
 use crate::store::{
     Attribute, Event, Resource, Scope, Span, StatusCode, StoredTrace, Value, double_to_json,
-    to_json,
 };
 
 /// JavaScript's numbers are exact up to here; beyond it an integer is sent as a string.
@@ -210,9 +209,8 @@ fn tag(attribute: &Attribute) -> Tag {
         }
         Value::Int(value) => ("int64", (*value).into()),
         Value::Double(value) => ("float64", double_to_json(*value)),
-        Value::Bytes(_) => ("binary", to_json(&attribute.value)),
-        // Arrays and maps have no type of their own: their JSON, as text.
-        Value::Empty | Value::String(_) | Value::Array(_) | Value::Map(_) => {
+        // As Jaeger keeps what came by OTLP: bytes in base64, arrays and maps as their JSON.
+        Value::Empty | Value::String(_) | Value::Bytes(_) | Value::Array(_) | Value::Map(_) => {
             ("string", attribute.value.to_string().into())
         }
     };

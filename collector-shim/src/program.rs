@@ -1,0 +1,47 @@
+//! The program `lantern-shim` from arguments to exit; `lantern shim` runs it too.
+
+use lantern_telemetry::{Settings, process};
+
+use crate::{Args, Shim};
+
+/// What `--help` shows after the flags.
+pub const AFTER_HELP: &str = "\
+Examples:
+  Look at the traces of anything that speaks OTLP, on http://127.0.0.1:16686:
+    lantern-shim
+
+  Forward to Jaeger, which listens on other ports:
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=grpc://localhost:5317 lantern-shim
+
+  Forward by OTLP/HTTP, compressed, with a token:
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=https://otlp.example.com/v1/traces \\
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf \\
+    OTEL_EXPORTER_OTLP_COMPRESSION=gzip \\
+    OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer%20TOKEN' lantern-shim
+
+  Serve other machines, as in a container:
+    lantern-shim --grpc 0.0.0.0:4317 --http 0.0.0.0:4318 --viewer 0.0.0.0:16686
+
+Environment (each also as OTEL_EXPORTER_OTLP_TRACES_…, which wins):
+  OTEL_EXPORTER_OTLP_ENDPOINT     the backend; without one traces are kept here
+  OTEL_EXPORTER_OTLP_PROTOCOL     grpc (default) or http/protobuf
+  OTEL_EXPORTER_OTLP_HEADERS      key=value,… sent with every request
+  OTEL_EXPORTER_OTLP_COMPRESSION  none (default) or gzip
+  OTEL_EXPORTER_OTLP_TIMEOUT      milliseconds for one attempt, 10000 by default
+  OTEL_EXPORTER_OTLP_INSECURE     true: an endpoint without a scheme is reached without TLS
+  OTEL_EXPORTER_OTLP_CERTIFICATE, …_CLIENT_CERTIFICATE, …_CLIENT_KEY
+                                  PEM files: the authority to trust, and who we are
+  OTEL_LOG_LEVEL                  error, warn, info (default), debug or trace
+
+On the viewer's port there are also /healthz and, for Prometheus, /metrics.
+Exit codes: 0 told to stop, 1 failed, 64 used or configured wrongly.";
+
+/// Takes OTLP in until SIGINT or SIGTERM.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let settings = Settings::from_env()?;
+    let config = args.into_config(&settings)?;
+    process::init_logging(settings.log_filter());
+    let shutdown = process::shutdown_on_signals();
+    Shim::bind(config).await?.run(shutdown).await?;
+    Ok(())
+}

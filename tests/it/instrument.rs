@@ -1,0 +1,96 @@
+//! `lantern instrument -- CMD…`: spans for a server that knows of none, its signals and exit code.
+
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::support::backend::Backend;
+use crate::support::process::Process;
+use crate::support::{free_addr, http};
+
+const TRACE_ID: &str = "11111111111111112222222222222222";
+
+fn instrument(flags: &[&str], command: &[&str], env: &[(&str, &str)]) -> Process {
+    let args = [&["instrument"], flags, &["--"], command].concat();
+    Process::lantern(&args, env)
+}
+
+#[test]
+fn any_http_server_gets_its_server_spans_and_its_signals() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        println!("SKIPPED: no python3 to serve HTTP with");
+        return;
+    }
+    let backend = Backend::embedded();
+    let (listen, server) = (free_addr(), free_addr());
+    let mut process = instrument(
+        &[
+            "--listen",
+            &listen.to_string(),
+            "--upstream",
+            &format!("http://{server}"),
+        ],
+        &[
+            "python3",
+            "-m",
+            "http.server",
+            "--bind",
+            "127.0.0.1",
+            &server.port().to_string(),
+        ],
+        &[
+            (
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                &backend.endpoint("grpc"),
+            ),
+            ("OTEL_SERVICE_NAME", "files"),
+        ],
+    );
+    let get = |traceparent: &str| {
+        let request = http().get(format!("http://{listen}/README.md"));
+        request.header("traceparent", traceparent).call()
+    };
+    let unsampled = "00-33333333333333334444444444444444-00f067aa0ba902b7-00";
+    process.wait_until("the server behind the proxy", || {
+        get(unsampled).is_ok_and(|response| response.status() == 200)
+    });
+    let answered = get(&format!("00-{TRACE_ID}-00f067aa0ba902b7-01")).expect("it serves");
+    assert_eq!(answered.status(), 200);
+
+    // The server ends by the signal, so `instrument` ends as a shell would say it.
+    let ended = process.terminate();
+    assert_eq!(
+        ended.code,
+        Some(128 + Signal::TERM.as_raw()),
+        "{}",
+        ended.output
+    );
+    let trace = backend.trace(TRACE_ID, 1);
+    assert_eq!(trace.tree(), "files GET\n");
+    assert_eq!(trace.tag("GET", "url.path"), "/README.md");
+}
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    let listen = free_addr().to_string();
+    let ended = instrument(
+        &["--listen", &listen],
+        &["sh", "-c", "exit 7"],
+        &[("OTEL_TRACES_EXPORTER", "none")],
+    )
+    .wait();
+    assert_eq!(ended.code, Some(7), "{}", ended.output);
+}
+
+#[test]
+fn a_command_that_cannot_start_is_named() {
+    let listen = free_addr().to_string();
+    let ended = instrument(
+        &["--listen", &listen],
+        &["/no/such/server"],
+        &[("OTEL_TRACES_EXPORTER", "none")],
+    )
+    .wait();
+    assert_eq!(ended.code, Some(1), "{}", ended.output);
+    assert!(ended.output.contains("/no/such/server"), "{}", ended.output);
+}

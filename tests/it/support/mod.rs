@@ -1,0 +1,77 @@
+//! What every test here needs: waiting on conditions, free ports, HTTP, and the parts below.
+
+pub mod backend;
+pub mod path;
+pub mod process;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a condition may take before a test calls it failed: far beyond what any takes, so that
+/// a busy machine fails nothing.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Waits until `condition` gives a value.
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} in vain for {what}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A loopback address that nobody listens on. Below the range that outgoing connections take their
+/// ports from, so that nothing takes it before the process under test does.
+pub fn free_addr() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 15_000 + (std::process::id() % 1_000) as u16 * 10;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(addr).is_ok() {
+            return addr;
+        }
+    }
+}
+
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// An HTTP client that hands every status back and waits as long as a test does.
+pub fn http() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(PATIENCE))
+        .build()
+        .into()
+}
+
+/// What `script` (below `tests/`) prints: the path of something that it has built or installed.
+/// `None`, said plainly, when the machine lacks what it needs (exit code 3).
+pub fn provided_by(script: &str) -> Option<PathBuf> {
+    let output = Command::new(repository().join("tests").join(script))
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run tests/{script}: {error}"));
+    match output.status.code() {
+        Some(0) => {
+            let printed = String::from_utf8(output.stdout).expect("a path is text");
+            Some(PathBuf::from(printed.trim()))
+        }
+        Some(3) => {
+            println!("SKIPPED: tests/{script} says that this machine lacks what it needs");
+            None
+        }
+        code => panic!("tests/{script} ended with {code:?}"),
+    }
+}
