@@ -4,6 +4,7 @@
 //! one of them has downloaded the other finds.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
@@ -14,7 +15,7 @@ use super::files::{self, ModelFiles};
 use super::progress::Progress;
 
 /// Where models come from and where they are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct HubOptions {
     /// Branch, tag or commit.
     pub revision: String,
@@ -62,6 +63,20 @@ impl HubOptions {
                 .unwrap_or_else(|| hf_home.join("hub")),
             offline: get("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
         }
+    }
+}
+
+impl fmt::Debug for HubOptions {
+    /// The token is a secret: only whether there is one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = self.token.as_ref().map(|_| "hidden");
+        f.debug_struct("HubOptions")
+            .field("revision", &self.revision)
+            .field("endpoint", &self.endpoint)
+            .field("token", &token)
+            .field("cache_dir", &self.cache_dir)
+            .field("offline", &self.offline)
+            .finish()
     }
 }
 
@@ -412,6 +427,10 @@ mod tests {
         assert_eq!(set.cache_dir, Path::new("/models/hub"));
         assert_eq!(set.token.as_deref(), Some("hf_secret"));
         assert!(set.offline);
+        assert!(
+            !format!("{set:?}").contains("hf_secret"),
+            "a log is no place for it"
+        );
         let cache = options(&[("HF_HOME", "/models"), ("HF_HUB_CACHE", "/cache")]).cache_dir;
         assert_eq!(cache, Path::new("/cache"));
     }
