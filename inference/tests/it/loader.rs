@@ -131,6 +131,22 @@ fn files_that_are_not_what_they_say_are_named() {
 }
 
 #[test]
+fn sharded_pickles_load_too() {
+    let (_guard, folder) = copy("opt-half");
+    let shard = "pytorch_model-00001-of-00001.bin";
+    fs::rename(folder.join("pytorch_model.bin"), folder.join(shard)).unwrap();
+    let index = serde_json::json!({ "weight_map": { "lm_head.weight": shard } });
+    fs::write(
+        folder.join("pytorch_model.bin.index.json"),
+        index.to_string(),
+    )
+    .unwrap();
+    load(&folder).unwrap();
+    fs::remove_file(folder.join(shard)).unwrap();
+    assert!(load(&folder).unwrap_err().to_string().contains(shard));
+}
+
+#[test]
 fn a_missing_shard_is_named() {
     let (_guard, folder) = copy("opt-untied");
     fs::remove_file(folder.join("model-00002-of-00003.safetensors")).unwrap();
