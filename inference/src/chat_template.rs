@@ -164,7 +164,7 @@ impl ChatRequest {
             .expect("it was added under NAME");
         let rendered = compiled
             .render(context! { ..given, ..kwargs })
-            .map_err(render_error)?;
+            .map_err(|error| render_error(&error))?;
         if self.continue_final_message {
             up_to(rendered, &last)
         } else {
@@ -271,7 +271,7 @@ fn read_json(path: &Path) -> Result<Value, ChatTemplateError> {
 }
 
 /// What a template said itself through `raise_exception` stands alone.
-fn render_error(error: Error) -> ChatTemplateError {
+fn render_error(error: &Error) -> ChatTemplateError {
     let raised = error.kind() == ErrorKind::InvalidOperation;
     let detail = error.detail().filter(|_| raised).map(str::to_owned);
     ChatTemplateError::Render(detail.unwrap_or_else(|| error.to_string()))
@@ -353,116 +353,4 @@ impl serde_json::ser::Formatter for Spaced {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The template of Llama 2, shortened: methods, exceptions, block trimming.
-    const LLAMA: &str = "\
-{% if messages[0]['role'] == 'system' %}
-    {% set system = '<<SYS>>' + messages[0]['content'].strip() + '<</SYS>>' %}
-    {% set messages = messages[1:] %}
-{% else %}
-    {% set system = '' %}
-{% endif %}
-{% for message in messages %}
-    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
-        {{ raise_exception('Conversation roles must alternate') }}
-    {% endif %}
-    {{- bos_token ~ '[' ~ message.role ~ ']' ~ (system if loop.first else '') ~ message['content'] -}}
-{% endfor %}
-{% if add_generation_prompt %}[assistant]{% endif %}";
-
-    fn render(source: &str, request: ChatRequest) -> Result<String, ChatTemplateError> {
-        let template = ChatTemplate::new(source.to_owned(), Some("<s>".into()), None)?;
-        request.render(Some(&template))
-    }
-
-    fn chat(messages: Value) -> ChatRequest {
-        ChatRequest {
-            messages,
-            add_generation_prompt: true,
-            continue_final_message: false,
-            kwargs: None,
-        }
-    }
-
-    #[test]
-    fn template_sees_messages_tokens_and_python_methods() {
-        let messages = json!([
-            {"role": "system", "content": " be brief "},
-            {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
-        ]);
-        let prompt = render(LLAMA, chat(messages)).unwrap();
-        assert_eq!(
-            prompt,
-            "<s>[user]<<SYS>>be brief<</SYS>>one\ntwo[assistant]"
-        );
-    }
-
-    #[test]
-    fn what_a_template_raises_reaches_the_client() {
-        let error = render(LLAMA, chat(json!([{"role": "assistant", "content": "hi"}])));
-        let message = error.unwrap_err().to_string();
-        assert!(
-            message.ends_with("Conversation roles must alternate"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn continued_message_ends_where_its_content_ends() {
-        let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}";
-        let messages =
-            json!([{"role": "user", "content": "go"}, {"role": "assistant", "content": "Once "}]);
-        let request = ChatRequest {
-            add_generation_prompt: false,
-            continue_final_message: true,
-            ..chat(messages)
-        };
-        assert_eq!(
-            render(source, request).unwrap(),
-            "<user>go<end>\n<assistant>Once"
-        );
-    }
-
-    #[test]
-    fn tojson_writes_what_python_writes() {
-        let source = "{{ messages[0].meta | tojson }}";
-        let messages =
-            json!([{"role": "user", "content": "", "meta": {"a": [1, "<b>'"], "c": null}}]);
-        assert_eq!(
-            render(source, chat(messages)).unwrap(),
-            r#"{"a": [1, "<b>'"], "c": null}"#
-        );
-    }
-
-    #[test]
-    fn strftime_now_gives_a_date_and_refuses_nonsense() {
-        let user = || chat(json!([{"role": "user", "content": "x"}]));
-        let year = render("{{ strftime_now('%Y') }}", user()).unwrap();
-        assert!(year.parse::<u32>().is_ok_and(|year| year > 2000), "{year}");
-        assert!(render("{{ strftime_now('%!') }}", user()).is_err());
-    }
-
-    #[test]
-    fn parts_that_are_no_text_are_refused_by_place() {
-        let messages =
-            json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]);
-        let error = render("", chat(messages)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "messages[0].content may only have parts of type text"
-        );
-    }
-
-    #[test]
-    fn default_of_several_named_templates_is_taken() {
-        let named =
-            json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]);
-        assert_eq!(named_default(&named).as_deref(), Some("d"));
-        assert_eq!(
-            special_token(&json!({"content": "</s>"})).as_deref(),
-            Some("</s>")
-        );
-    }
-}
+mod tests;

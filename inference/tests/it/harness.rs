@@ -118,14 +118,19 @@ impl Harness {
 
     /// Starts the API with an engine that the test holds.
     pub(crate) async fn held(options: Options) -> (Self, Receiver<Submission>) {
-        let exporter = InMemorySpanExporter::default();
-        let in_memory = || Telemetry::with_exporter(exporter.clone(), "test");
-        let telemetry = options.telemetry.unwrap_or_else(in_memory);
         let config = EngineConfig {
             max_waiting_requests: options.max_waiting_requests,
             ..EngineConfig::default()
         };
         let (engine, submissions) = Engine::channel(config, MAX_MODEL_LEN);
+        (Self::on(engine, options).await, submissions)
+    }
+
+    /// Starts the API in front of an engine.
+    pub(crate) async fn on(engine: Engine, options: Options) -> Self {
+        let exporter = InMemorySpanExporter::default();
+        let in_memory = || Telemetry::with_exporter(exporter.clone(), "test");
+        let telemetry = options.telemetry.unwrap_or_else(in_memory);
         let generator = Generator::new(engine, byte_tokenizer(), Arc::new([EOS]), None);
         let template = options.chat_template.map(|source| {
             ChatTemplate::new(source.to_owned(), None, None).expect("the test's template compiles")
@@ -153,14 +158,13 @@ impl Harness {
             drain_grace: options.drain_grace,
         };
         let server = tokio::spawn(serve(listener, app.router(), lifetime));
-        let harness = Self {
+        Self {
             address,
             exporter,
             shutdown,
             server,
             telemetry,
-        };
-        (harness, submissions)
+        }
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {

@@ -1,6 +1,9 @@
 //! Tests of `lantern-inference` from outside, in one binary.
 
-#![allow(clippy::unwrap_used, reason = "what a test helper unwraps is the test's to fail on")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "what a test helper unwraps is the test's to fail on"
+)]
 
 mod api;
 mod beam;

@@ -1,11 +1,17 @@
 //! Every way in which a request is refused or fails: status, OpenAI's error body, and the span.
 
+use candle_core::{DType, Device, Tensor};
 use http::{Request, StatusCode};
 use lantern_inference::engine::request::{Event, Submission};
+use lantern_inference::engine::{Engine, EngineConfig};
+use lantern_inference::loader::LoadedModel;
+use lantern_inference::models::{CausalLm, KvCache, KvShape, RaggedBatch};
 use opentelemetry::trace::Status;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::{Answer, Harness, MAX_BODY_BYTES, MODEL, Options, attribute, say};
+use crate::harness::{
+    Answer, EOS, Harness, MAX_BODY_BYTES, MAX_MODEL_LEN, MODEL, Options, VOCAB_SIZE, attribute, say,
+};
 
 /// The error's message, once status, shape and parameter are as they should be.
 fn message(answer: &Answer, status: u16, param: Option<&str>) -> String {
@@ -23,10 +29,9 @@ async fn idle() -> Harness {
     Harness::start(|submission| say(&submission, b"ok")).await
 }
 
-#[tokio::test]
-async fn bad_parameters_are_named_with_their_values() {
-    let harness = idle().await;
-    let cases = json!([
+/// Fields, values that they cannot have, and what is said about it.
+fn bad_values() -> Value {
+    json!([
         [
             "temperature",
             -1,
@@ -103,8 +108,13 @@ async fn bad_parameters_are_named_with_their_values() {
         ],
         ["prompt", [], "the prompt has no tokens"],
         ["prompt", null, "prompt is required"],
-    ]);
-    for case in cases.as_array().unwrap() {
+    ])
+}
+
+#[tokio::test]
+async fn bad_parameters_are_named_with_their_values() {
+    let harness = idle().await;
+    for case in bad_values().as_array().unwrap() {
         let field = case[0].as_str().unwrap();
         let mut body = json!({"model": MODEL, "prompt": "hi"});
         body[field] = case[1].clone();
@@ -359,4 +369,51 @@ async fn failed_engine_is_500_or_the_streams_last_chunk() {
             Some("1")
         );
     }
+}
+
+/// A model whose device fails at once.
+struct Broken;
+
+impl CausalLm for Broken {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn kv_shape(&self) -> KvShape {
+        KvShape {
+            layers: 0,
+            heads: 1,
+            head_dim: 1,
+            dtype: DType::F32,
+        }
+    }
+
+    fn forward(&self, _: &RaggedBatch, _: &mut [KvCache]) -> candle_core::Result<Tensor> {
+        candle_core::bail!("device lost")
+    }
+
+    fn logits(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        Ok(hidden.clone())
+    }
+}
+
+#[tokio::test]
+async fn dead_engine_fails_its_requests_refuses_new_ones_and_is_unhealthy() {
+    let model = LoadedModel::new(Box::new(Broken), VOCAB_SIZE, MAX_MODEL_LEN, vec![EOS]);
+    let (engine, thread) = Engine::start(model, EngineConfig::default()).unwrap();
+    let harness = Harness::on(engine, Options::default()).await;
+    assert_eq!(harness.get("/health").await.status, StatusCode::OK);
+    let failed = harness
+        .post("/v1/completions", &json!({"prompt": "hi"}))
+        .await;
+    assert!(message(&failed, 500, None).contains("device lost"));
+    assert!(thread.join().is_err(), "the engine has ended");
+    assert_eq!(
+        harness.get("/health").await.status,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    let refused = harness
+        .post("/v1/completions", &json!({"prompt": "hi"}))
+        .await;
+    assert!(message(&refused, 503, None).starts_with("the engine has stopped"));
 }
