@@ -224,10 +224,10 @@ mod tests {
         assert_eq!(
             draw(&trace, 66, false),
             "trace 4bf9  4 spans, 2 services, 100.0 µs\n\
-             proxy   POST /v1/completions  ██████████████████████  100.0 µs\n\
-             engine  └ llm_request         ····██████████████████   80.0 µs\n\
-             engine    ├ prefill           ····█████████·········   40.0 µs\n\
-             engine    └ decode            ·············█████████   40.0 µs\n"
+             proxy   POST /v1/completions  █████████████████████████  100.0 µs\n\
+             engine  └ llm_request         ·····████████████████████   80.0 µs\n\
+             engine    ├ prefill           ·····██████████··········   40.0 µs\n\
+             engine    └ decode            ···············██████████   40.0 µs\n"
         );
     }
 

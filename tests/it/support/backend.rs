@@ -11,16 +11,16 @@ use super::process::Process;
 use super::{free_addr, http, provided_by, wait_for};
 
 /// A running backend.
-pub struct Backend {
-    pub grpc: SocketAddr,
-    pub http: SocketAddr,
-    pub query: SocketAddr,
+pub(crate) struct Backend {
+    pub(crate) grpc: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) query: SocketAddr,
     _process: Process,
 }
 
 impl Backend {
     /// The shim that keeps traces itself.
-    pub fn embedded() -> Self {
+    pub(crate) fn embedded() -> Self {
         let [grpc, http, query] = [free_addr(), free_addr(), free_addr()];
         let process = Process::lantern(
             &[
@@ -44,7 +44,7 @@ impl Backend {
     }
 
     /// Jaeger 1.57 all-in-one, built from its Go module; `None` where Go is missing.
-    pub fn jaeger() -> Option<Self> {
+    pub(crate) fn jaeger() -> Option<Self> {
         let binary = provided_by("jaeger/build.sh")?;
         let [grpc, http, query] = [free_addr(), free_addr(), free_addr()];
         let mut command = Command::new(binary);
@@ -87,12 +87,12 @@ impl Backend {
     }
 
     /// The endpoint for exporters that speak `protocol`.
-    pub fn endpoint(&self, protocol: &str) -> String {
+    pub(crate) fn endpoint(&self, protocol: &str) -> String {
         endpoint(protocol, self.grpc, self.http)
     }
 
     /// `data` of a query API's answer; `None` while it is no success.
-    pub fn query(&self, path: &str) -> Option<Value> {
+    pub(crate) fn query(&self, path: &str) -> Option<Value> {
         let url = format!("http://{}{path}", self.query);
         let mut response = http().get(&url).call().ok()?;
         if !response.status().is_success() {
@@ -106,7 +106,7 @@ impl Backend {
     }
 
     /// The trace, once it holds at least `spans` spans.
-    pub fn trace(&self, trace_id: &str, spans: usize) -> Trace {
+    pub(crate) fn trace(&self, trace_id: &str, spans: usize) -> Trace {
         wait_for(&format!("{spans} spans of trace {trace_id}"), || {
             let data = self.query(&format!("/api/traces/{trace_id}"))?;
             let trace = Trace(data.get(0)?.clone());
@@ -116,7 +116,7 @@ impl Backend {
 }
 
 /// What OTEL_EXPORTER_OTLP_TRACES_ENDPOINT must say to reach a receiver by `protocol`.
-pub fn endpoint(protocol: &str, grpc: SocketAddr, http: SocketAddr) -> String {
+pub(crate) fn endpoint(protocol: &str, grpc: SocketAddr, http: SocketAddr) -> String {
     match protocol {
         "grpc" => format!("grpc://{grpc}"),
         "http/protobuf" => format!("http://{http}/v1/traces"),
@@ -125,15 +125,15 @@ pub fn endpoint(protocol: &str, grpc: SocketAddr, http: SocketAddr) -> String {
 }
 
 /// A trace in Jaeger's JSON.
-pub struct Trace(Value);
+pub(crate) struct Trace(Value);
 
 impl Trace {
-    pub fn spans(&self) -> &[Value] {
+    pub(crate) fn spans(&self) -> &[Value] {
         self.0["spans"].as_array().expect("a trace has spans")
     }
 
     /// The first span of that name.
-    pub fn span(&self, operation: &str) -> &Value {
+    pub(crate) fn span(&self, operation: &str) -> &Value {
         self.spans()
             .iter()
             .find(|span| span["operationName"] == operation)
@@ -141,7 +141,7 @@ impl Trace {
     }
 
     /// The value of a tag of the first span of that name; `Null` when it has none.
-    pub fn tag(&self, operation: &str, key: &str) -> Value {
+    pub(crate) fn tag(&self, operation: &str, key: &str) -> Value {
         let tags = self.span(operation)["tags"]
             .as_array()
             .expect("a span has tags");
@@ -150,7 +150,7 @@ impl Trace {
     }
 
     /// `service operation` a line, children indented below their parents, siblings by time.
-    pub fn tree(&self) -> String {
+    pub(crate) fn tree(&self) -> String {
         let mut children: HashMap<&str, Vec<&Value>> = HashMap::new();
         let ids: Vec<&str> = self
             .spans()

@@ -1,8 +1,8 @@
 //! What every test here needs: waiting on conditions, free ports, HTTP, and the parts below.
 
-pub mod backend;
-pub mod path;
-pub mod process;
+pub(crate) mod backend;
+pub(crate) mod path;
+pub(crate) mod process;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 /// How long a condition may take before a test calls it failed: far beyond what any takes, so that
 /// a busy machine fails nothing.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits until `condition` gives a value.
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition() {
@@ -31,7 +31,7 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 
 /// A loopback address that nobody listens on. Below the range that outgoing connections take their
 /// ports from, so that nothing takes it before the process under test does.
-pub fn free_addr() -> SocketAddr {
+pub(crate) fn free_addr() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = 15_000 + (std::process::id() % 1_000) as u16 * 10;
     loop {
@@ -43,12 +43,12 @@ pub fn free_addr() -> SocketAddr {
     }
 }
 
-pub fn repository() -> &'static Path {
+pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// An HTTP client that hands every status back and waits as long as a test does.
-pub fn http() -> ureq::Agent {
+pub(crate) fn http() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(PATIENCE))
@@ -58,7 +58,7 @@ pub fn http() -> ureq::Agent {
 
 /// What `script` (below `tests/`) prints: the path of something that it has built or installed.
 /// `None`, said plainly, when the machine lacks what it needs (exit code 3).
-pub fn provided_by(script: &str) -> Option<PathBuf> {
+pub(crate) fn provided_by(script: &str) -> Option<PathBuf> {
     let output = Command::new(repository().join("tests").join(script))
         .stderr(Stdio::inherit())
         .output()

@@ -8,21 +8,21 @@ use super::process::Process;
 use super::{free_addr, http};
 
 /// The name that the bundled model is served under here.
-pub const MODEL: &str = "lantern-tiny";
+pub(crate) const MODEL: &str = "lantern-tiny";
 
 /// Proxy, inference server and forwarding shim.
-pub struct ServingPath {
-    pub proxy_addr: SocketAddr,
-    pub proxy: Process,
-    pub inference: Process,
-    pub shim: Process,
+pub(crate) struct ServingPath {
+    pub(crate) proxy_addr: SocketAddr,
+    pub(crate) proxy: Process,
+    pub(crate) inference: Process,
+    pub(crate) shim: Process,
     protocol: &'static str,
     shim_endpoint: String,
 }
 
 impl ServingPath {
     /// Every program exports by `protocol_in`; the shim sends to `backend` by `protocol_out`.
-    pub fn start(backend: &Backend, protocol_in: &'static str, protocol_out: &str) -> Self {
+    pub(crate) fn start(backend: &Backend, protocol_in: &'static str, protocol_out: &str) -> Self {
         let (grpc, otlp_http) = (free_addr(), free_addr());
         let shim = Process::lantern(
             &[
@@ -67,7 +67,7 @@ impl ServingPath {
     }
 
     /// A request of the dummy client; its trace id. The client exports through the shim too.
-    pub fn client_request(&self, arguments: &[&str]) -> String {
+    pub(crate) fn client_request(&self, arguments: &[&str]) -> String {
         let url = format!("http://{}/v1/completions", self.proxy_addr);
         let mut all = vec!["client", "--url", &url, "--model", MODEL];
         all.extend(arguments);
@@ -87,13 +87,13 @@ impl ServingPath {
         line.expect("the client prints its trace id").to_owned()
     }
 
-    pub fn completions_url(&self) -> String {
+    pub(crate) fn completions_url(&self) -> String {
         format!("http://{}/v1/completions", self.proxy_addr)
     }
 }
 
 /// The bundled model's server.
-pub fn start_inference(env: &[(&str, &str)]) -> (Process, SocketAddr) {
+pub(crate) fn start_inference(env: &[(&str, &str)]) -> (Process, SocketAddr) {
     let addr = free_addr();
     let port = addr.port().to_string();
     let arguments = [
@@ -108,7 +108,7 @@ pub fn start_inference(env: &[(&str, &str)]) -> (Process, SocketAddr) {
 }
 
 /// A proxy in front of `upstream`.
-pub fn start_proxy(upstream: SocketAddr, env: &[(&str, &str)]) -> (Process, SocketAddr) {
+pub(crate) fn start_proxy(upstream: SocketAddr, env: &[(&str, &str)]) -> (Process, SocketAddr) {
     let addr = free_addr();
     let upstream = format!("http://{upstream}");
     let arguments = [

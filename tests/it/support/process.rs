@@ -9,21 +9,21 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{repository, wait_for};
 
 /// A running child process. Dropping it kills it.
-pub struct Process {
+pub(crate) struct Process {
     name: String,
     child: Child,
     output: Arc<Mutex<String>>,
 }
 
 /// How a process ended, and all that it printed.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub output: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) output: String,
 }
 
 impl Process {
     /// `lantern ARGS`, with exactly these OTEL_* variables.
-    pub fn lantern(args: &[&str], env: &[(&str, &str)]) -> Self {
+    pub(crate) fn lantern(args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lantern"));
         command.args(args);
         Self::start(command, env)
@@ -31,7 +31,7 @@ impl Process {
 
     /// Any command, in the repository's root, without the OTEL_* variables of the test's own
     /// environment.
-    pub fn start(mut command: Command, env: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(mut command: Command, env: &[(&str, &str)]) -> Self {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("OTEL_") {
                 command.env_remove(name);
@@ -57,30 +57,12 @@ impl Process {
     }
 
     /// All that it has printed so far.
-    pub fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         self.output.lock().expect("no reader panics").clone()
     }
 
-    /// Waits until it has printed `text`; fails at once when it ends before.
-    pub fn wait_for_output(&mut self, text: &str) {
-        let what = format!("{text:?} from {}", self.name);
-        wait_for(&what, || {
-            if self.output().contains(text) {
-                return Some(());
-            }
-            let ended = self.try_wait();
-            assert!(
-                ended.is_none(),
-                "{} ended ({ended:?}): {}",
-                self.name,
-                self.output()
-            );
-            None
-        });
-    }
-
     /// Waits until `ready` holds; fails at once when the process ends before.
-    pub fn wait_until(&mut self, what: &str, mut ready: impl FnMut() -> bool) {
+    pub(crate) fn wait_until(&mut self, what: &str, mut ready: impl FnMut() -> bool) {
         wait_for(what, || {
             if ready() {
                 return Some(());
@@ -96,13 +78,13 @@ impl Process {
         });
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a child's id is positive");
         kill_process(pid, signal).expect("the child still runs");
     }
 
     /// Waits until it ends by itself.
-    pub fn wait(mut self) -> Ended {
+    pub(crate) fn wait(mut self) -> Ended {
         let what = format!("the end of {}", self.name);
         let status = wait_for(&what, || self.try_wait());
         // The readers end with the pipes; what was printed last is then in the buffer.
@@ -116,7 +98,7 @@ impl Process {
     }
 
     /// SIGTERM, then the end.
-    pub fn terminate(self) -> Ended {
+    pub(crate) fn terminate(self) -> Ended {
         self.signal(Signal::TERM);
         self.wait()
     }
