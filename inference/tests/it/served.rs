@@ -1,6 +1,6 @@
-//! The whole server with the real engine, on a small OPT with random weights.
+//! The whole server with the real engine, on the model in models/tiny.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::Request;
@@ -13,21 +13,10 @@ use lantern_inference::server::{Server, ServerError};
 use lantern_telemetry::Telemetry;
 use opentelemetry_sdk::trace::InMemorySpanExporter;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::byte_tokenizer_files;
-use crate::support::goldens;
-
-/// A golden model with a tokenizer of bytes, in a directory of its own.
-fn model() -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    for file in ["config.json", "model.safetensors"] {
-        let from = goldens().join("opt-pre-ln").join(file);
-        std::fs::copy(from, directory.path().join(file)).unwrap();
-    }
-    byte_tokenizer_files(directory.path());
-    directory
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny")
 }
 
 fn config(directory: &Path) -> Config {
@@ -53,14 +42,21 @@ async fn choices(address: std::net::SocketAddr, body: &Value) -> Value {
     answer["choices"].take()
 }
 
+/// What the beams are ranked by: they are equally long, so their log probability.
+fn score(choice: &Value) -> f64 {
+    let logprobs = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.len(), 10, "no beam ended early: {choice}");
+    logprobs
+        .iter()
+        .map(|logprob| logprob.as_f64().unwrap())
+        .sum()
+}
+
 #[tokio::test]
 async fn real_engine_answers_and_every_request_is_a_whole_tree() {
-    let directory = model();
     let exporter = InMemorySpanExporter::default();
     let telemetry = Telemetry::with_exporter(exporter.clone(), "test");
-    let server = Server::bind(config(directory.path()), &telemetry)
-        .await
-        .unwrap();
+    let server = Server::bind(config(&model()), &telemetry).await.unwrap();
     let address = server.local_addr();
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(server.run(shutdown.clone()));
@@ -74,7 +70,7 @@ async fn real_engine_answers_and_every_request_is_a_whole_tree() {
         "greedy is repeatable"
     );
 
-    let seeded = json!({"model": "small", "prompt": ["a", "b"], "n": 2, "seed": 7, "logprobs": 1});
+    let seeded = json!({"model": "small", "prompt": ["Once", "One day"], "n": 2, "seed": 7});
     let sampled = choices(address, &seeded).await;
     assert_eq!(sampled.as_array().unwrap().len(), 4);
     assert_eq!(
@@ -88,25 +84,13 @@ async fn real_engine_answers_and_every_request_is_a_whole_tree() {
         "use_beam_search": "true", "temperature": 0.0, "logprobs": 0,
     });
     let beams = choices(address, &beams).await;
-    let tokens: Vec<&Value> = (0..3)
-        .map(|at| &beams[at]["logprobs"]["token_logprobs"])
-        .collect();
+    let [first, second, third] = [0, 1, 2].map(|at| beams[at]["text"].as_str().unwrap());
     assert!(
-        tokens[0] != tokens[1] && tokens[1] != tokens[2] && tokens[0] != tokens[2],
+        first != second && second != third && first != third,
         "{beams}"
     );
-    let sum = |logprobs: &Value| {
-        logprobs
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|logprob| logprob.as_f64().unwrap())
-            .sum::<f64>()
-    };
-    assert!(
-        sum(tokens[0]) >= sum(tokens[1]) && sum(tokens[1]) >= sum(tokens[2]),
-        "{beams}"
-    );
+    let scores = [0, 1, 2].map(|at| score(&beams[at]));
+    assert!(scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
 
     let streamed = json!({"model": "small", "prompt": "a", "stream": true, "max_tokens": 5});
     assert!(post(address, &streamed).await.ends_with("data: [DONE]\n\n"));
@@ -123,12 +107,11 @@ async fn real_engine_answers_and_every_request_is_a_whole_tree() {
 
 #[tokio::test]
 async fn values_that_the_model_cannot_have_name_their_flag() {
-    let directory = model();
     let refused = async |config: Config| match Server::bind(config, &Telemetry::disabled()).await {
         Err(ServerError::Config(error)) => error.to_string(),
         other => panic!("it should have been refused: {:?}", other.err()),
     };
-    let mut long = config(directory.path());
+    let mut long = config(&model());
     long.max_model_len = Some(1_000_000);
     let message = refused(long).await;
     assert!(
