@@ -71,6 +71,7 @@ pub(crate) struct Args {
 
 /// Runs the stack until a signal, or with `--once` until the first trace is whole.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    lantern_inference::cpu_threads::bound();
     let settings = Settings::from_env()?;
     process::init_logging(settings.log_filter());
     let shutdown = process::shutdown_on_signals();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use lantern_inference::Server;
+use lantern_inference::config::capture_content;
 use lantern_proxy::Proxy;
 use lantern_shim::{Shim, ShimHandle};
 use lantern_telemetry::{ConfigError, Protocol, Settings, Telemetry};
@@ -66,7 +67,7 @@ impl Stack {
         };
 
         let inference_telemetry = telemetry.named_by_environment("lantern-inference")?;
-        let inference = Server::bind(inference_config(&config), &inference_telemetry).await?;
+        let inference = Server::bind(inference_config(&config)?, &inference_telemetry).await?;
 
         let proxy_telemetry = telemetry.named("lantern-proxy")?;
         let upstream = inference.local_addr();
@@ -285,10 +286,11 @@ fn shim_config(config: &StackConfig, settings: &Settings) -> lantern_shim::Confi
     }
 }
 
-fn inference_config(config: &StackConfig) -> lantern_inference::Config {
+fn inference_config(config: &StackConfig) -> Result<lantern_inference::Config, ConfigError> {
     let mut inference = lantern_inference::Config::new(&config.model);
     inference.served_names = vec![config.model_name.clone()];
     inference.host = config.inference.ip().to_string();
     inference.port = config.inference.port();
-    inference
+    inference.capture_content = capture_content(|name| std::env::var(name).ok())?;
+    Ok(inference)
 }

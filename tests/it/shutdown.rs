@@ -24,7 +24,7 @@ fn shutdown_under_load_loses_no_span_of_an_answered_request() {
         })
         .collect();
     wait_for("load", || {
-        (answered.lock().unwrap().len() >= WARM_UP).then_some(())
+        (answered.lock().expect("no client panics").len() >= WARM_UP).then_some(())
     });
 
     // In the order of an orderly stop: nobody is asked to serve what is no longer there.
@@ -43,7 +43,7 @@ fn shutdown_under_load_loses_no_span_of_an_answered_request() {
         client.join().expect("no client panics");
     }
 
-    let answered = answered.lock().unwrap();
+    let answered = answered.lock().expect("no client panics");
     for trace_id in answered.iter() {
         let trace = backend.trace(trace_id, 5);
         for operation in [
@@ -74,6 +74,6 @@ fn client_loop(client: u64, url: &str, answered: &Mutex<Vec<String>>, stop: &Ato
         if response.status() != 200 || response.body_mut().read_to_string().is_err() {
             return;
         }
-        answered.lock().unwrap().push(trace_id);
+        answered.lock().expect("no client panics").push(trace_id);
     }
 }
