@@ -48,7 +48,15 @@ fn model_folders() -> Vec<PathBuf> {
 fn load(folder: &Path) -> LoadedModel {
     let path = folder.to_str().unwrap();
     let files = loader::resolve(path, &HubOptions::from_env()).unwrap();
-    loader::load(&files, DeviceChoice::Cpu, DTypeChoice::Float32, None).unwrap()
+    loader::load(&files, device(), DTypeChoice::Float32, None).unwrap()
+}
+
+/// The CPU, or the GPU with LANTERN_TEST_DEVICE=cuda and the feature of that name.
+fn device() -> DeviceChoice {
+    match std::env::var("LANTERN_TEST_DEVICE").as_deref() {
+        Ok("cuda") => DeviceChoice::Cuda,
+        _ => DeviceChoice::Cpu,
+    }
 }
 
 /// The logits (T, V) of a batch, each sequence starting anew.
