@@ -3,7 +3,8 @@
 //!
 //! It continues the trace that a request brings, or starts one; tells the upstream its own span as
 //! the parent; and ends the span with the last byte of the answer. Bodies pass through as they
-//! come, in both directions: nothing is buffered, parsed or changed.
+//! come, in both directions: nothing is buffered or changed. Those of requests to a model are read in
+//! passing, for what they say of the model's work.
 //!
 //! # Layout
 //!
@@ -12,8 +13,10 @@
 //! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
 //!   socket as pingora sees it.
 //! - `service`: a request's life in pingora's phases; retries; `upstream`: whose turn it is.
-//! - `span`: the span and the guard that ends it; `route`, `redact`, `headers` and `sse` find out
-//!   what goes onto it; `propagation`: trace headers in and out.
+//! - `span`: the span and the guard that ends it; `route`, `redact` and `headers` find out what goes
+//!   onto it; `propagation`: trace headers in and out.
+//! - `bodies`: what passes between the heads; `sse` and `json` read it byte by byte, `genai` knows what
+//!   the APIs mean by it.
 //! - `program`: arguments to exit, for `lantern-proxy` and for `lantern proxy`.
 //! - [`Error`], and what a failed request looks like to its client and on its span (`error`).
 //!
@@ -27,6 +30,26 @@
 //! | `lantern.http.response.chunk_count` | int | pieces in which a body without Content-Length arrived |
 //! | `lantern.sse.event_count` | int | complete events of a `text/event-stream`, a closing `[DONE]` included |
 //!
+//! A `POST` to `/v1/completions`, `/v1/chat/completions`, `/v1/responses` or `/v1/embeddings` has the
+//! GenAI conventions' attributes too, of whatever its bodies say: `gen_ai.operation.name` always;
+//! `gen_ai.request.*` from the request; `gen_ai.response.{id, model, finish_reasons}` and
+//! `gen_ai.usage.{input_tokens, output_tokens, cache_read.input_tokens}` from a JSON answer or the
+//! events of a stream; `gen_ai.provider.name` only where the answer's head names it. The responses API
+//! has no finish reasons: it is the reason why the response is incomplete, or else its final status.
+//! Without usage, llama.cpp's `timings` count the tokens. Prompts and completions are not recorded.
+//!
+//! | attribute | type | |
+//! |---|---|---|
+//! | `gen_ai.response.time_to_first_chunk` | double, s | of a stream: from the request's head to its first chunk |
+//! | `lantern.gen_ai.response.chunk_count` | int | chunks: events with a piece of a choice or a delta; not `[DONE]`, nor those with nothing but usage, a status or an error |
+//! | `lantern.gen_ai.response.time_between_chunks.mean` | double, s | from two chunks on |
+//! | `lantern.gen_ai.response.time_between_chunks.max` | double, s | the longest that the stream stood still |
+//! | `lantern.gen_ai.usage.partial` | bool | true: the answer was cut before its end, and usage and finish reasons are what was seen |
+//!
+//! What is not read, and has none of these from its body: a body with a Content-Encoding, and
+//! broken JSON from the break on. A string is recorded up to 256 bytes, 16 stop sequences, and the finish
+//! reasons of 128 choices.
+//!
 //! `error.type` is the status code for an upstream's 5xx; otherwise `client_disconnected`,
 //! `client_timeout`, `invalid_request`, `upstream_unresolved`, `upstream_connection_refused`,
 //! `upstream_connect_timeout`, `upstream_connect_failed`, `upstream_timeout`, `upstream_closed`,
@@ -38,11 +61,14 @@
 //! pingora answers requests that it cannot parse (400), `CONNECT` (405) and connections over the
 //! bound (503) before any code of ours runs. These have no span.
 
+mod bodies;
 mod config;
 mod connection;
 mod error;
+mod genai;
 mod headers;
 mod instrumentation;
+mod json;
 mod program;
 mod propagation;
 mod redact;

@@ -3,9 +3,10 @@
 //! 1. `early_request_filter`: the span starts.
 //! 2. `upstream_peer`: whose turn it is; again after a failed attempt.
 //! 3. `upstream_request_filter`: trace context and forwarding headers.
-//! 4. `response_filter`, `response_body_filter`: the answer passes by, piece by piece.
-//! 5. `fail_to_proxy` if there is no answer: one of ours.
-//! 6. `logging`: the span ends.
+//! 4. `request_body_filter`: the request's body passes by, piece by piece; again for each attempt.
+//! 5. `response_filter`, `response_body_filter`: the answer passes by, piece by piece.
+//! 6. `fail_to_proxy` if there is no answer: one of ours.
+//! 7. `logging`: the span ends.
 
 use std::time::Duration;
 
@@ -197,6 +198,9 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         ctx.answered = false;
+        if let Some(span) = &mut ctx.span {
+            span.attempt_started();
+        }
         Ok(())
     }
 
@@ -215,6 +219,19 @@ impl ProxyHttp for Service {
             request.insert_header(X_FORWARDED_FOR, forwarded)?;
         }
         request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static("http"))
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        if let (Some(span), Some(body)) = (&mut ctx.span, body) {
+            span.request_body(body);
+        }
+        Ok(())
     }
 
     async fn response_filter(

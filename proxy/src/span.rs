@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
+use http::header::{HOST, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, Version};
 use opentelemetry::trace::{Span as _, SpanKind, Status, TraceContextExt, Tracer as _};
@@ -17,19 +17,16 @@ use opentelemetry::{Context, Key, KeyValue, StringValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use opentelemetry_semantic_conventions::attribute as semconv;
 
+use crate::bodies::Bodies;
 use crate::error::Failure;
+use crate::genai::{self, Exchange};
 use crate::headers::text;
 use crate::instrumentation::Instrumentation;
 use crate::redact::redact_query;
 use crate::route;
-use crate::sse::EventCounter;
 
 /// Seconds from the request's head to the first byte of the answer's head (double).
 const TIME_TO_FIRST_BYTE: Key = Key::from_static_str("lantern.http.response.time_to_first_byte");
-/// Pieces in which the body of an answer without a Content-Length arrived (int).
-const CHUNK_COUNT: Key = Key::from_static_str("lantern.http.response.chunk_count");
-/// Complete events of an answer that is a `text/event-stream` (int).
-const EVENT_COUNT: Key = Key::from_static_str("lantern.sse.event_count");
 
 const OTHER_METHOD: &str = "_OTHER";
 
@@ -80,8 +77,8 @@ pub(crate) struct RequestSpan {
     started: Instant,
     /// What a request that never comes to `finish` has shown of itself.
     seen: Transferred,
-    chunks: Option<i64>,
-    events: Option<EventCounter>,
+    /// `None` unless the span records: then nothing is read.
+    bodies: Option<Bodies>,
     ended: bool,
 }
 
@@ -120,6 +117,10 @@ impl RequestSpan {
         if let Some(route) = route {
             attributes.push(KeyValue::new(semconv::HTTP_ROUTE, route));
         }
+        let operation = genai::operation(&arrival.head.method, route);
+        if let Some(operation) = operation {
+            attributes.push(KeyValue::new(genai::OPERATION_NAME, operation));
+        }
         url_attributes(arrival.head, &mut attributes);
         network_attributes(arrival, &mut attributes);
         if let Some(agent) = arrival.head.headers.get(USER_AGENT) {
@@ -133,13 +134,17 @@ impl RequestSpan {
             .with_attributes(attributes);
         let span = tracer.build_with_context(builder, parent);
         let context = parent.with_remote_span_context(span.span_context().clone());
+        let started = Instant::now();
+        let bodies = span.is_recording().then(|| {
+            let exchange = operation.map(|_| Exchange::new(started));
+            Bodies::new(&arrival.head.headers, exchange)
+        });
         Self {
             span,
             context,
-            started: Instant::now(),
+            started,
             seen: Transferred::default(),
-            chunks: None,
-            events: None,
+            bodies,
             ended: false,
         }
     }
@@ -149,6 +154,20 @@ impl RequestSpan {
         self.span.span_context().is_valid().then_some(&self.context)
     }
 
+    /// The request goes to an upstream, its body from the start.
+    pub(crate) fn attempt_started(&mut self) {
+        if let Some(bodies) = &mut self.bodies {
+            bodies.restart_request();
+        }
+    }
+
+    /// A piece of the request's body passes by.
+    pub(crate) fn request_body(&mut self, bytes: &[u8]) {
+        if let Some(bodies) = &mut self.bodies {
+            bodies.request(bytes);
+        }
+    }
+
     /// The head of the final answer is on its way to the client.
     pub(crate) fn response_started(
         &mut self,
@@ -156,9 +175,10 @@ impl RequestSpan {
         status: StatusCode,
         headers: &HeaderMap,
     ) {
-        if !self.span.is_recording() {
+        let Some(bodies) = &mut self.bodies else {
             return;
-        }
+        };
+        bodies.response_head(headers);
         self.seen.status = Some(status);
         let seconds = self.started.elapsed().as_secs_f64();
         self.span
@@ -166,15 +186,6 @@ impl RequestSpan {
         let mut captured = Vec::new();
         instrumentation.capture_response(headers, &mut captured);
         self.span.set_attributes(captured);
-        if !headers.contains_key(CONTENT_LENGTH) {
-            self.chunks = Some(0);
-        }
-        let is_event_stream = headers
-            .get(CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
-        if is_event_stream {
-            self.events = Some(EventCounter::default());
-        }
     }
 
     /// A piece of the answer's body passes by.
@@ -183,11 +194,8 @@ impl RequestSpan {
             return;
         }
         self.seen.response_body_bytes += bytes.len();
-        if let Some(chunks) = &mut self.chunks {
-            *chunks += 1;
-        }
-        if let Some(events) = &mut self.events {
-            events.push(bytes);
+        if let Some(bodies) = &mut self.bodies {
+            bodies.response(bytes);
         }
     }
 
@@ -196,22 +204,14 @@ impl RequestSpan {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        if self.span.is_recording() {
-            self.set_progress();
+        if let Some(mut bodies) = self.bodies.take() {
+            let mut attributes = Vec::new();
+            bodies.attributes(failure.is_some(), &mut attributes);
+            self.span.set_attributes(attributes);
             self.set_transferred(transferred);
             self.set_outcome(failure, transferred.status);
         }
         self.span.end();
-    }
-
-    fn set_progress(&mut self) {
-        if let Some(chunks) = self.chunks {
-            self.span.set_attribute(KeyValue::new(CHUNK_COUNT, chunks));
-        }
-        if let Some(events) = &self.events {
-            self.span
-                .set_attribute(KeyValue::new(EVENT_COUNT, events.events()));
-        }
     }
 
     fn set_transferred(&mut self, transferred: Transferred) {

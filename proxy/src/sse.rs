@@ -1,18 +1,31 @@
-//! Counts the events of a `text/event-stream` as its bytes pass by.
+//! Reads a `text/event-stream` as its bytes pass by: counts its events and hands their data on.
 //!
 //! Chunks are no measure: a server may put several events into one, and the network may cut one
 //! in two. <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>
 
+use memchr::memchr2;
+
 const DATA: &[u8] = b"data";
+
+/// Who wants to know what the events say.
+pub(crate) trait Reader {
+    /// The next bytes of the current event's data. Its lines are joined by a line feed.
+    fn data(&mut self, bytes: &[u8]);
+    /// The current event is complete.
+    fn event(&mut self);
+}
+
+/// Nobody: the events are only counted.
+impl Reader for () {
+    fn data(&mut self, _bytes: &[u8]) {}
+    fn event(&mut self) {}
+}
 
 /// The state between two bytes of a stream.
 #[derive(Debug, Default)]
-pub(crate) struct EventCounter {
+pub(crate) struct EventParser {
     events: i64,
-    /// Length of the current line.
-    line_bytes: usize,
-    /// How many bytes of `data` the current line begins with.
-    data_prefix: usize,
+    line: Line,
     /// Whether the current event has a data line; without one it is a comment, and dispatches
     /// nothing.
     has_data: bool,
@@ -20,28 +33,42 @@ pub(crate) struct EventCounter {
     after_cr: bool,
 }
 
-impl EventCounter {
+/// Where in a line the next byte is.
+#[derive(Clone, Copy, Debug)]
+enum Line {
+    /// Behind so many bytes of `data`.
+    Name(usize),
+    /// Behind `data:`; one space may come that is not part of the data.
+    Colon,
+    Data,
+    Ignored,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self::Name(0)
+    }
+}
+
+impl EventParser {
     /// Takes the next bytes of the stream.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            match byte {
-                b'\n' if self.after_cr => {
-                    self.after_cr = false;
-                    continue;
-                }
-                b'\n' | b'\r' => self.end_line(),
-                _ => {
-                    if self.data_prefix == self.line_bytes
-                        && self.data_prefix < DATA.len()
-                        && byte == DATA[self.data_prefix]
-                    {
-                        self.data_prefix += 1;
-                        self.has_data |= self.data_prefix == DATA.len();
-                    }
-                    self.line_bytes += 1;
-                }
+    pub(crate) fn push(&mut self, bytes: &[u8], reader: &mut impl Reader) {
+        let mut rest = bytes;
+        while let Some(&byte) = rest.first() {
+            let after_cr = std::mem::take(&mut self.after_cr);
+            if after_cr && byte == b'\n' {
+                rest = &rest[1..];
+                continue;
             }
-            self.after_cr = byte == b'\r';
+            let taken = match self.line {
+                Line::Data | Line::Ignored => self.value(rest, reader),
+                Line::Name(matched) => self.name(byte, matched, reader),
+                Line::Colon => {
+                    self.line = Line::Data;
+                    usize::from(byte == b' ')
+                }
+            };
+            rest = &rest[taken..];
         }
     }
 
@@ -50,13 +77,53 @@ impl EventCounter {
         self.events
     }
 
-    fn end_line(&mut self) {
-        if self.line_bytes == 0 && self.has_data {
-            self.events += 1;
-            self.has_data = false;
+    /// One byte of a field's name. Like [`Self::value`] it returns how many bytes it took.
+    fn name(&mut self, byte: u8, matched: usize, reader: &mut impl Reader) -> usize {
+        let is_data = matched == DATA.len();
+        match byte {
+            b'\n' | b'\r' => {
+                if is_data {
+                    self.begin_data(reader);
+                }
+                if matched == 0 && std::mem::take(&mut self.has_data) {
+                    self.events += 1;
+                    reader.event();
+                }
+                self.end_line(byte);
+            }
+            b':' if is_data => {
+                self.begin_data(reader);
+                self.line = Line::Colon;
+            }
+            _ if DATA.get(matched) == Some(&byte) => self.line = Line::Name(matched + 1),
+            _ => self.line = Line::Ignored,
         }
-        self.line_bytes = 0;
-        self.data_prefix = 0;
+        1
+    }
+
+    fn begin_data(&mut self, reader: &mut impl Reader) {
+        if std::mem::replace(&mut self.has_data, true) {
+            reader.data(b"\n");
+        }
+    }
+
+    /// The rest of a line, as far as it is there.
+    fn value(&mut self, rest: &[u8], reader: &mut impl Reader) -> usize {
+        let end = memchr2(b'\n', b'\r', rest);
+        let value = &rest[..end.unwrap_or(rest.len())];
+        if matches!(self.line, Line::Data) && !value.is_empty() {
+            reader.data(value);
+        }
+        let Some(end) = end else {
+            return rest.len();
+        };
+        self.end_line(rest[end]);
+        end + 1
+    }
+
+    fn end_line(&mut self, byte: u8) {
+        self.line = Line::Name(0);
+        self.after_cr = byte == b'\r';
     }
 }
 
@@ -64,31 +131,55 @@ impl EventCounter {
 mod tests {
     use super::*;
 
-    const STREAMS: &[(&str, i64)] = &[
-        ("", 0),
-        ("data: a\n\n", 1),
-        ("data: a\r\n\r\ndata: b\r\n\r\n", 2),
-        ("data: a\r\rdata: b\r\r", 2),
-        ("data: a\n", 0),
-        ("data: a\ndata: b\n\n", 1),
-        ("event: x\nid: 1\ndata: {}\n\n", 1),
-        (": ping\n\n\n\n", 0),
-        ("event: no-data\n\n", 0),
-        ("data\n\n", 1),
-        ("xdata: a\n\n", 0),
-        ("data: a\n\ndata: [DONE]\n\n", 2),
+    /// Complete events' data, and that of the event that is not complete.
+    #[derive(Default)]
+    struct Recorder {
+        events: Vec<String>,
+        current: String,
+    }
+
+    impl Reader for Recorder {
+        fn data(&mut self, bytes: &[u8]) {
+            self.current
+                .push_str(str::from_utf8(bytes).expect("the tests are ASCII"));
+        }
+
+        fn event(&mut self) {
+            self.events.push(std::mem::take(&mut self.current));
+        }
+    }
+
+    /// A stream, its complete events, and what of another one has come.
+    const STREAMS: &[(&str, &[&str], &str)] = &[
+        ("", &[], ""),
+        ("data: a\n\n", &["a"], ""),
+        ("data:a\n\n", &["a"], ""),
+        ("data:  a \n\n", &[" a "], ""),
+        ("data: a\r\n\r\ndata: b\r\n\r\n", &["a", "b"], ""),
+        ("data: a\r\rdata: b\r\r", &["a", "b"], ""),
+        ("data: a\n", &[], "a"),
+        ("data: a", &[], "a"),
+        ("data: a\ndata: b\n\n", &["a\nb"], ""),
+        ("data: a\ndata\ndata:\ndata: \n\n", &["a\n\n\n"], ""),
+        ("event: x\nid: 1\ndata: {}\n\n", &["{}"], ""),
+        (": ping\n\n\n\n", &[], ""),
+        ("event: no-data\n\n", &[], ""),
+        ("data\n\n", &[""], ""),
+        ("xdata: a\n\ndataset: b\n\ndat\n\n", &[], ""),
+        ("data: a: b\n\ndata: [DONE]\n\n", &["a: b", "[DONE]"], ""),
     ];
 
     #[test]
-    fn events_with_data_are_counted_however_the_stream_is_cut() {
-        for (stream, events) in STREAMS {
+    fn events_with_data_are_read_however_the_stream_is_cut() {
+        for (stream, events, rest) in STREAMS {
             for size in 1..=stream.len().max(1) {
-                let mut counter = EventCounter::default();
-                stream
-                    .as_bytes()
-                    .chunks(size)
-                    .for_each(|chunk| counter.push(chunk));
-                assert_eq!(counter.events(), *events, "{stream:?} in chunks of {size}");
+                let (mut parser, mut recorder) = (EventParser::default(), Recorder::default());
+                for chunk in stream.as_bytes().chunks(size) {
+                    parser.push(chunk, &mut recorder);
+                }
+                assert_eq!(recorder.events, *events, "{stream:?} in chunks of {size}");
+                assert_eq!(recorder.current, *rest, "{stream:?} in chunks of {size}");
+                assert_eq!(parser.events(), events.len() as i64, "{stream:?}");
             }
         }
     }

@@ -3,6 +3,7 @@
 
 mod conformance;
 mod failures;
+mod genai;
 mod lifecycle;
 mod program;
 mod propagation;

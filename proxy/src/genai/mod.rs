@@ -1,0 +1,136 @@
+//! What a request to a model and its answer show of themselves as they pass by: the GenAI attributes
+//! of the request's span. Not a byte is changed, kept back or collected.
+//!
+//! Names are those of the GenAI conventions
+//! (<https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>); the bodies are those of
+//! OpenAI's APIs as OpenAI, vLLM, llama.cpp, SGLang and TGI write them.
+
+#![allow(
+    deprecated,
+    reason = "the GenAI conventions have moved to a repository that has no crate yet; the names stand"
+)]
+
+mod pace;
+mod provider;
+mod request;
+mod response;
+
+use std::time::Instant;
+
+use http::{HeaderMap, Method};
+use opentelemetry::{Array, KeyValue, StringValue, Value};
+use opentelemetry_semantic_conventions::attribute as semconv;
+
+use crate::sse::Reader;
+use pace::Pace;
+use request::Request;
+use response::Response;
+
+/// Whether the answer was cut short, so that its usage is what was seen until then (bool).
+const USAGE_PARTIAL: &str = "lantern.gen_ai.usage.partial";
+
+/// Known from the request's head, so that samplers see it.
+pub(crate) const OPERATION_NAME: &str = semconv::GEN_AI_OPERATION_NAME;
+
+/// The value of [`OPERATION_NAME`], for a request that is one of a model.
+pub(crate) fn operation(method: &Method, route: Option<&str>) -> Option<&'static str> {
+    if method != Method::POST {
+        return None;
+    }
+    match route? {
+        "/v1/completions" => Some("text_completion"),
+        "/v1/chat/completions" | "/v1/responses" => Some("chat"),
+        "/v1/embeddings" => Some("embeddings"),
+        _ => None,
+    }
+}
+
+/// A request to a model, and its answer.
+pub(crate) struct Exchange {
+    started: Instant,
+    request: Request,
+    provider: Option<&'static str>,
+    response: Response,
+    pace: Pace,
+}
+
+impl Exchange {
+    pub(crate) fn new(started: Instant) -> Self {
+        Self {
+            started,
+            request: Request::new(),
+            provider: None,
+            response: Response::new(),
+            pace: Pace::default(),
+        }
+    }
+
+    /// The next bytes of the request's body.
+    pub(crate) fn request_body(&mut self, bytes: &[u8]) {
+        self.request.body(bytes);
+    }
+
+    /// The request's body will be sent once more, from its start.
+    pub(crate) fn restart_request(&mut self) {
+        self.request = Request::new();
+    }
+
+    pub(crate) fn response_head(&mut self, headers: &HeaderMap) {
+        self.provider = provider::of(headers);
+    }
+
+    /// The next bytes of an answer that is one JSON document.
+    pub(crate) fn response_document(&mut self, bytes: &[u8]) {
+        self.response.document(bytes);
+    }
+
+    /// The reader of an answer that is a stream of events, for those that come now.
+    pub(crate) fn response_events(&mut self) -> impl Reader {
+        Events {
+            response: &mut self.response,
+            pace: &mut self.pace,
+            now: Instant::now(),
+        }
+    }
+
+    /// What has been seen. `cut`: the answer was broken off, by whomever.
+    pub(crate) fn attributes(&mut self, cut: bool, attributes: &mut Vec<KeyValue>) {
+        self.request.attributes(attributes);
+        if let Some(provider) = self.provider {
+            attributes.push(KeyValue::new(semconv::GEN_AI_PROVIDER_NAME, provider));
+        }
+        // A client may leave on the last event, without waiting for the connection's word of the end.
+        if cut && !self.response.is_done() {
+            attributes.push(KeyValue::new(USAGE_PARTIAL, true));
+        }
+        self.response.attributes(attributes);
+        self.pace.attributes(self.started, attributes);
+    }
+}
+
+struct Events<'a> {
+    response: &'a mut Response,
+    pace: &'a mut Pace,
+    now: Instant,
+}
+
+impl Reader for Events<'_> {
+    fn data(&mut self, bytes: &[u8]) {
+        self.response.data(bytes);
+    }
+
+    fn event(&mut self) {
+        if self.response.end_event() {
+            self.pace.chunk(self.now);
+        }
+    }
+}
+
+fn strings(list: Vec<String>) -> Value {
+    Value::Array(Array::String(
+        list.into_iter().map(StringValue::from).collect(),
+    ))
+}
+
+#[cfg(test)]
+mod tests;
