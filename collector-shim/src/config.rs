@@ -2,6 +2,7 @@
 //! ready to use.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
@@ -41,6 +42,14 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_QUEUE_MAX_BYTES)]
     pub queue_max_bytes: usize,
 
+    /// With a backend: what waits for it is kept in this directory and survives a crash
+    #[arg(long, value_name = "DIR")]
+    pub queue_dir: Option<PathBuf>,
+
+    /// When a request is acknowledged; `disk` is the default with --queue-dir
+    #[arg(long, value_name = "WHEN")]
+    pub ack: Option<Ack>,
+
     /// Without one: how much is kept in memory before the oldest trace goes
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_STORE_MAX_BYTES)]
     pub store_max_bytes: usize,
@@ -48,6 +57,24 @@ pub struct Args {
     /// How long shutdown may take to send what still waits
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_DRAIN_TIMEOUT.as_secs())]
     pub drain_timeout_seconds: u64,
+}
+
+/// When a request is acknowledged to its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Ack {
+    /// Once it is written to the queue's directory and synced
+    Disk,
+    /// Once it is queued in memory
+    Memory,
+}
+
+/// A queue that survives the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueDir {
+    /// Where it is. One shim at a time has it.
+    pub path: PathBuf,
+    /// When a request is acknowledged.
+    pub ack: Ack,
 }
 
 /// The value of `--viewer`.
@@ -100,6 +127,8 @@ pub enum Destination {
         exporter: Box<ExporterSettings>,
         /// Over it senders are told to come back.
         queue_max_bytes: usize,
+        /// Where the queue is kept; None keeps it in memory.
+        queue_dir: Option<QueueDir>,
     },
 }
 
@@ -126,6 +155,7 @@ impl Config {
         let destination = Destination::Backend {
             exporter: Box::new(exporter),
             queue_max_bytes: DEFAULT_QUEUE_MAX_BYTES,
+            queue_dir: None,
         };
         Config {
             destination,
@@ -139,7 +169,14 @@ impl Args {
     /// without one the shim keeps traces itself.
     pub fn into_config(self, settings: &Settings) -> Result<Config, ConfigError> {
         self.check_bounds()?;
+        let queue_dir = self.queue_dir()?;
         let destination = match settings.traces_endpoint() {
+            None if queue_dir.is_some() => {
+                let path = self.queue_dir.unwrap_or_default().display().to_string();
+                let allowed = "a directory, with a backend to send to \
+                               (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)";
+                return Err(ConfigError::new("--queue-dir", path, allowed));
+            }
             None => Destination::Store {
                 max_bytes: self.store_max_bytes,
             },
@@ -148,6 +185,7 @@ impl Args {
                 Destination::Backend {
                     exporter: Box::new(settings.exporter().clone()),
                     queue_max_bytes: self.queue_max_bytes,
+                    queue_dir,
                 }
             }
         };
@@ -162,6 +200,27 @@ impl Args {
             drain_timeout: Duration::from_secs(self.drain_timeout_seconds),
             destination,
         })
+    }
+
+    fn queue_dir(&self) -> Result<Option<QueueDir>, ConfigError> {
+        let Some(path) = &self.queue_dir else {
+            if self.ack == Some(Ack::Disk) {
+                let allowed = "memory, or disk with --queue-dir";
+                return Err(ConfigError::new("--ack", "disk", allowed));
+            }
+            return Ok(None);
+        };
+        // Segments are freed whole, so that one delivered in part still takes its room.
+        let least = 2 * self.max_request_bytes;
+        if self.queue_max_bytes < least {
+            let allowed = format!("{least} (twice --max-request-bytes) or more with --queue-dir");
+            let value = self.queue_max_bytes.to_string();
+            return Err(ConfigError::new("--queue-max-bytes", value, allowed));
+        }
+        Ok(Some(QueueDir {
+            path: path.clone(),
+            ack: self.ack.unwrap_or(Ack::Disk),
+        }))
     }
 
     fn check_bounds(&self) -> Result<(), ConfigError> {
@@ -259,6 +318,25 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_directory_makes_disk_the_acknowledgement() {
+        let check = |flags: &[&str], expect: Option<Ack>| {
+            let config = config(flags, Some("http://jaeger:4317")).expect("valid");
+            let Destination::Backend { queue_dir, .. } = config.destination else {
+                panic!("forwards");
+            };
+            assert_eq!(queue_dir.map(|dir| dir.ack), expect, "{flags:?}");
+        };
+        check(&[], None);
+        check(&["--ack", "memory"], None);
+        check(&["--queue-dir", "q"], Some(Ack::Disk));
+        check(&["--queue-dir", "q", "--ack", "memory"], Some(Ack::Memory));
+        let error = config(&["--ack", "disk"], Some("http://jaeger:4317")).expect_err("nowhere");
+        assert!(error.to_string().starts_with("--ack='disk'"), "{error}");
+        let error = config(&["--queue-dir", "q"], None).expect_err("nothing to queue for");
+        assert!(error.to_string().starts_with("--queue-dir='q'"), "{error}");
+    }
+
+    #[test]
     fn a_shim_that_would_send_to_itself_is_refused() {
         let check = |flags: &[&str], endpoint, refused: bool| {
             assert_eq!(
@@ -287,6 +365,8 @@ mod tests {
             "--queue-max-bytes='10' is not supported: use 67108864 (--max-request-bytes) or more"
         );
         assert!(config(&["--max-request-bytes", "0"], None).is_err());
+        let flags = ["--queue-dir", "q", "--queue-max-bytes", "67108864"];
+        assert!(config(&flags, Some("http://jaeger:4317")).is_err());
         assert!(config(&["--store-max-bytes", "0"], None).is_err());
     }
 }

@@ -17,7 +17,8 @@ use crate::config::{Config, Destination};
 use crate::counts::{Counters, Counts};
 use crate::exporter::Exporter;
 use crate::intake::{Intake, Sink};
-use crate::queue::Queue;
+use crate::log::{Log, QueueDirError};
+use crate::queue::{MemoryQueue, Queue};
 use crate::receiver::{Receiver, grpc, http};
 use crate::serve::{Version, serve};
 use crate::store::{Store, Trace};
@@ -36,6 +37,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The queue's directory is in use or cannot be used.
+    #[error(transparent)]
+    QueueDir(#[from] QueueDirError),
 }
 
 type Result<T> = std::result::Result<T, Error>;
@@ -73,16 +77,9 @@ impl Shim {
             Some(address) => Some(Port::bind(address, "--viewer").await?),
             None => None,
         };
-        let sink = match &config.destination {
-            Destination::Store { max_bytes } => Sink::Store(Arc::new(Store::new(*max_bytes))),
-            Destination::Backend {
-                queue_max_bytes, ..
-            } => Sink::Queue(Arc::new(Queue::new(*queue_max_bytes))),
-        };
-        let handle = ShimHandle {
-            sink,
-            counters: Arc::default(),
-        };
+        let counters = Arc::default();
+        let sink = sink(&config.destination, &counters).await?;
+        let handle = ShimHandle { sink, counters };
         Ok(Shim {
             grpc,
             http,
@@ -167,16 +164,43 @@ impl Shim {
             Destination::Backend {
                 exporter,
                 queue_max_bytes,
+                queue_dir,
             } => tracing::info!(
                 %grpc,
                 %http,
                 endpoint = exporter.endpoint,
                 protocol = %exporter.protocol,
                 queue_max_bytes,
+                queue_dir = queue_dir.as_ref().map(|dir| dir.path.display().to_string()),
                 "forwarding spans"
             ),
         }
     }
+}
+
+async fn sink(destination: &Destination, counters: &Arc<Counters>) -> Result<Sink> {
+    let (max_bytes, dir) = match destination {
+        Destination::Store { max_bytes } => {
+            return Ok(Sink::Store(Arc::new(Store::new(*max_bytes))));
+        }
+        Destination::Backend {
+            queue_max_bytes,
+            queue_dir,
+            ..
+        } => (*queue_max_bytes, queue_dir.clone()),
+    };
+    let queue = match dir {
+        None => Queue::Memory(MemoryQueue::new(max_bytes)),
+        Some(dir) => {
+            let counters = Arc::clone(counters);
+            // All that waits is read once.
+            let opening = tokio::task::spawn_blocking(move || {
+                Log::open(dir.path, max_bytes, dir.ack, counters)
+            });
+            Queue::Disk(opening.await.expect("opening a log does not panic")?)
+        }
+    };
+    Ok(Sink::Queue(Arc::new(queue)))
 }
 
 impl Port {
@@ -231,13 +255,26 @@ async fn drain(queue: &Queue, mut senders: JoinSet<()>, deadline: tokio::time::I
     if tokio::time::timeout_at(deadline, emptied).await.is_err() {
         senders.shutdown().await;
     }
+    queue.finish().await;
     let left = queue.level();
     if left.spans > 0 {
-        tracing::warn!(
-            spans = left.spans,
-            bytes = left.bytes,
-            "stopped with spans that the backend has not taken"
-        );
+        let (spans, bytes) = (left.spans, left.bytes);
+        match queue {
+            Queue::Memory(_) => {
+                tracing::warn!(
+                    spans,
+                    bytes,
+                    "stopped with spans that the backend has not taken"
+                );
+            }
+            Queue::Disk(_) => {
+                tracing::info!(
+                    spans,
+                    bytes,
+                    "stopped; what waits is sent after the next start"
+                );
+            }
+        }
     }
 }
 
@@ -252,6 +289,10 @@ impl ShimHandle {
             received_spans: counters.accepted_spans.total(),
             refused_spans: counters.refused_spans.total(),
             retries: counters.retries.get(),
+            recovered_spans: counters.recovered_spans.get(),
+            damaged_records: counters.damaged_records.get(),
+            torn_bytes: counters.torn_bytes.get(),
+            dead_letters: counters.dead_letters.get(),
             ..Counts::default()
         };
         match &self.sink {

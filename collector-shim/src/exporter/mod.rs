@@ -20,14 +20,12 @@ use tokio::task::JoinSet;
 
 use crate::counts::Counters;
 use crate::queue::{Batch, Payload, Queue};
-use limited_log::LimitedLog;
+pub(crate) use limited_log::LimitedLog;
 use retry::Backoff;
 
 /// The largest batch that is merged. gRPC servers refuse 4 MiB and more unless told otherwise;
 /// what remains is for the frame.
 pub(crate) const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024 - 1024;
-/// Batches on their way at once.
-const SENDERS: usize = 4;
 /// An answer holds a status and a message; more of it is not read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// How much of a backend's message goes into a log line.
@@ -106,7 +104,7 @@ impl Exporter {
     pub(crate) fn start(self) -> JoinSet<()> {
         let exporter = Arc::new(self);
         let mut senders = JoinSet::new();
-        for _ in 0..SENDERS {
+        for _ in 0..exporter.queue.senders() {
             let exporter = Arc::clone(&exporter);
             senders.spawn(async move {
                 while let Some(batch) = exporter.queue.take(MAX_BATCH_BYTES).await {
@@ -132,10 +130,10 @@ impl Exporter {
                     let answer = self
                         .send_until_answered(payload.bytes.clone(), payload.spans)
                         .await;
-                    self.settle(std::slice::from_ref(payload), answer);
+                    self.settle(std::slice::from_ref(payload), answer).await;
                 }
             }
-            answer => self.settle(&batch.payloads, answer),
+            answer => self.settle(&batch.payloads, answer).await,
         }
     }
 
@@ -188,14 +186,20 @@ impl Exporter {
     }
 
     /// Counts what became of `payloads` and gives up their place in the queue.
-    fn settle(&self, payloads: &[Payload], answer: Final) {
+    async fn settle(&self, payloads: &[Payload], answer: Final) {
         let spans = payloads.iter().map(|payload| payload.spans).sum::<u64>();
         let (rejected_spans, reason) = match answer {
             Final::Accepted {
                 rejected_spans,
                 message,
             } => (rejected_spans, message),
-            Final::Refused { reason, .. } => (spans, reason),
+            Final::Refused { reason, .. } => {
+                // Before it leaves the queue: a crash between the two must not lose it.
+                for payload in payloads {
+                    self.queue.bury(payload, &reason).await;
+                }
+                (spans, reason)
+            }
         };
         self.counters.delivered_spans.add(spans - rejected_spans);
         self.counters.rejected_spans.add(rejected_spans);
