@@ -61,13 +61,15 @@ impl DeadLetters {
         }
         let path = self.dir.join(FILE);
         let open = || OpenOptions::new().create(true).append(true).open(&path);
-        let file = open()?;
-        if file.metadata()?.len() + more <= half {
-            return Ok(file);
+        let mut file = open()?;
+        let bytes = file.metadata()?.len();
+        if bytes + more > half {
+            fs::rename(&path, self.dir.join(OLDER_FILE))?;
+            file = open()?;
         }
-        fs::rename(&path, self.dir.join(OLDER_FILE))?;
-        let file = open()?;
-        File::open(&self.dir)?.sync_all()?;
+        if bytes == 0 || bytes + more > half {
+            File::open(&self.dir)?.sync_all()?;
+        }
         Ok(file)
     }
 }

@@ -46,7 +46,14 @@ impl Reader {
     pub(super) fn read(&mut self, max_batch_bytes: usize) -> io::Result<Option<Batch>> {
         let mut batch = Batch::default();
         let mut bytes = 0;
-        while let Some(payload) = self.next()? {
+        loop {
+            let payload = match self.next() {
+                Ok(Some(payload)) => payload,
+                Ok(None) => break,
+                // What was read before must leave first: settling what comes later passes over it.
+                Err(_) if !batch.payloads.is_empty() => break,
+                Err(error) => return Err(error),
+            };
             if bytes > 0 && bytes + payload.bytes.len() > max_batch_bytes {
                 self.carried = Some(payload);
                 break;

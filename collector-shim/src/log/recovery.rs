@@ -58,7 +58,7 @@ pub(super) fn recover(dir: &Path) -> Result<Recovered, QueueDirError> {
             source,
         }
     };
-    fs::create_dir_all(dir).map_err(failed("make it"))?;
+    make(dir).map_err(failed("make it"))?;
     let lock = lock(dir)?;
     let names = list(dir).map_err(failed("list it"))?;
     let cursor = cursor::read(dir).map_err(failed("read its cursor"))?;
@@ -91,6 +91,18 @@ pub(super) fn recover(dir: &Path) -> Result<Recovered, QueueDirError> {
         torn_bytes: scan.torn_bytes,
         state: State::recovered(segments, cursor, next_seq, scan.held),
     })
+}
+
+/// Makes `dir` and what is missing above it, so that a power cut does not take them back.
+fn make(dir: &Path) -> io::Result<()> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<&Path> = dir.ancestors().take_while(is_missing).collect();
+    fs::create_dir_all(dir)?;
+    for parent in missing.iter().filter_map(|made| made.parent()) {
+        let is_here = parent.as_os_str().is_empty();
+        File::open(if is_here { Path::new(".") } else { parent })?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// The system gives the lock back whatever way the process ends.

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ const MAX_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 pub(super) struct Writer {
     dir: PathBuf,
     shared: Arc<Shared>,
-    active: Option<File>,
+    active: Option<Active>,
     next_number: u64,
     next_seq: u64,
     segment_bytes: u64,
@@ -40,6 +40,12 @@ pub(super) struct Writer {
     failure_log: LimitedLog,
     /// Held as long as anything here may be written.
     _lock: File,
+}
+
+/// The segment that is written to: the last in the list.
+struct Active {
+    file: File,
+    salt: u32,
 }
 
 impl Writer {
@@ -102,58 +108,36 @@ impl Writer {
             self.finish_segment();
             self.remove_delivered();
         }
-        let (mut file, salt) = self.active()?;
+        let active = match &mut self.active {
+            Some(active) => active,
+            none => none.insert(create_segment(
+                &self.dir,
+                &self.shared,
+                &mut self.next_number,
+                self.next_seq,
+            )?),
+        };
         let mut seq = self.next_seq;
         self.buffer.clear();
         for payload in group.iter().flat_map(|job| &job.payloads) {
             let header = Header::new(seq, payload.spans, &payload.bytes)
                 .ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
-            self.buffer.extend_from_slice(&header.encode(salt));
+            self.buffer.extend_from_slice(&header.encode(active.salt));
             if payload.bytes.len() < COPIED_BYTES {
                 self.buffer.extend_from_slice(&payload.bytes);
             }
             if self.buffer.len() >= COPIED_BYTES || payload.bytes.len() >= COPIED_BYTES {
-                file.write_all(&self.buffer)?;
+                active.file.write_all(&self.buffer)?;
                 self.buffer.clear();
             }
             if payload.bytes.len() >= COPIED_BYTES {
-                file.write_all(&payload.bytes)?;
+                active.file.write_all(&payload.bytes)?;
             }
             seq += 1;
         }
-        file.write_all(&self.buffer)?;
-        file.sync_data()?;
+        active.file.write_all(&self.buffer)?;
+        active.file.sync_data()?;
         Ok(seq)
-    }
-
-    /// The segment that is written to; a new one if there is none.
-    fn active(&mut self) -> io::Result<(File, u32)> {
-        if let Some(file) = &self.active {
-            let state = self.shared.lock();
-            let segment = state.segments.back().expect("the active one is listed");
-            return Ok((file.try_clone()?, segment.name.salt));
-        }
-        let name = SegmentName {
-            number: self.next_number,
-            base_seq: self.next_seq,
-            salt: rand::random(),
-        };
-        self.next_number += 1;
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(name.path(&self.dir))?;
-        // Otherwise a power cut could take the file with all that was synced into it.
-        File::open(&self.dir)?.sync_all()?;
-        self.shared.lock().segments.push_back(Segment {
-            name,
-            bytes: 0,
-            end_seq: self.next_seq,
-            is_finished: false,
-        });
-        let handle = file.try_clone()?;
-        self.active = Some(file);
-        Ok((handle, name.salt))
     }
 
     fn finish_if_large(&mut self) {
@@ -174,7 +158,7 @@ impl Writer {
     /// failed sync not even the kernel knows: it is never written to again. What it may hold beyond
     /// its bound is not read, since the next segment begins with the same number.
     fn give_up_segment(&mut self) {
-        let Some(file) = self.active.take() else {
+        let Some(Active { file, .. }) = self.active.take() else {
             return;
         };
         let mut state = self.shared.lock();
@@ -224,4 +208,31 @@ impl Writer {
             tracing::error!(%dir, %error, failures, "{what}");
         }
     }
+}
+
+/// Makes the next segment and lists it.
+fn create_segment(
+    dir: &Path,
+    shared: &Shared,
+    next_number: &mut u64,
+    base_seq: u64,
+) -> io::Result<Active> {
+    let name = SegmentName {
+        number: *next_number,
+        base_seq,
+        salt: rand::random(),
+    };
+    *next_number += 1;
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).open(name.path(dir))?;
+    // Otherwise a power cut could take the file with all that was synced into it.
+    File::open(dir)?.sync_all()?;
+    shared.lock().segments.push_back(Segment {
+        name,
+        bytes: 0,
+        end_seq: base_seq,
+        is_finished: false,
+    });
+    let salt = name.salt;
+    Ok(Active { file, salt })
 }

@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(queue.offer(vec![payload(1), payload(2)]), Err(full.clone()));
         assert_eq!(queue.level(), Level { bytes: 8, spans: 1 });
         let batch = queue.lock().take(100).expect("one waits");
-        assert_eq!(queue.offer(vec![payload(3)]), Err(full.clone()));
+        assert_eq!(queue.offer(vec![payload(3)]), Err(full));
         batch
             .payloads
             .iter()
