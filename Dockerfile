@@ -2,7 +2,8 @@
 #
 #   docker build --target proxy|inference|shim|lantern .
 #
-# One stage compiles for all of them. `inference-cuda` is the same server for NVIDIA GPUs.
+# One stage compiles for all of them, with caches that need BuildKit (every Docker since 23, and Compose v2 on older
+# ones). `inference-cuda` is the same server for NVIDIA GPUs.
 
 # Which Cargo profile: `dist` ships, `release` compiles in a third of the time.
 ARG PROFILE=dist
