@@ -73,11 +73,13 @@
 //! succeed again. No request waits for any of it.
 
 pub mod config;
+mod error_chain;
 mod export;
 mod guard;
 pub mod process;
 mod propagation;
 
 pub use config::{ConfigError, ExporterSettings, Protocol, Settings};
+pub use error_chain::chain;
 pub use guard::{FlushError, Telemetry};
 pub use propagation::Propagator;

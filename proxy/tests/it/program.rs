@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::{Echo, Peer, RawUpstream, refuses_connections, request, within};
+use crate::support::{Echo, Peer, RawUpstream, nobody, refuses_connections, request, within};
 
 fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lantern-proxy"));
@@ -137,6 +137,27 @@ async fn sigterm_ends_an_idle_program_with_0() {
     let mut command = program(&["--upstream", &upstream, "--listen", "127.0.0.1:0"]);
     command.env("OTEL_TRACES_EXPORTER", "none");
     let (mut child, _) = serving(command).await;
+    terminate(&child);
+    let status = within("the program's end", child.wait()).await;
+    assert_eq!(status.expect("a child").code(), Some(0));
+}
+
+#[tokio::test]
+async fn sigterm_ends_a_program_with_0_though_nobody_takes_its_spans() {
+    let mut upstream = Echo::start().await;
+    let url = format!("http://{}", upstream.address);
+    let mut command = program(&["--upstream", &url, "--listen", "127.0.0.1:0"]);
+    let collector = format!("http://{}", nobody().await);
+    command
+        .env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector)
+        .env("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "100");
+    let (mut child, address) = serving(command).await;
+    let mut client = Peer::connect(address).await;
+    client
+        .write(&request(&["GET /health HTTP/1.1", "Host: a"], ""))
+        .await;
+    assert_eq!(client.read_response().await.status, 200);
+    upstream.received().await;
     terminate(&child);
     let status = within("the program's end", child.wait()).await;
     assert_eq!(status.expect("a child").code(), Some(0));

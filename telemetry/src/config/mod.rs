@@ -4,6 +4,7 @@
 //! The SDK reads some of the same variables by itself, but it warns and goes on where we refuse, and it
 //! lacks several; so every variable is read here and handed to it as a value.
 
+mod connector;
 mod endpoint;
 mod error;
 mod exporter;
