@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::http::Request;
 use hyper::body::Incoming;
@@ -19,7 +18,7 @@ use crate::exporter::Exporter;
 use crate::intake::{Intake, Sink};
 use crate::queue::Queue;
 use crate::receiver::{Receiver, grpc, http};
-use crate::serve::{Version, serve};
+use crate::serve::{LIMITS, Lifetime, Version, serve};
 use crate::store::{Store, Trace};
 use crate::viewer;
 
@@ -135,8 +134,14 @@ impl Shim {
             max_request_bytes: config.max_request_bytes,
         });
         let grace = config.drain_timeout / CONNECTION_SHARE;
-        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), &shutdown, grace));
-        let receiving = serve_receivers(grpc, http, receiver, &shutdown, grace);
+        // Each port has its own end: one that is through must not take another's requests with it.
+        let lifetime = || Lifetime {
+            shutdown: shutdown.clone(),
+            abandoned: CancellationToken::new(),
+            drain_grace: grace,
+        };
+        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), lifetime()));
+        let receiving = serve_receivers((grpc, lifetime()), (http, lifetime()), receiver);
         let stopping = async {
             shutdown.cancelled().await;
             tokio::time::Instant::now() + config.drain_timeout
@@ -192,36 +197,30 @@ impl Port {
     }
 }
 
-async fn serve_receivers(
-    grpc: Port,
-    http: Port,
-    receiver: Receiver,
-    shutdown: &CancellationToken,
-    grace: Duration,
-) {
+async fn serve_receivers(grpc: (Port, Lifetime), http: (Port, Lifetime), receiver: Receiver) {
     let router = TowerToHyperService::new(http::router(receiver.clone()));
     let grpc_service =
         service_fn(move |request: Request<Incoming>| grpc::serve(receiver.clone(), request));
-    tokio::join!(
+    let (grpc, http) = (
         serve(
-            grpc.listener,
+            grpc.0.listener,
             Version::Http2,
             grpc_service,
-            shutdown.clone(),
-            grace
+            LIMITS,
+            grpc.1,
         ),
-        serve(http.listener, Version::Any, router, shutdown.clone(), grace),
+        serve(http.0.listener, Version::Any, router, LIMITS, http.1),
     );
+    tokio::join!(grpc, http);
 }
 
 fn serve_viewer(
     port: Port,
     handle: ShimHandle,
-    shutdown: &CancellationToken,
-    grace: Duration,
+    lifetime: Lifetime,
 ) -> impl Future<Output = ()> + use<> {
     let router = TowerToHyperService::new(viewer::router(handle));
-    serve(port.listener, Version::Any, router, shutdown.clone(), grace)
+    serve(port.listener, Version::Any, router, LIMITS, lifetime)
 }
 
 /// Lets the senders empty the queue until `deadline`.

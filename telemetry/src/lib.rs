@@ -25,6 +25,7 @@
 //! - `propagation`: trace context in HTTP headers.
 //! - `guard`: [`Telemetry`], which holds it all and flushes. Nothing is global.
 //! - [`process`]: logging, signals and exit codes, the same in every program.
+//! - [`serve`]: an accept loop with its bounds and its drain, for every port but the proxy's.
 //!
 //! # Variables
 //!
@@ -78,6 +79,7 @@ mod export;
 mod guard;
 pub mod process;
 mod propagation;
+pub mod serve;
 
 pub use config::{ConfigError, ExporterSettings, Protocol, Settings};
 pub use error_chain::chain;
