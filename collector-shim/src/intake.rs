@@ -41,6 +41,8 @@ pub(crate) enum Refusal {
     Malformed(String),
     #[error("request larger than {max_bytes} bytes")]
     TooLarge { max_bytes: usize },
+    #[error("request too large: {0}")]
+    TooMuch(String),
     #[error("encoding {0:?} is not supported: use gzip or none")]
     Encoding(String),
     #[error("content type {0:?} is not supported: use application/x-protobuf or application/json")]
@@ -54,6 +56,15 @@ pub(crate) enum Refusal {
         reason: String,
         retry_after: Duration,
     },
+}
+
+impl From<wire::WireError> for Refusal {
+    fn from(error: wire::WireError) -> Refusal {
+        if error.is_over_a_bound() {
+            return Refusal::TooMuch(error.to_string());
+        }
+        Refusal::Malformed(error.to_string())
+    }
 }
 
 impl Refusal {
@@ -86,13 +97,13 @@ impl Intake {
 
     fn accept_now(&self, request: &Bytes, transport: Transport) -> Result<(), Refusal> {
         let malformed = |error: &dyn std::fmt::Display| Refusal::Malformed(error.to_string());
-        let spans = wire::count_spans(request).map_err(|error| malformed(&error))?;
+        let spans = wire::count_spans(request)?;
         if spans == 0 {
             return Ok(());
         }
         match &self.sink {
             Sink::Queue(queue) => {
-                let payloads = payloads(request, spans).map_err(|error| malformed(&error))?;
+                let payloads = payloads(request, spans)?;
                 if let Err(error) = queue.offer(payloads) {
                     self.counters.refused_spans.of(transport).add(spans);
                     if matches!(error, OfferError::Full { .. }) {
