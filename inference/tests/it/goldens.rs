@@ -44,7 +44,7 @@ fn model_folders() -> Vec<PathBuf> {
     folders
 }
 
-/// The model, and its end-of-sequence tokens disarmed: the goldens generate past them.
+/// The model. The goldens generate past its end-of-sequence tokens: requests ignore them.
 fn load(folder: &Path) -> LoadedModel {
     let path = folder.to_str().unwrap();
     let files = loader::resolve(path, &HubOptions::from_env()).unwrap();
