@@ -14,7 +14,7 @@ use crate::wire;
 /// When a sender refused for lack of room is asked to come back.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// More bytes than this are worked on beside the threads that serve connections.
-const INLINE_BYTES: usize = 256 * 1024;
+pub(crate) const INLINE_BYTES: usize = 256 * 1024;
 
 /// Where accepted requests go.
 #[derive(Debug, Clone)]

@@ -8,35 +8,44 @@ use flate2::bufread::MultiGzDecoder;
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
+use super::room::Room;
 use crate::intake::{Refusal, beside_if_large};
 
-/// How long a sender may take over its request's body.
-pub(crate) const READ_LIMIT: Duration = Duration::from_secs(10);
+/// How long a sender may pause within its request's body.
+pub(crate) const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take over all of it: 64 MiB at 2 Mbit/s.
+const WHOLE_LIMIT: Duration = Duration::from_secs(300);
 /// How much is set aside at first for a body, whatever length it announces.
 const FIRST_CAPACITY_BYTES: usize = 64 * 1024;
+/// How much is decompressed before there must be room for more.
+const CHUNK_BYTES: u64 = 64 * 1024;
 
 /// Reads all of `body`. `check` sees what has come so far and may refuse early.
 pub(crate) async fn read<B>(
     body: B,
     max_bytes: usize,
+    room: &mut Room,
     check: impl Fn(&[u8]) -> Result<(), Refusal>,
 ) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
-    let reading = collect(body, max_bytes, check);
-    tokio::time::timeout(READ_LIMIT, reading)
-        .await
-        .unwrap_or_else(|_| {
-            let reason = format!("the body did not come within {READ_LIMIT:?}");
-            Err(Refusal::unavailable(reason))
-        })
+    let reading = collect(body, max_bytes, room, check);
+    within(WHOLE_LIMIT, reading).await?
+}
+
+async fn within<T>(limit: Duration, reading: impl Future<Output = T>) -> Result<T, Refusal> {
+    tokio::time::timeout(limit, reading).await.map_err(|_| {
+        let reason = format!("the body, or more of it, did not come within {limit:?}");
+        Refusal::unavailable(reason)
+    })
 }
 
 async fn collect<B>(
     body: B,
     max_bytes: usize,
+    room: &mut Room,
     check: impl Fn(&[u8]) -> Result<(), Refusal>,
 ) -> Result<Bytes, Refusal>
 where
@@ -53,7 +62,7 @@ where
         .min(FIRST_CAPACITY_BYTES);
     let mut all = BytesMut::with_capacity(capacity);
     let mut body = std::pin::pin!(body);
-    while let Some(frame) = body.frame().await {
+    while let Some(frame) = within(SILENCE_LIMIT, body.frame()).await? {
         let frame = frame.map_err(|error| Refusal::Malformed(format!("broken body: {error}")))?;
         let Ok(data) = frame.into_data() else {
             continue;
@@ -61,6 +70,7 @@ where
         if all.len() + data.remaining() > max_bytes {
             return Err(too_large);
         }
+        room.take(data.remaining())?;
         all.extend_from_slice(&data);
         check(&all)?;
     }
@@ -68,19 +78,28 @@ where
 }
 
 /// Decompresses `compressed`, which may be several gzip members, into at most `max_bytes`.
-pub(crate) async fn gunzip(compressed: Bytes, max_bytes: usize) -> Result<Bytes, Refusal> {
+pub(crate) async fn gunzip(
+    compressed: Bytes,
+    max_bytes: usize,
+    mut room: Room,
+) -> Result<(Bytes, Room), Refusal> {
     // What matters for the time is what comes out, which only doing it tells.
     beside_if_large(compressed.len() * 8, move || {
         let mut plain = Vec::new();
-        let bound = max_bytes as u64 + 1;
-        MultiGzDecoder::new(&compressed[..])
-            .take(bound)
-            .read_to_end(&mut plain)
-            .map_err(|error| Refusal::Malformed(format!("broken gzip: {error}")))?;
-        if plain.len() > max_bytes {
-            return Err(Refusal::TooLarge { max_bytes });
+        let mut decoder = MultiGzDecoder::new(&compressed[..]);
+        loop {
+            let came = (&mut decoder)
+                .take(CHUNK_BYTES)
+                .read_to_end(&mut plain)
+                .map_err(|error| Refusal::Malformed(format!("broken gzip: {error}")))?;
+            if plain.len() > max_bytes {
+                return Err(Refusal::TooLarge { max_bytes });
+            }
+            if came == 0 {
+                return Ok((Bytes::from(plain), room));
+            }
+            room.take(came)?;
         }
-        Ok(Bytes::from(plain))
     })
     .await
 }

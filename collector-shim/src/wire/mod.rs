@@ -107,7 +107,8 @@ pub(crate) fn replace_invalid_text(request: &[u8]) -> Result<Vec<u8>, WireError>
     Ok(clean)
 }
 
-fn replace_invalid(mut text: &mut [u8]) {
+/// Fills what is no UTF-8 with `?`.
+pub(crate) fn replace_invalid(mut text: &mut [u8]) {
     while let Err(error) = std::str::from_utf8(text) {
         let from = error.valid_up_to();
         let to = from + error.error_len().unwrap_or(text.len() - from);

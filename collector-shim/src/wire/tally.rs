@@ -25,6 +25,11 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    pub(crate) const NONE: Tally = Tally {
+        spans: 0,
+        elements: 0,
+    };
+
     pub(crate) fn spans(&self) -> u64 {
         self.spans
     }
