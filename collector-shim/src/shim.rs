@@ -22,7 +22,7 @@ use crate::serve::{LIMITS, Lifetime, Version, serve};
 use crate::store::{Store, Trace};
 use crate::viewer;
 
-/// Why a shim does not start.
+/// Why a shim does not start, or does not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A port is taken, or the address is not of this machine.
@@ -34,6 +34,12 @@ pub enum Error {
         purpose: &'static str,
         /// What the system said.
         source: io::Error,
+    },
+    /// Told to stop, it could not pass on in time what it had acknowledged.
+    #[error("stopped with {spans} acknowledged spans that the backend has not taken")]
+    Undelivered {
+        /// How many are lost.
+        spans: u64,
     },
 }
 
@@ -112,7 +118,7 @@ impl Shim {
     }
 
     /// Serves until `shutdown`. Then it stops accepting, lets requests finish, and sends what
-    /// waits, within the drain timeout; what is left then is logged and stays counted as queued.
+    /// waits, within the drain timeout; what is left then is an error and stays counted as queued.
     pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
         self.log_start();
         let Shim {
@@ -155,7 +161,7 @@ impl Shim {
             }
         });
         if let Sink::Queue(queue) = &handle.sink {
-            drain(queue, senders, deadline).await;
+            drain(queue, senders, deadline).await?;
         }
         Ok(())
     }
@@ -224,19 +230,20 @@ fn serve_viewer(
 }
 
 /// Lets the senders empty the queue until `deadline`.
-async fn drain(queue: &Queue, mut senders: JoinSet<()>, deadline: tokio::time::Instant) {
+async fn drain(
+    queue: &Queue,
+    mut senders: JoinSet<()>,
+    deadline: tokio::time::Instant,
+) -> Result<()> {
     queue.close();
     let emptied = async { while senders.join_next().await.is_some() {} };
     if tokio::time::timeout_at(deadline, emptied).await.is_err() {
         senders.shutdown().await;
     }
     let left = queue.level();
-    if left.spans > 0 {
-        tracing::warn!(
-            spans = left.spans,
-            bytes = left.bytes,
-            "stopped with spans that the backend has not taken"
-        );
+    match left.spans {
+        0 => Ok(()),
+        spans => Err(Error::Undelivered { spans }),
     }
 }
 

@@ -295,7 +295,8 @@ async fn shutdown_sends_what_waits() {
     }
     let stopping = tokio::spawn(shim.stop());
     backend.release();
-    let counts = stopping.await.expect("no panic");
+    let (ended, counts) = stopping.await.expect("no panic");
+    ended.expect("nothing is left");
     assert_eq!(
         (counts.delivered_spans, counts.queued_spans),
         (30, 0),
@@ -311,7 +312,12 @@ async fn shutdown_gives_up_in_time_and_tells_what_is_left() {
     config.drain_timeout = Duration::from_millis(300);
     let shim = Running::start(config).await;
     export(shim.grpc, &request("left", 7)).await;
-    let counts = shim.stop().await;
+    let (ended, counts) = shim.stop().await;
+    let error = ended.expect_err("acknowledged spans are lost");
+    assert!(
+        error.to_string().contains("7 acknowledged spans"),
+        "{error}"
+    );
     assert_eq!(
         (counts.received_spans, counts.queued_spans),
         (7, 7),
