@@ -83,6 +83,7 @@ impl Telemetry {
     /// Starts what `settings` ask for. Spans carry `default_service_name` unless the settings name the
     /// service.
     pub fn start(settings: &Settings, default_service_name: &str) -> Result<Self, ConfigError> {
+        settings.other_signals().tell();
         let propagator = Propagator::new(settings.propagators());
         if !settings.exports_traces() {
             return Ok(Self::off(propagator));

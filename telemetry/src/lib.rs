@@ -63,7 +63,7 @@
 //! | `OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT`, `OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT` | characters of a string value | no limit |
 //! | `OTEL_SDK_DISABLED` | `true`, `false`; propagation goes on | `false` |
 //! | `OTEL_TRACES_EXPORTER` | `otlp`, `none` | `otlp` |
-//! | `OTEL_METRICS_EXPORTER`, `OTEL_LOGS_EXPORTER` | `none`: neither signal is exported | `none` |
+//! | `OTEL_METRICS_EXPORTER`, `OTEL_LOGS_EXPORTER` | the standard names; neither signal is exported, and one line says so | `none` |
 //! | `OTEL_LOG_LEVEL` | `none`, `error`, `warn`, `info`, `debug`, `trace`: what the program logs | `info` |
 //!
 //! # When spans cannot be exported
