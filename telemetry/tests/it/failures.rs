@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lantern_telemetry::{FlushError, Telemetry};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::receiver::{Answer, Receiver};
 use crate::{PATIENCE, PROTOCOLS, end_spans, log, start};
@@ -18,10 +18,12 @@ fn start_towards(addr: SocketAddr, protocol: &str, more: &[(&str, &str)]) -> Tel
     start(&[&own[..], more].concat())
 }
 
-/// An address where nobody listens.
-async fn nobody() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    listener.local_addr().expect("a bound address")
+/// An address where nobody listens, and what keeps it from everybody else: the log knows a test by it.
+fn nobody() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(any).expect("a free port");
+    (socket.local_addr().expect("a bound address"), socket)
 }
 
 /// An address where connections are taken and nothing is ever answered.
@@ -34,7 +36,7 @@ async fn silence() -> (SocketAddr, TcpListener) {
 async fn endpoint_that_is_down_gives_one_warning_however_much_is_lost() {
     log::record();
     for protocol in PROTOCOLS {
-        let addr = nobody().await;
+        let (addr, _socket) = nobody();
         let small_batches = [
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "500"),
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2"),
@@ -187,7 +189,7 @@ async fn shutdown_ends_at_its_limit_and_says_what_still_waited() {
 async fn shutdown_that_ends_before_the_export_does_says_why_and_says_it_once() {
     log::record();
     for protocol in PROTOCOLS {
-        let addr = nobody().await;
+        let (addr, _socket) = nobody();
         let patient = [
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "3600000"),
             ("OTEL_BSP_EXPORT_TIMEOUT", "3600000"),
@@ -211,7 +213,7 @@ async fn shutdown_that_ends_before_the_export_does_says_why_and_says_it_once() {
 async fn program_that_ends_well_warns_of_what_it_could_not_export() {
     log::record();
     for protocol in PROTOCOLS {
-        let addr = nobody().await;
+        let (addr, _socket) = nobody();
         let telemetry = start_towards(addr, protocol, &[("OTEL_EXPORTER_OTLP_TIMEOUT", "100")]);
         end_spans(&telemetry, 2);
         telemetry.shutdown_or_warn(PATIENCE).await;
