@@ -151,7 +151,7 @@ impl Args {
                 max_bytes: self.store_max_bytes,
             },
             Some(named) => {
-                self.check_not_ourselves(named, &settings.exporter().endpoint)?;
+                self.check_not_ourselves(named, settings)?;
                 Destination::Backend {
                     exporter: Box::new(settings.exporter().clone()),
                     queue_max_bytes: self.queue_max_bytes,
@@ -196,7 +196,8 @@ impl Args {
     }
 
     /// A shim that sends to itself would send for ever.
-    fn check_not_ourselves(&self, named: &str, endpoint: &str) -> Result<(), ConfigError> {
+    fn check_not_ourselves(&self, named: &str, settings: &Settings) -> Result<(), ConfigError> {
+        let endpoint = &settings.exporter().endpoint;
         let uri: Uri = endpoint.parse().expect("the settings hold a checked URL");
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri
@@ -220,11 +221,9 @@ impl Args {
         if is_ours(self.grpc) || is_ours(self.http) {
             let allowed = "a backend's address: this is where the shim itself listens \
                            (--grpc, --http)";
-            return Err(ConfigError::new(
-                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-                named,
-                allowed,
-            ));
+            let variable = settings.traces_endpoint_variable();
+            let variable = variable.expect("whatever named the endpoint is known");
+            return Err(ConfigError::new(variable, named, allowed));
         }
         Ok(())
     }
@@ -295,6 +294,22 @@ mod tests {
             false,
         );
         check(&[], "http://jaeger:4317", false);
+    }
+
+    #[test]
+    fn a_shim_that_would_send_to_itself_names_the_variable_that_says_so() {
+        for variable in [
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        ] {
+            let settings = Settings::from_vars(|name| {
+                (name == variable).then(|| "http://localhost:4317".to_owned())
+            });
+            let cli = Cli::try_parse_from(["shim"]).expect("no flags");
+            let config = cli.args.into_config(&settings.expect("valid"));
+            let error = config.expect_err("ourselves").to_string();
+            assert!(error.starts_with(&format!("{variable}='")), "{error}");
+        }
     }
 
     #[test]
