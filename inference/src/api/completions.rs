@@ -112,7 +112,7 @@ impl CompletionShape {
     fn choice(
         &self,
         (index, at): (usize, usize),
-        piece: Piece,
+        piece: &Piece,
         prompt_logprobs: Option<&[Option<TokenLogprobs>]>,
         progress: &mut Progress,
     ) -> Choice {
@@ -172,7 +172,7 @@ impl Shape for CompletionShape {
                 let prompt_logprobs = result.prompt_logprobs.as_deref();
                 choices.push(self.choice(
                     (choices.len(), at),
-                    piece,
+                    &piece,
                     prompt_logprobs,
                     &mut progress,
                 ));
@@ -238,7 +238,7 @@ impl CompletionChunks {
         let prompt_logprobs = self.prompt_logprobs[at].as_deref();
         let choice = self
             .shape
-            .choice((index, at), piece, prompt_logprobs, progress);
+            .choice((index, at), &piece, prompt_logprobs, progress);
         let usage = self
             .options
             .continuous_usage
