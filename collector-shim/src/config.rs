@@ -8,6 +8,9 @@ use std::time::Duration;
 use http::Uri;
 use lantern_telemetry::{ConfigError, ExporterSettings, Settings};
 
+/// A year: what is longer is a mistake, and would be past what the clock can tell.
+const MAX_DRAIN_SECONDS: u64 = 365 * 86_400;
+
 const MIB: usize = 1024 * 1024;
 
 /// The default of `--max-request-bytes`: what the OTLP specification recommends.
@@ -23,11 +26,11 @@ pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Where OTLP/gRPC comes in
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317", value_parser = address)]
     pub grpc: SocketAddr,
 
     /// Where OTLP/HTTP comes in: POST /v1/traces, protobuf or JSON
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4318")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4318", value_parser = address)]
     pub http: SocketAddr,
 
     /// Where traces are looked at, and /metrics and /healthz; `none` switches it off
@@ -86,13 +89,17 @@ pub enum Viewer {
     None,
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let allowed = "use an IP address and a port, such as 127.0.0.1:4317";
+    text.parse().map_err(|_| allowed.to_owned())
+}
+
 fn viewer(text: &str) -> Result<Viewer, String> {
     if text == "none" {
         return Ok(Viewer::None);
     }
-    text.parse()
-        .map(Viewer::At)
-        .map_err(|error| format!("{error}, and not `none`"))
+    let at = address(text).map(Viewer::At);
+    at.map_err(|allowed| format!("{allowed}, or none"))
 }
 
 /// A shim ready to be bound. [`Config::embedded`] and [`Config::forwarding`] are the ways to one
@@ -181,7 +188,7 @@ impl Args {
                 max_bytes: self.store_max_bytes,
             },
             Some(named) => {
-                self.check_not_ourselves(named, &settings.exporter().endpoint)?;
+                self.check_not_ourselves(named, settings)?;
                 Destination::Backend {
                     exporter: Box::new(settings.exporter().clone()),
                     queue_max_bytes: self.queue_max_bytes,
@@ -236,6 +243,11 @@ impl Args {
             let value = self.queue_max_bytes.to_string();
             return Err(ConfigError::new("--queue-max-bytes", value, allowed));
         }
+        if self.drain_timeout_seconds > MAX_DRAIN_SECONDS {
+            let value = self.drain_timeout_seconds.to_string();
+            let allowed = format!("0 to {MAX_DRAIN_SECONDS}, a year");
+            return Err(ConfigError::new("--drain-timeout-seconds", value, allowed));
+        }
         if self.store_max_bytes == 0 {
             return Err(ConfigError::new("--store-max-bytes", "0", "1 or more"));
         }
@@ -243,7 +255,8 @@ impl Args {
     }
 
     /// A shim that sends to itself would send for ever.
-    fn check_not_ourselves(&self, named: &str, endpoint: &str) -> Result<(), ConfigError> {
+    fn check_not_ourselves(&self, named: &str, settings: &Settings) -> Result<(), ConfigError> {
+        let endpoint = &settings.exporter().endpoint;
         let uri: Uri = endpoint.parse().expect("the settings hold a checked URL");
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri
@@ -254,23 +267,22 @@ impl Args {
                 80
             });
         let is_ours = |listen: SocketAddr| {
-            let same_host = match host.parse::<IpAddr>() {
-                Ok(ip) => ip == listen.ip() || (ip.is_loopback() && listen.ip().is_unspecified()),
-                Err(_) => {
-                    host.eq_ignore_ascii_case("localhost")
-                        && (listen.ip().is_loopback() || listen.ip().is_unspecified())
-                }
+            let own = listen.ip().to_canonical();
+            let is_local = own.is_loopback() || own.is_unspecified();
+            let same_host = match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+                // Connecting to the unspecified address reaches the loopback interface.
+                Ok(ip) if ip.is_unspecified() => is_local,
+                Ok(ip) => ip == own || (ip.is_loopback() && own.is_unspecified()),
+                Err(_) => host.eq_ignore_ascii_case("localhost") && is_local,
             };
             port == listen.port() && same_host
         };
         if is_ours(self.grpc) || is_ours(self.http) {
             let allowed = "a backend's address: this is where the shim itself listens \
                            (--grpc, --http)";
-            return Err(ConfigError::new(
-                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-                named,
-                allowed,
-            ));
+            let variable = settings.traces_endpoint_variable();
+            let variable = variable.expect("whatever named the endpoint is known");
+            return Err(ConfigError::new(variable, named, allowed));
         }
         Ok(())
     }
@@ -349,12 +361,33 @@ mod tests {
         check(&[], "http://127.0.0.1:4318/v1/traces", true);
         check(&["--grpc", "0.0.0.0:4317"], "http://localhost:4317", true);
         check(&["--grpc", "[::1]:9"], "http://[::1]:9", true);
+        check(&[], "http://0.0.0.0:4317", true);
+        check(&[], "http://[::]:4318", true);
+        check(&[], "http://[::ffff:127.0.0.1]:4317", true);
+        check(&["--grpc", "0.0.0.0:4317"], "http://0.0.0.0:4317", true);
+        check(&["--grpc", "192.0.2.1:4317"], "http://0.0.0.0:4317", false);
         check(
             &["--grpc", "127.0.0.1:5317"],
             "http://localhost:4317",
             false,
         );
         check(&[], "http://jaeger:4317", false);
+    }
+
+    #[test]
+    fn a_shim_that_would_send_to_itself_names_the_variable_that_says_so() {
+        for variable in [
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        ] {
+            let settings = Settings::from_vars(|name| {
+                (name == variable).then(|| "http://localhost:4317".to_owned())
+            });
+            let cli = Cli::try_parse_from(["shim"]).expect("no flags");
+            let config = cli.args.into_config(&settings.expect("valid"));
+            let error = config.expect_err("ourselves").to_string();
+            assert!(error.starts_with(&format!("{variable}='")), "{error}");
+        }
     }
 
     #[test]
@@ -367,6 +400,9 @@ mod tests {
         assert!(config(&["--max-request-bytes", "0"], None).is_err());
         let flags = ["--queue-dir", "q", "--queue-max-bytes", "67108864"];
         assert!(config(&flags, Some("http://jaeger:4317")).is_err());
+        let drain = ["--drain-timeout-seconds", "18446744073709551615"];
+        let error = config(&drain, None).expect_err("longer than time");
+        assert!(error.to_string().starts_with(drain[0]), "{error}");
         assert!(config(&["--store-max-bytes", "0"], None).is_err());
     }
 }

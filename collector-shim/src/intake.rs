@@ -14,7 +14,7 @@ use crate::wire;
 /// When a sender refused for lack of room is asked to come back.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// More bytes than this are worked on beside the threads that serve connections.
-const INLINE_BYTES: usize = 256 * 1024;
+pub(crate) const INLINE_BYTES: usize = 256 * 1024;
 
 /// Where accepted requests go.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub(crate) enum Refusal {
     Malformed(String),
     #[error("request larger than {max_bytes} bytes")]
     TooLarge { max_bytes: usize },
+    #[error("request too large: {0}")]
+    TooMuch(String),
     #[error("encoding {0:?} is not supported: use gzip or none")]
     Encoding(String),
     #[error("content type {0:?} is not supported: use application/x-protobuf or application/json")]
@@ -54,6 +56,15 @@ pub(crate) enum Refusal {
         reason: String,
         retry_after: Duration,
     },
+}
+
+impl From<wire::WireError> for Refusal {
+    fn from(error: wire::WireError) -> Refusal {
+        if error.is_over_a_bound() {
+            return Refusal::TooMuch(error.to_string());
+        }
+        Refusal::Malformed(error.to_string())
+    }
 }
 
 impl Refusal {
@@ -93,13 +104,13 @@ impl Intake {
     /// Checks a request, and stores it or says what is to be queued.
     fn check(&self, request: &Bytes, transport: Transport) -> Result<Option<Offer>, Refusal> {
         let malformed = |error: &dyn std::fmt::Display| Refusal::Malformed(error.to_string());
-        let spans = wire::count_spans(request).map_err(|error| malformed(&error))?;
+        let spans = wire::count_spans(request)?;
         if spans == 0 {
             return Ok(None);
         }
         match &self.sink {
             Sink::Queue(queue) => {
-                let payloads = payloads(request, spans).map_err(|error| malformed(&error))?;
+                let payloads = payloads(request, spans)?;
                 let queue = Arc::clone(queue);
                 Ok(Some(Offer {
                     queue,

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::http::Request;
 use hyper::body::Incoming;
@@ -20,11 +19,11 @@ use crate::intake::{Intake, Sink};
 use crate::log::{Log, QueueDirError};
 use crate::queue::{MemoryQueue, Queue};
 use crate::receiver::{Receiver, grpc, http};
-use crate::serve::{Version, serve};
+use crate::serve::{LIMITS, Lifetime, Version, serve};
 use crate::store::{Store, Trace};
 use crate::viewer;
 
-/// Why a shim does not start.
+/// Why a shim does not start, or does not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A port is taken, or the address is not of this machine.
@@ -40,6 +39,12 @@ pub enum Error {
     /// The queue's directory is in use or cannot be used.
     #[error(transparent)]
     QueueDir(#[from] QueueDirError),
+    /// Told to stop, it could not pass on in time what it had acknowledged.
+    #[error("stopped with {spans} acknowledged spans that the backend has not taken")]
+    Undelivered {
+        /// How many are lost.
+        spans: u64,
+    },
 }
 
 type Result<T> = std::result::Result<T, Error>;
@@ -110,7 +115,7 @@ impl Shim {
     }
 
     /// Serves until `shutdown`. Then it stops accepting, lets requests finish, and sends what
-    /// waits, within the drain timeout; what is left then is logged and stays counted as queued.
+    /// waits, within the drain timeout; what is left then is an error and stays counted as queued.
     pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
         self.log_start();
         let Shim {
@@ -132,8 +137,14 @@ impl Shim {
             max_request_bytes: config.max_request_bytes,
         });
         let grace = config.drain_timeout / CONNECTION_SHARE;
-        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), &shutdown, grace));
-        let receiving = serve_receivers(grpc, http, receiver, &shutdown, grace);
+        // Each port has its own end: one that is through must not take another's requests with it.
+        let lifetime = || Lifetime {
+            shutdown: shutdown.clone(),
+            abandoned: CancellationToken::new(),
+            drain_grace: grace,
+        };
+        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), lifetime()));
+        let receiving = serve_receivers((grpc, lifetime()), (http, lifetime()), receiver);
         let stopping = async {
             shutdown.cancelled().await;
             tokio::time::Instant::now() + config.drain_timeout
@@ -147,7 +158,7 @@ impl Shim {
             }
         });
         if let Sink::Queue(queue) = &handle.sink {
-            drain(queue, senders, deadline).await;
+            drain(queue, senders, deadline).await?;
         }
         Ok(())
     }
@@ -216,40 +227,38 @@ impl Port {
     }
 }
 
-async fn serve_receivers(
-    grpc: Port,
-    http: Port,
-    receiver: Receiver,
-    shutdown: &CancellationToken,
-    grace: Duration,
-) {
+async fn serve_receivers(grpc: (Port, Lifetime), http: (Port, Lifetime), receiver: Receiver) {
     let router = TowerToHyperService::new(http::router(receiver.clone()));
     let grpc_service =
         service_fn(move |request: Request<Incoming>| grpc::serve(receiver.clone(), request));
-    tokio::join!(
+    let (grpc, http) = (
         serve(
-            grpc.listener,
+            grpc.0.listener,
             Version::Http2,
             grpc_service,
-            shutdown.clone(),
-            grace
+            LIMITS,
+            grpc.1,
         ),
-        serve(http.listener, Version::Any, router, shutdown.clone(), grace),
+        serve(http.0.listener, Version::Any, router, LIMITS, http.1),
     );
+    tokio::join!(grpc, http);
 }
 
 fn serve_viewer(
     port: Port,
     handle: ShimHandle,
-    shutdown: &CancellationToken,
-    grace: Duration,
+    lifetime: Lifetime,
 ) -> impl Future<Output = ()> + use<> {
     let router = TowerToHyperService::new(viewer::router(handle));
-    serve(port.listener, Version::Any, router, shutdown.clone(), grace)
+    serve(port.listener, Version::Any, router, LIMITS, lifetime)
 }
 
 /// Lets the senders empty the queue until `deadline`.
-async fn drain(queue: &Queue, mut senders: JoinSet<()>, deadline: tokio::time::Instant) {
+async fn drain(
+    queue: &Queue,
+    mut senders: JoinSet<()>,
+    deadline: tokio::time::Instant,
+) -> Result<()> {
     queue.close();
     let emptied = async { while senders.join_next().await.is_some() {} };
     if tokio::time::timeout_at(deadline, emptied).await.is_err() {
@@ -257,23 +266,16 @@ async fn drain(queue: &Queue, mut senders: JoinSet<()>, deadline: tokio::time::I
     }
     queue.finish().await;
     let left = queue.level();
-    if left.spans > 0 {
-        let (spans, bytes) = (left.spans, left.bytes);
-        match queue {
-            Queue::Memory(_) => {
-                tracing::warn!(
-                    spans,
-                    bytes,
-                    "stopped with spans that the backend has not taken"
-                );
-            }
-            Queue::Disk(_) => {
-                tracing::info!(
-                    spans,
-                    bytes,
-                    "stopped; what waits is sent after the next start"
-                );
-            }
+    match queue {
+        _ if left.spans == 0 => Ok(()),
+        Queue::Memory(_) => Err(Error::Undelivered { spans: left.spans }),
+        Queue::Disk(_) => {
+            tracing::info!(
+                spans = left.spans,
+                bytes = left.bytes,
+                "stopped; what waits is sent after the next start"
+            );
+            Ok(())
         }
     }
 }

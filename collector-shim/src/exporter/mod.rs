@@ -13,8 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
 use lantern_telemetry::{ExporterSettings, Protocol};
 use tokio::task::JoinSet;
 
@@ -30,7 +28,6 @@ pub(crate) const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024 - 1024;
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// How much of a backend's message goes into a log line.
 const MAX_REASON_CHARS: usize = 200;
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A connection that nothing uses is pinged, and given up when no answer comes.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(10);
@@ -233,27 +230,9 @@ enum Final {
     },
 }
 
-/// Connections to the backend, by TLS where its address says https.
-fn connector(settings: &ExporterSettings) -> HttpsConnector<HttpConnector> {
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
-    http.set_nodelay(true);
-    http.set_connect_timeout(Some(CONNECT_LIMIT));
-    let builder = HttpsConnectorBuilder::new()
-        .with_tls_config(settings.rustls_config())
-        .https_or_http();
-    match settings.protocol {
-        Protocol::Grpc => builder.enable_http2().wrap_connector(http),
-        Protocol::HttpProtobuf => builder.enable_http1().enable_http2().wrap_connector(http),
-    }
-}
-
 /// An error and its causes on one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
-    texts.dedup();
-    shortened(&texts.join(": "))
+    shortened(&lantern_telemetry::chain(error))
 }
 
 /// `text` on one line, no longer than a log line bears.

@@ -39,7 +39,7 @@ pub(crate) struct Running {
     pub(crate) viewer: SocketAddr,
     pub(crate) handle: ShimHandle,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), lantern_shim::Error>>,
 }
 
 impl Running {
@@ -50,7 +50,7 @@ impl Running {
         let viewer = shim.viewer_addr().expect("the tests' shims have one");
         let handle = shim.handle();
         let until = stop.clone();
-        let task = tokio::spawn(async move { shim.run(until).await.expect("runs") });
+        let task = tokio::spawn(shim.run(until));
         Running {
             grpc,
             http,
@@ -66,14 +66,14 @@ impl Running {
         Running::start(Config::embedded()).await
     }
 
-    /// Stops it and waits until it has stopped; what it counted in the end.
-    pub(crate) async fn stop(self) -> Counts {
+    /// Stops it and waits until it has stopped; how it ended and what it counted in the end.
+    pub(crate) async fn stop(self) -> (Result<(), lantern_shim::Error>, Counts) {
         self.stop.cancel();
-        tokio::time::timeout(PATIENCE, self.task)
+        let ended = tokio::time::timeout(PATIENCE, self.task)
             .await
             .expect("stops in time")
             .expect("no panic");
-        self.handle.counts()
+        (ended, self.handle.counts())
     }
 
     /// Waits until all that was received has been answered for.
