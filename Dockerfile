@@ -2,9 +2,10 @@
 #
 #   docker build --target proxy|inference|shim|lantern .
 #
-# One stage compiles for all of them. `inference-cuda` is the same server for NVIDIA GPUs.
+# One stage compiles for all of them, with caches that need BuildKit (every Docker since 23, and Compose v2 on older
+# ones). `inference-cuda` is the same server for NVIDIA GPUs.
 
-# Which Cargo profile: `dist` ships, `release` compiles in a third of the time.
+# Which Cargo profile: `dist` ships, `release` compiles faster.
 ARG PROFILE=dist
 ARG RUST_IMAGE=rust:1.95-bookworm
 ARG CUDA_VERSION=13.0.1

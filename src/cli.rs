@@ -8,7 +8,7 @@ use crate::{client, instrument, up};
 ///
 /// Without a command, `lantern` is `lantern up`.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(version, propagate_version = true, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

@@ -97,6 +97,8 @@ impl From<CompletionArgs> for Completion {
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) trace_id: TraceId,
+    /// Whether the client's span is recorded, and with it the trace.
+    pub(crate) sampled: bool,
     pub(crate) status: StatusCode,
     pub(crate) body: Value,
 }
@@ -128,11 +130,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let reply = sent.with_context(|| format!("no reply within {limit:?}"))??;
     println!("{:#}", reply.body);
     println!("trace {}", reply.trace_id);
-    flushed?;
     if !reply.status.is_success() {
         bail!("the server answered {}", reply.status);
     }
-    Ok(())
+    Ok(flushed?)
 }
 
 /// POSTs `completion` inside a `client-span`, with the span's context in the request's headers.
@@ -185,8 +186,10 @@ async fn post(
         .to_bytes();
     let body = serde_json::from_slice(&bytes)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+    let span = context.span();
     Ok(Reply {
-        trace_id: context.span().span_context().trace_id(),
+        trace_id: span.span_context().trace_id(),
+        sampled: span.span_context().is_sampled(),
         status,
         body,
     })

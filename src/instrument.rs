@@ -1,7 +1,8 @@
 //! `lantern instrument -- CMD…`: any HTTP server behind the tracing proxy, in one command.
 //!
-//! The server is a child process and knows nothing of it. Signals are passed on, requests in flight
-//! are drained, and the exit code is the child's (128 + n when signal n ended it, as shells say).
+//! The server is a child process and knows nothing of it. Signals are passed on; one that asks it to
+//! stop waits until the requests in flight are answered, unless it is repeated. The exit code is the
+//! child's (128 + n when signal n ended it, as shells say), whatever became of the spans.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
@@ -12,7 +13,7 @@ use lantern_proxy::Proxy;
 use lantern_telemetry::{ConfigError, Settings, Telemetry, process};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// The port of a server that names none: the one that `lantern serve` listens on.
@@ -49,14 +50,27 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = proxy.into_config()?;
     let telemetry = Telemetry::start(&settings, "lantern-proxy")?;
     let proxy = Proxy::bind(config, &telemetry).await?;
+    let mut signals = Signals::catch()?;
     let mut child = spawn(&command)?;
-    let shutdown = CancellationToken::new();
-    let serving = tokio::spawn(proxy.run(shutdown.clone()));
-    let status = supervise(&mut child, &shutdown).await;
+    let (shutdown, drained) = (CancellationToken::new(), CancellationToken::new());
+    let running = proxy.run(shutdown.clone());
+    let guard = drained.clone().drop_guard();
+    let serving = tokio::spawn(async move {
+        let _drained = guard;
+        running.await
+    });
+    let status = supervise(&mut child, &mut signals, &shutdown, &drained).await?;
     shutdown.cancel();
-    serving.await.context("the proxy panicked")??;
-    telemetry.shutdown(FLUSH_LIMIT).await?;
-    Ok(exit_code(status?))
+    // The command's own end is what counts; what went wrong around it is a warning.
+    match serving.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the proxy failed"),
+        Err(error) => tracing::warn!(%error, "the proxy panicked"),
+    }
+    if let Err(error) = telemetry.shutdown(FLUSH_LIMIT).await {
+        tracing::warn!(%error, "the last spans are lost");
+    }
+    Ok(exit_code(status))
 }
 
 /// Where the command's server listens, from its own `--port`.
@@ -70,16 +84,19 @@ fn upstream_of(command: &[String]) -> Result<String, ConfigError> {
     Ok(format!("http://127.0.0.1:{port}"))
 }
 
-/// The value of the last `--port N`, `--port=N` or `-p N`.
+/// The value of the last `--port N`, `--port=N` or `-p N`; other programs mean other things by a
+/// `-p` without a number.
 fn port_argument(command: &[String]) -> Option<&str> {
-    let separate = command
-        .windows(2)
-        .filter(|pair| pair[0] == "--port" || pair[0] == "-p")
-        .map(|pair| pair[1].as_str());
-    let joined = command
-        .iter()
-        .filter_map(|argument| argument.strip_prefix("--port="));
-    separate.chain(joined).next_back()
+    let mut port = None;
+    for (index, argument) in command.iter().enumerate() {
+        let next = command.get(index + 1).map(String::as_str);
+        port = match argument.as_str() {
+            "--port" => next.or(port),
+            "-p" => next.filter(|value| value.parse::<u16>().is_ok()).or(port),
+            joined => joined.strip_prefix("--port=").or(port),
+        };
+    }
+    port
 }
 
 /// Starts the command in a process group of its own: a Ctrl-C at the terminal reaches it once,
@@ -94,33 +111,73 @@ fn spawn(command: &[String]) -> anyhow::Result<Child> {
         .with_context(|| format!("cannot start {program}"))
 }
 
-/// Passes signals on until the child ends. The first one that asks it to stop starts the drain.
-async fn supervise(child: &mut Child, shutdown: &CancellationToken) -> anyhow::Result<ExitStatus> {
+/// Passes signals on until the child ends. The first one that asks it to stop is held back until
+/// the proxy has `drained`.
+async fn supervise(
+    child: &mut Child,
+    signals: &mut Signals,
+    shutdown: &CancellationToken,
+    drained: &CancellationToken,
+) -> anyhow::Result<ExitStatus> {
     let group = child
         .id()
         .and_then(|id| Pid::from_raw(id.cast_signed()))
         .context("the command ended before it started")?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut quit = signal(SignalKind::quit())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut user1 = signal(SignalKind::user_defined1())?;
-    let mut user2 = signal(SignalKind::user_defined2())?;
+    // It may have ended in between: then `wait` tells in the next round.
+    let pass = |signal| {
+        let _ = kill_process_group(group, signal);
+    };
+    let (mut held, mut watching) = (None, true);
     loop {
-        let passed = tokio::select! {
+        tokio::select! {
             status = child.wait() => return Ok(status?),
-            _ = hangup.recv() => Signal::HUP,
-            _ = interrupt.recv() => Signal::INT,
-            _ = quit.recv() => Signal::QUIT,
-            _ = terminate.recv() => Signal::TERM,
-            _ = user1.recv() => Signal::USR1,
-            _ = user2.recv() => Signal::USR2,
-        };
-        if matches!(passed, Signal::INT | Signal::QUIT | Signal::TERM) {
-            shutdown.cancel();
+            signal = signals.next() => match signal {
+                Signal::INT | Signal::TERM if !shutdown.is_cancelled() => {
+                    shutdown.cancel();
+                    held = Some(signal);
+                }
+                signal => pass(signal),
+            },
+            // Without a signal held back the proxy has failed: no use without it.
+            () = drained.cancelled(), if watching => {
+                watching = false;
+                pass(held.take().unwrap_or(Signal::TERM));
+            }
         }
-        // It may have ended in between: then `wait` tells in the next round.
-        let _ = kill_process_group(group, passed);
+    }
+}
+
+/// The signals that are passed on, caught before the child is there.
+struct Signals {
+    hangup: UnixSignal,
+    interrupt: UnixSignal,
+    quit: UnixSignal,
+    terminate: UnixSignal,
+    user1: UnixSignal,
+    user2: UnixSignal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            terminate: signal(SignalKind::terminate())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.hangup.recv() => Signal::HUP,
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.quit.recv() => Signal::QUIT,
+            _ = self.terminate.recv() => Signal::TERM,
+            _ = self.user1.recv() => Signal::USR1,
+            _ = self.user2.recv() => Signal::USR2,
+        }
     }
 }
 
@@ -150,6 +207,8 @@ mod tests {
         check("vllm serve facebook/opt-125m --port 9000", Some("9000"));
         check("uvicorn app:app --port=9001", Some("9001"));
         check("server -p 9002", Some("9002"));
+        check("gunicorn -p /run/server.pid app:app", None);
+        check("server --port=1 --port 2", Some("2"));
         check("server --port", None);
     }
 

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use lantern_shim::{ShimHandle, Trace};
 use lantern_telemetry::{Settings, process};
 
@@ -20,7 +20,7 @@ use crate::waterfall;
 use stack::{Stack, StackConfig};
 
 /// How long one request may take to become a whole trace in the store or at the backend.
-const TRACE_LIMIT: Duration = Duration::from_secs(60);
+const TRACE_LIMIT: Duration = Duration::from_secs(30);
 /// How often the store and the backend's answers are looked at meanwhile.
 const POLL: Duration = Duration::from_millis(5);
 /// What requests call the model that the repository ships.
@@ -95,14 +95,22 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     println!("{stack}");
     let shown = tokio::select! {
         shown = show_one_request(&stack, &settings, args.prompt) => shown,
-        () = shutdown.cancelled() => Ok(()),
+        () = shutdown.cancelled() => Err(anyhow!("told to stop before the trace was whole")),
     };
-    if !args.once && shown.is_ok() && !shutdown.is_cancelled() {
+    if !args.once && !shutdown.is_cancelled() {
+        // Whoever serves wants to go on serving: a backend may come up later.
+        if let Err(error) = &shown {
+            tracing::warn!("{error:#}");
+        }
         println!("\nserving on http://{}; Ctrl-C stops", stack.proxy_addr());
         stack.serve(&shutdown).await;
     }
     let stopped = stack.shut_down().await;
-    shown.and(stopped)
+    if args.once {
+        shown.and(stopped)
+    } else {
+        stopped
+    }
 }
 
 /// The model that the repository ships: beside the working directory's files or the source's.
@@ -143,28 +151,31 @@ async fn show_one_request(
     for text in reply.texts() {
         println!("> {}{}\n", completion.prompt, text.trim_end());
     }
+    if !reply.sampled {
+        bail!("the request was not sampled, so there is no trace of it: see OTEL_TRACES_SAMPLER");
+    }
     let trace_id = reply.trace_id.to_string();
-    let arrived = async {
-        stack.flush().await?;
-        match settings.traces_endpoint() {
-            Some(endpoint) => {
-                let spans = accepted_by_backend(stack.shim()).await?;
-                println!("trace {trace_id}: {endpoint} accepted {spans} spans");
-            }
-            None => {
-                let trace = whole_trace(stack.shim(), &trace_id).await;
-                print!(
-                    "{}",
-                    waterfall::draw(&trace, terminal_columns(), coloured())
-                );
-                println!("\nview http://{}/trace/{trace_id}", stack.viewer_addr());
-            }
-        }
-        Ok(())
-    };
+    let arrived = show_trace(stack, settings.traces_endpoint(), &trace_id);
     tokio::time::timeout(TRACE_LIMIT, arrived)
         .await
         .with_context(|| format!("trace {trace_id} was not whole after {TRACE_LIMIT:?}"))?
+}
+
+/// Draws the trace, or tells that `backend` has it.
+async fn show_trace(stack: &Stack, backend: Option<&str>, trace_id: &str) -> anyhow::Result<()> {
+    stack.flush().await?;
+    if let Some(endpoint) = backend {
+        let spans = accepted_by_backend(stack.shim()).await?;
+        println!("trace {trace_id}: {endpoint} accepted {spans} spans");
+    } else {
+        let trace = whole_trace(stack.shim(), trace_id).await;
+        let drawing = waterfall::draw(&trace, terminal_columns(), coloured());
+        println!(
+            "{drawing}\nview http://{}/trace/{trace_id}",
+            stack.viewer_addr()
+        );
+    }
+    Ok(())
 }
 
 /// Waits until the store holds every span of the request.

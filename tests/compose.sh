@@ -3,7 +3,7 @@
 # whole trace in Jaeger, containers that are neither root nor writable. Prints a PASS line for each.
 #
 # Needs Docker with Compose v2, Python, and ports 8000, 4317, 4318 and 16686. The stack has a project name of its own
-# here, so that nobody's volumes go with it. LANTERN_PROFILE=release compiles in a third of the time.
+# here, so that nobody's volumes go with it. LANTERN_PROFILE=release compiles faster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export COMPOSE_PROJECT_NAME=lantern-compose-test

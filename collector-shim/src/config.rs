@@ -2,10 +2,14 @@
 //! ready to use.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
 use lantern_telemetry::{ConfigError, ExporterSettings, Settings};
+
+/// A year: what is longer is a mistake, and would be past what the clock can tell.
+const MAX_DRAIN_SECONDS: u64 = 365 * 86_400;
 
 const MIB: usize = 1024 * 1024;
 
@@ -22,11 +26,11 @@ pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Where OTLP/gRPC comes in
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317", value_parser = address)]
     pub grpc: SocketAddr,
 
     /// Where OTLP/HTTP comes in: POST /v1/traces, protobuf or JSON
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4318")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4318", value_parser = address)]
     pub http: SocketAddr,
 
     /// Where traces are looked at, and /metrics and /healthz; `none` switches it off
@@ -41,6 +45,14 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_QUEUE_MAX_BYTES)]
     pub queue_max_bytes: usize,
 
+    /// With a backend: what waits for it is kept in this directory and survives a crash
+    #[arg(long, value_name = "DIR")]
+    pub queue_dir: Option<PathBuf>,
+
+    /// When a request is acknowledged; `disk` is the default with --queue-dir
+    #[arg(long, value_name = "WHEN")]
+    pub ack: Option<Ack>,
+
     /// Without one: how much is kept in memory before the oldest trace goes
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_STORE_MAX_BYTES)]
     pub store_max_bytes: usize,
@@ -48,6 +60,24 @@ pub struct Args {
     /// How long shutdown may take to send what still waits
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_DRAIN_TIMEOUT.as_secs())]
     pub drain_timeout_seconds: u64,
+}
+
+/// When a request is acknowledged to its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Ack {
+    /// Once it is written to the queue's directory and synced
+    Disk,
+    /// Once it is queued in memory
+    Memory,
+}
+
+/// A queue that survives the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueDir {
+    /// Where it is. One shim at a time has it.
+    pub path: PathBuf,
+    /// When a request is acknowledged.
+    pub ack: Ack,
 }
 
 /// The value of `--viewer`.
@@ -59,13 +89,17 @@ pub enum Viewer {
     None,
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let allowed = "use an IP address and a port, such as 127.0.0.1:4317";
+    text.parse().map_err(|_| allowed.to_owned())
+}
+
 fn viewer(text: &str) -> Result<Viewer, String> {
     if text == "none" {
         return Ok(Viewer::None);
     }
-    text.parse()
-        .map(Viewer::At)
-        .map_err(|error| format!("{error}, and not `none`"))
+    let at = address(text).map(Viewer::At);
+    at.map_err(|allowed| format!("{allowed}, or none"))
 }
 
 /// A shim ready to be bound. [`Config::embedded`] and [`Config::forwarding`] are the ways to one
@@ -100,6 +134,8 @@ pub enum Destination {
         exporter: Box<ExporterSettings>,
         /// Over it senders are told to come back.
         queue_max_bytes: usize,
+        /// Where the queue is kept; None keeps it in memory.
+        queue_dir: Option<QueueDir>,
     },
 }
 
@@ -126,6 +162,7 @@ impl Config {
         let destination = Destination::Backend {
             exporter: Box::new(exporter),
             queue_max_bytes: DEFAULT_QUEUE_MAX_BYTES,
+            queue_dir: None,
         };
         Config {
             destination,
@@ -139,15 +176,23 @@ impl Args {
     /// without one the shim keeps traces itself.
     pub fn into_config(self, settings: &Settings) -> Result<Config, ConfigError> {
         self.check_bounds()?;
+        let queue_dir = self.queue_dir()?;
         let destination = match settings.traces_endpoint() {
+            None if queue_dir.is_some() => {
+                let path = self.queue_dir.unwrap_or_default().display().to_string();
+                let allowed = "a directory, with a backend to send to \
+                               (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)";
+                return Err(ConfigError::new("--queue-dir", path, allowed));
+            }
             None => Destination::Store {
                 max_bytes: self.store_max_bytes,
             },
             Some(named) => {
-                self.check_not_ourselves(named, &settings.exporter().endpoint)?;
+                self.check_not_ourselves(named, settings)?;
                 Destination::Backend {
                     exporter: Box::new(settings.exporter().clone()),
                     queue_max_bytes: self.queue_max_bytes,
+                    queue_dir,
                 }
             }
         };
@@ -164,6 +209,27 @@ impl Args {
         })
     }
 
+    fn queue_dir(&self) -> Result<Option<QueueDir>, ConfigError> {
+        let Some(path) = &self.queue_dir else {
+            if self.ack == Some(Ack::Disk) {
+                let allowed = "memory, or disk with --queue-dir";
+                return Err(ConfigError::new("--ack", "disk", allowed));
+            }
+            return Ok(None);
+        };
+        // Segments are freed whole, so that one delivered in part still takes its room.
+        let least = 2 * self.max_request_bytes;
+        if self.queue_max_bytes < least {
+            let allowed = format!("{least} (twice --max-request-bytes) or more with --queue-dir");
+            let value = self.queue_max_bytes.to_string();
+            return Err(ConfigError::new("--queue-max-bytes", value, allowed));
+        }
+        Ok(Some(QueueDir {
+            path: path.clone(),
+            ack: self.ack.unwrap_or(Ack::Disk),
+        }))
+    }
+
     fn check_bounds(&self) -> Result<(), ConfigError> {
         let largest = u32::MAX as usize;
         if self.max_request_bytes == 0 || self.max_request_bytes > largest {
@@ -177,6 +243,11 @@ impl Args {
             let value = self.queue_max_bytes.to_string();
             return Err(ConfigError::new("--queue-max-bytes", value, allowed));
         }
+        if self.drain_timeout_seconds > MAX_DRAIN_SECONDS {
+            let value = self.drain_timeout_seconds.to_string();
+            let allowed = format!("0 to {MAX_DRAIN_SECONDS}, a year");
+            return Err(ConfigError::new("--drain-timeout-seconds", value, allowed));
+        }
         if self.store_max_bytes == 0 {
             return Err(ConfigError::new("--store-max-bytes", "0", "1 or more"));
         }
@@ -184,7 +255,8 @@ impl Args {
     }
 
     /// A shim that sends to itself would send for ever.
-    fn check_not_ourselves(&self, named: &str, endpoint: &str) -> Result<(), ConfigError> {
+    fn check_not_ourselves(&self, named: &str, settings: &Settings) -> Result<(), ConfigError> {
+        let endpoint = &settings.exporter().endpoint;
         let uri: Uri = endpoint.parse().expect("the settings hold a checked URL");
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri
@@ -195,23 +267,22 @@ impl Args {
                 80
             });
         let is_ours = |listen: SocketAddr| {
-            let same_host = match host.parse::<IpAddr>() {
-                Ok(ip) => ip == listen.ip() || (ip.is_loopback() && listen.ip().is_unspecified()),
-                Err(_) => {
-                    host.eq_ignore_ascii_case("localhost")
-                        && (listen.ip().is_loopback() || listen.ip().is_unspecified())
-                }
+            let own = listen.ip().to_canonical();
+            let is_local = own.is_loopback() || own.is_unspecified();
+            let same_host = match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+                // Connecting to the unspecified address reaches the loopback interface.
+                Ok(ip) if ip.is_unspecified() => is_local,
+                Ok(ip) => ip == own || (ip.is_loopback() && own.is_unspecified()),
+                Err(_) => host.eq_ignore_ascii_case("localhost") && is_local,
             };
             port == listen.port() && same_host
         };
         if is_ours(self.grpc) || is_ours(self.http) {
             let allowed = "a backend's address: this is where the shim itself listens \
                            (--grpc, --http)";
-            return Err(ConfigError::new(
-                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-                named,
-                allowed,
-            ));
+            let variable = settings.traces_endpoint_variable();
+            let variable = variable.expect("whatever named the endpoint is known");
+            return Err(ConfigError::new(variable, named, allowed));
         }
         Ok(())
     }
@@ -259,6 +330,25 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_directory_makes_disk_the_acknowledgement() {
+        let check = |flags: &[&str], expect: Option<Ack>| {
+            let config = config(flags, Some("http://jaeger:4317")).expect("valid");
+            let Destination::Backend { queue_dir, .. } = config.destination else {
+                panic!("forwards");
+            };
+            assert_eq!(queue_dir.map(|dir| dir.ack), expect, "{flags:?}");
+        };
+        check(&[], None);
+        check(&["--ack", "memory"], None);
+        check(&["--queue-dir", "q"], Some(Ack::Disk));
+        check(&["--queue-dir", "q", "--ack", "memory"], Some(Ack::Memory));
+        let error = config(&["--ack", "disk"], Some("http://jaeger:4317")).expect_err("nowhere");
+        assert!(error.to_string().starts_with("--ack='disk'"), "{error}");
+        let error = config(&["--queue-dir", "q"], None).expect_err("nothing to queue for");
+        assert!(error.to_string().starts_with("--queue-dir='q'"), "{error}");
+    }
+
+    #[test]
     fn a_shim_that_would_send_to_itself_is_refused() {
         let check = |flags: &[&str], endpoint, refused: bool| {
             assert_eq!(
@@ -271,12 +361,33 @@ mod tests {
         check(&[], "http://127.0.0.1:4318/v1/traces", true);
         check(&["--grpc", "0.0.0.0:4317"], "http://localhost:4317", true);
         check(&["--grpc", "[::1]:9"], "http://[::1]:9", true);
+        check(&[], "http://0.0.0.0:4317", true);
+        check(&[], "http://[::]:4318", true);
+        check(&[], "http://[::ffff:127.0.0.1]:4317", true);
+        check(&["--grpc", "0.0.0.0:4317"], "http://0.0.0.0:4317", true);
+        check(&["--grpc", "192.0.2.1:4317"], "http://0.0.0.0:4317", false);
         check(
             &["--grpc", "127.0.0.1:5317"],
             "http://localhost:4317",
             false,
         );
         check(&[], "http://jaeger:4317", false);
+    }
+
+    #[test]
+    fn a_shim_that_would_send_to_itself_names_the_variable_that_says_so() {
+        for variable in [
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        ] {
+            let settings = Settings::from_vars(|name| {
+                (name == variable).then(|| "http://localhost:4317".to_owned())
+            });
+            let cli = Cli::try_parse_from(["shim"]).expect("no flags");
+            let config = cli.args.into_config(&settings.expect("valid"));
+            let error = config.expect_err("ourselves").to_string();
+            assert!(error.starts_with(&format!("{variable}='")), "{error}");
+        }
     }
 
     #[test]
@@ -287,6 +398,11 @@ mod tests {
             "--queue-max-bytes='10' is not supported: use 67108864 (--max-request-bytes) or more"
         );
         assert!(config(&["--max-request-bytes", "0"], None).is_err());
+        let flags = ["--queue-dir", "q", "--queue-max-bytes", "67108864"];
+        assert!(config(&flags, Some("http://jaeger:4317")).is_err());
+        let drain = ["--drain-timeout-seconds", "18446744073709551615"];
+        let error = config(&drain, None).expect_err("longer than time");
+        assert!(error.to_string().starts_with(drain[0]), "{error}");
         assert!(config(&["--store-max-bytes", "0"], None).is_err());
     }
 }

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Spans at one moment, as [`crate::ShimHandle::counts`] tells them.
 ///
-/// Every span received is then delivered, rejected, or queued.
+/// Every span received or recovered is then delivered, rejected, or queued, but for those of records
+/// that the disk damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Acknowledged to their senders.
@@ -21,6 +22,14 @@ pub struct Counts {
     pub queued_bytes: u64,
     /// Attempts to send that failed and are made again.
     pub retries: u64,
+    /// Found waiting in the queue's directory at the start.
+    pub recovered_spans: u64,
+    /// Records of the queue's log that were damaged on disk, and so are lost.
+    pub damaged_records: u64,
+    /// Cut off the log's end at the start: what a crash had left unfinished.
+    pub torn_bytes: u64,
+    /// Requests rejected by the backend for good that were kept as dead letters.
+    pub dead_letters: u64,
     /// Dropped from the embedded store to make room.
     pub evicted_spans: u64,
     /// Traces that they belonged to.
@@ -55,6 +64,12 @@ pub(crate) struct Counters {
     pub(crate) delivered_spans: Counter,
     pub(crate) rejected_spans: Counter,
     pub(crate) retries: Counter,
+    pub(crate) recovered_spans: Counter,
+    pub(crate) damaged_records: Counter,
+    pub(crate) torn_bytes: Counter,
+    pub(crate) dead_letters: Counter,
+    /// Requests that could not be kept as dead letters.
+    pub(crate) lost_letters: Counter,
 }
 
 /// One counter.

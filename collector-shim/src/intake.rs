@@ -14,7 +14,7 @@ use crate::wire;
 /// When a sender refused for lack of room is asked to come back.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// More bytes than this are worked on beside the threads that serve connections.
-const INLINE_BYTES: usize = 256 * 1024;
+pub(crate) const INLINE_BYTES: usize = 256 * 1024;
 
 /// Where accepted requests go.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub(crate) enum Refusal {
     Malformed(String),
     #[error("request larger than {max_bytes} bytes")]
     TooLarge { max_bytes: usize },
+    #[error("request too large: {0}")]
+    TooMuch(String),
     #[error("encoding {0:?} is not supported: use gzip or none")]
     Encoding(String),
     #[error("content type {0:?} is not supported: use application/x-protobuf or application/json")]
@@ -54,6 +56,15 @@ pub(crate) enum Refusal {
         reason: String,
         retry_after: Duration,
     },
+}
+
+impl From<wire::WireError> for Refusal {
+    fn from(error: wire::WireError) -> Refusal {
+        if error.is_over_a_bound() {
+            return Refusal::TooMuch(error.to_string());
+        }
+        Refusal::Malformed(error.to_string())
+    }
 }
 
 impl Refusal {
@@ -73,10 +84,16 @@ impl Intake {
         transport: Transport,
     ) -> Result<(), Refusal> {
         let intake = Arc::clone(self);
-        beside_if_large(request.len(), move || {
-            intake.accept_now(&request, transport)
-        })
-        .await
+        let checked = beside_if_large(request.len(), move || intake.check(&request, transport));
+        let Some(offer) = checked.await? else {
+            return Ok(());
+        };
+        // On its own, so that a sender that goes away meanwhile does not undo the counting.
+        let intake = Arc::clone(self);
+        let queueing = tokio::spawn(async move { intake.queue(offer, transport).await });
+        queueing
+            .await
+            .unwrap_or_else(|error| Err(Refusal::unavailable(error.to_string())))
     }
 
     /// Counts a request that was refused before its spans could be.
@@ -84,51 +101,69 @@ impl Intake {
         self.counters.refused_requests.of(transport).add(1);
     }
 
-    fn accept_now(&self, request: &Bytes, transport: Transport) -> Result<(), Refusal> {
+    /// Checks a request, and stores it or says what is to be queued.
+    fn check(&self, request: &Bytes, transport: Transport) -> Result<Option<Offer>, Refusal> {
         let malformed = |error: &dyn std::fmt::Display| Refusal::Malformed(error.to_string());
-        let spans = wire::count_spans(request).map_err(|error| malformed(&error))?;
+        let spans = wire::count_spans(request)?;
         if spans == 0 {
-            return Ok(());
+            return Ok(None);
         }
         match &self.sink {
             Sink::Queue(queue) => {
-                let payloads = payloads(request, spans).map_err(|error| malformed(&error))?;
-                if let Err(error) = queue.offer(payloads) {
-                    self.counters.refused_spans.of(transport).add(spans);
-                    if matches!(error, OfferError::Full { .. }) {
-                        self.counters.enqueue_failed_spans.add(spans);
-                    }
-                    return Err(Refusal::unavailable(error.to_string()));
-                }
-                self.counters.accepted_spans.of(transport).add(spans);
+                let payloads = payloads(request, spans)?;
+                let queue = Arc::clone(queue);
+                Ok(Some(Offer {
+                    queue,
+                    payloads,
+                    spans,
+                }))
             }
             Sink::Store(store) => {
                 let traces = store::decode(request).map_err(|error| malformed(&error))?;
                 store.insert(traces);
                 self.counters.accepted_spans.of(transport).add(spans);
                 self.counters.delivered_spans.add(spans);
+                Ok(None)
             }
         }
+    }
+
+    async fn queue(&self, offer: Offer, transport: Transport) -> Result<(), Refusal> {
+        let Offer {
+            queue,
+            payloads,
+            spans,
+        } = offer;
+        if let Err(error) = queue.offer(payloads).await {
+            self.counters.refused_spans.of(transport).add(spans);
+            if error != OfferError::Closed {
+                self.counters.enqueue_failed_spans.add(spans);
+            }
+            return Err(Refusal::unavailable(error.to_string()));
+        }
+        self.counters.accepted_spans.of(transport).add(spans);
         Ok(())
     }
+}
+
+/// A request that is sound and goes to a backend.
+struct Offer {
+    queue: Arc<Queue>,
+    payloads: Vec<Payload>,
+    spans: u64,
 }
 
 /// The request whole, or in parts that backends with the common limit of 4 MiB take.
 fn payloads(request: &Bytes, spans: u64) -> Result<Vec<Payload>, wire::WireError> {
     if request.len() <= MAX_BATCH_BYTES {
-        return Ok(vec![Payload {
-            bytes: request.clone(),
-            spans,
-        }]);
+        return Ok(vec![Payload::new(request.clone(), spans)]);
     }
     let parts = wire::split(request, MAX_BATCH_BYTES)?;
     parts
         .into_iter()
         .map(|bytes| {
-            Ok(Payload {
-                spans: wire::count_spans(&bytes)?,
-                bytes,
-            })
+            let spans = wire::count_spans(&bytes)?;
+            Ok(Payload::new(bytes, spans))
         })
         .collect()
 }

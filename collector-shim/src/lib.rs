@@ -12,7 +12,8 @@
 //! - `receiver`: OTLP in: `grpc`, `http`, `json`, bounded bodies, refusals in each protocol's words.
 //! - `wire`: the walk: sound or not, how many spans, where to cut.
 //! - `intake`: where requests of both receivers meet: checked, counted, then queued or stored.
-//! - `queue`: bounded in bytes, between the receivers and the senders.
+//! - `queue`: bounded in bytes, between the receivers and the senders; in memory or on disk.
+//! - `log`: the queue on disk: a checksummed log in segments, its cursor, recovery, dead letters.
 //! - `exporter`: OTLP out: senders, `grpc`, `http`, and which answers are tried again.
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
@@ -23,6 +24,7 @@ pub mod config;
 mod counts;
 mod exporter;
 mod intake;
+mod log;
 mod program;
 mod queue;
 mod receiver;
@@ -32,8 +34,9 @@ mod store;
 mod viewer;
 mod wire;
 
-pub use config::{Args, Config, Destination};
+pub use config::{Ack, Args, Config, Destination, QueueDir};
 pub use counts::Counts;
+pub use log::QueueDirError;
 pub use program::{AFTER_HELP, run};
 pub use shim::{Error, Shim, ShimHandle};
 pub use store::{

@@ -19,6 +19,10 @@ Examples:
     OTEL_EXPORTER_OTLP_COMPRESSION=gzip \\
     OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer%20TOKEN' lantern-shim
 
+  Keep what waits for the backend on disk, through crashes and outages:
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=grpc://localhost:5317 \\
+    lantern-shim --queue-dir /var/lib/lantern-shim --queue-max-bytes 4294967296
+
   Serve other machines, as in a container:
     lantern-shim --grpc 0.0.0.0:4317 --http 0.0.0.0:4318 --viewer 0.0.0.0:16686
 

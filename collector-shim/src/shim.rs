@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::http::Request;
 use hyper::body::Incoming;
@@ -17,13 +16,14 @@ use crate::config::{Config, Destination};
 use crate::counts::{Counters, Counts};
 use crate::exporter::Exporter;
 use crate::intake::{Intake, Sink};
-use crate::queue::Queue;
+use crate::log::{Log, QueueDirError};
+use crate::queue::{MemoryQueue, Queue};
 use crate::receiver::{Receiver, grpc, http};
-use crate::serve::{Version, serve};
+use crate::serve::{LIMITS, Lifetime, Version, serve};
 use crate::store::{Store, Trace};
 use crate::viewer;
 
-/// Why a shim does not start.
+/// Why a shim does not start, or does not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A port is taken, or the address is not of this machine.
@@ -35,6 +35,15 @@ pub enum Error {
         purpose: &'static str,
         /// What the system said.
         source: io::Error,
+    },
+    /// The queue's directory is in use or cannot be used.
+    #[error(transparent)]
+    QueueDir(#[from] QueueDirError),
+    /// Told to stop, it could not pass on in time what it had acknowledged.
+    #[error("stopped with {spans} acknowledged spans that the backend has not taken")]
+    Undelivered {
+        /// How many are lost.
+        spans: u64,
     },
 }
 
@@ -73,16 +82,9 @@ impl Shim {
             Some(address) => Some(Port::bind(address, "--viewer").await?),
             None => None,
         };
-        let sink = match &config.destination {
-            Destination::Store { max_bytes } => Sink::Store(Arc::new(Store::new(*max_bytes))),
-            Destination::Backend {
-                queue_max_bytes, ..
-            } => Sink::Queue(Arc::new(Queue::new(*queue_max_bytes))),
-        };
-        let handle = ShimHandle {
-            sink,
-            counters: Arc::default(),
-        };
+        let counters = Arc::default();
+        let sink = sink(&config.destination, &counters).await?;
+        let handle = ShimHandle { sink, counters };
         Ok(Shim {
             grpc,
             http,
@@ -113,7 +115,7 @@ impl Shim {
     }
 
     /// Serves until `shutdown`. Then it stops accepting, lets requests finish, and sends what
-    /// waits, within the drain timeout; what is left then is logged and stays counted as queued.
+    /// waits, within the drain timeout; what is left then is an error and stays counted as queued.
     pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
         self.log_start();
         let Shim {
@@ -135,8 +137,14 @@ impl Shim {
             max_request_bytes: config.max_request_bytes,
         });
         let grace = config.drain_timeout / CONNECTION_SHARE;
-        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), &shutdown, grace));
-        let receiving = serve_receivers(grpc, http, receiver, &shutdown, grace);
+        // Each port has its own end: one that is through must not take another's requests with it.
+        let lifetime = || Lifetime {
+            shutdown: shutdown.clone(),
+            abandoned: CancellationToken::new(),
+            drain_grace: grace,
+        };
+        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), lifetime()));
+        let receiving = serve_receivers((grpc, lifetime()), (http, lifetime()), receiver);
         let stopping = async {
             shutdown.cancelled().await;
             tokio::time::Instant::now() + config.drain_timeout
@@ -150,7 +158,7 @@ impl Shim {
             }
         });
         if let Sink::Queue(queue) = &handle.sink {
-            drain(queue, senders, deadline).await;
+            drain(queue, senders, deadline).await?;
         }
         Ok(())
     }
@@ -167,16 +175,43 @@ impl Shim {
             Destination::Backend {
                 exporter,
                 queue_max_bytes,
+                queue_dir,
             } => tracing::info!(
                 %grpc,
                 %http,
                 endpoint = exporter.endpoint,
                 protocol = %exporter.protocol,
                 queue_max_bytes,
+                queue_dir = queue_dir.as_ref().map(|dir| dir.path.display().to_string()),
                 "forwarding spans"
             ),
         }
     }
+}
+
+async fn sink(destination: &Destination, counters: &Arc<Counters>) -> Result<Sink> {
+    let (max_bytes, dir) = match destination {
+        Destination::Store { max_bytes } => {
+            return Ok(Sink::Store(Arc::new(Store::new(*max_bytes))));
+        }
+        Destination::Backend {
+            queue_max_bytes,
+            queue_dir,
+            ..
+        } => (*queue_max_bytes, queue_dir.clone()),
+    };
+    let queue = match dir {
+        None => Queue::Memory(MemoryQueue::new(max_bytes)),
+        Some(dir) => {
+            let counters = Arc::clone(counters);
+            // All that waits is read once.
+            let opening = tokio::task::spawn_blocking(move || {
+                Log::open(dir.path, max_bytes, dir.ack, counters)
+            });
+            Queue::Disk(opening.await.expect("opening a log does not panic")?)
+        }
+    };
+    Ok(Sink::Queue(Arc::new(queue)))
 }
 
 impl Port {
@@ -192,52 +227,56 @@ impl Port {
     }
 }
 
-async fn serve_receivers(
-    grpc: Port,
-    http: Port,
-    receiver: Receiver,
-    shutdown: &CancellationToken,
-    grace: Duration,
-) {
+async fn serve_receivers(grpc: (Port, Lifetime), http: (Port, Lifetime), receiver: Receiver) {
     let router = TowerToHyperService::new(http::router(receiver.clone()));
     let grpc_service =
         service_fn(move |request: Request<Incoming>| grpc::serve(receiver.clone(), request));
-    tokio::join!(
+    let (grpc, http) = (
         serve(
-            grpc.listener,
+            grpc.0.listener,
             Version::Http2,
             grpc_service,
-            shutdown.clone(),
-            grace
+            LIMITS,
+            grpc.1,
         ),
-        serve(http.listener, Version::Any, router, shutdown.clone(), grace),
+        serve(http.0.listener, Version::Any, router, LIMITS, http.1),
     );
+    tokio::join!(grpc, http);
 }
 
 fn serve_viewer(
     port: Port,
     handle: ShimHandle,
-    shutdown: &CancellationToken,
-    grace: Duration,
+    lifetime: Lifetime,
 ) -> impl Future<Output = ()> + use<> {
     let router = TowerToHyperService::new(viewer::router(handle));
-    serve(port.listener, Version::Any, router, shutdown.clone(), grace)
+    serve(port.listener, Version::Any, router, LIMITS, lifetime)
 }
 
 /// Lets the senders empty the queue until `deadline`.
-async fn drain(queue: &Queue, mut senders: JoinSet<()>, deadline: tokio::time::Instant) {
+async fn drain(
+    queue: &Queue,
+    mut senders: JoinSet<()>,
+    deadline: tokio::time::Instant,
+) -> Result<()> {
     queue.close();
     let emptied = async { while senders.join_next().await.is_some() {} };
     if tokio::time::timeout_at(deadline, emptied).await.is_err() {
         senders.shutdown().await;
     }
+    queue.finish().await;
     let left = queue.level();
-    if left.spans > 0 {
-        tracing::warn!(
-            spans = left.spans,
-            bytes = left.bytes,
-            "stopped with spans that the backend has not taken"
-        );
+    match queue {
+        _ if left.spans == 0 => Ok(()),
+        Queue::Memory(_) => Err(Error::Undelivered { spans: left.spans }),
+        Queue::Disk(_) => {
+            tracing::info!(
+                spans = left.spans,
+                bytes = left.bytes,
+                "stopped; what waits is sent after the next start"
+            );
+            Ok(())
+        }
     }
 }
 
@@ -252,6 +291,10 @@ impl ShimHandle {
             received_spans: counters.accepted_spans.total(),
             refused_spans: counters.refused_spans.total(),
             retries: counters.retries.get(),
+            recovered_spans: counters.recovered_spans.get(),
+            damaged_records: counters.damaged_records.get(),
+            torn_bytes: counters.torn_bytes.get(),
+            dead_letters: counters.dead_letters.get(),
             ..Counts::default()
         };
         match &self.sink {

@@ -74,15 +74,16 @@ pub struct Args {
     pub max_model_len: Option<usize>,
 
     /// Most sequences in one engine step
-    #[arg(long, value_name = "N", value_parser = at_least_one, default_value_t = EngineConfig::default().max_num_seqs)]
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_num_seqs)]
     pub max_num_seqs: usize,
 
     /// Most tokens in one engine step, prompts included
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one, default_value_t = EngineConfig::default().max_num_batched_tokens)]
+    #[arg(long, value_name = "TOKENS", default_value_t = EngineConfig::default().max_num_batched_tokens)]
     pub max_num_batched_tokens: usize,
 
-    /// Requests that may wait for the engine; one more is refused with 503
-    #[arg(long, value_name = "N", value_parser = at_least_one, default_value_t = EngineConfig::default().max_waiting_requests)]
+    /// Requests that may wait for the engine, beams of a search until its end; one more is refused
+    /// with 503
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_waiting_requests)]
     pub max_waiting_requests: usize,
 
     /// Share of a GPU's memory for weights and KV cache, in (0, 1]; without effect on a CPU
@@ -196,24 +197,14 @@ impl Args {
     /// What the flags and the process's environment mean together.
     pub fn into_config(self) -> Result<Config, ConfigError> {
         let capture_content = capture_content(|name| std::env::var(name).ok())?;
-        let share = self.gpu_memory_utilization;
-        if !(share > 0.0 && share <= 1.0) {
-            let allowed = "a number above 0 and up to 1";
-            return Err(ConfigError::new(
-                "--gpu-memory-utilization",
-                share.to_string(),
-                allowed,
-            ));
-        }
-        if self.max_num_batched_tokens < self.max_num_seqs {
-            let tokens = self.max_num_batched_tokens.to_string();
-            let allowed = format!("at least --max-num-seqs, {}", self.max_num_seqs);
-            return Err(ConfigError::new(
-                "--max-num-batched-tokens",
-                tokens,
-                allowed,
-            ));
-        }
+        let engine = EngineConfig {
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_waiting_requests: self.max_waiting_requests,
+            gpu_memory_utilization: self.gpu_memory_utilization,
+            ..EngineConfig::default()
+        };
+        let engine = engine.checked()?;
         let model = self
             .model
             .or(self.model_tag)
@@ -234,13 +225,7 @@ impl Args {
             device: self.device,
             dtype: self.dtype,
             max_model_len: self.max_model_len,
-            engine: EngineConfig {
-                max_num_seqs: self.max_num_seqs,
-                max_num_batched_tokens: self.max_num_batched_tokens,
-                max_waiting_requests: self.max_waiting_requests,
-                gpu_memory_utilization: share,
-                ..config.engine
-            },
+            engine,
             seed: self.seed,
             chat_template: self.chat_template,
             max_body_bytes: self.max_request_body_bytes,
@@ -317,7 +302,7 @@ mod tests {
 
     #[test]
     fn impossible_values_are_refused_by_name() {
-        let refused = |line| parse(line).unwrap().into_config().unwrap_err().to_string();
+        let refused = |line: &str| parse(line).unwrap().into_config().unwrap_err().to_string();
         assert_eq!(
             refused("serve --gpu-memory-utilization 1.5"),
             "--gpu-memory-utilization='1.5' is not supported: use a number above 0 and up to 1"
@@ -326,7 +311,18 @@ mod tests {
             refused("serve --max-num-batched-tokens 8 --max-num-seqs 16"),
             "--max-num-batched-tokens='8' is not supported: use at least --max-num-seqs, 16"
         );
-        assert!(parse("serve --max-num-seqs 0").is_err());
+        assert_eq!(
+            refused("serve --max-num-seqs 0"),
+            "--max-num-seqs='0' is not supported: use at least 1"
+        );
+        assert_eq!(
+            refused(&format!("serve --max-waiting-requests {}", usize::MAX)),
+            format!(
+                "--max-waiting-requests='{}' is not supported: use 1 to 1048576",
+                usize::MAX
+            )
+        );
+        assert!(parse("serve --max-num-seqs -1").is_err());
         assert!(parse("serve --collect-detailed-traces everything").is_err());
     }
 

@@ -76,12 +76,14 @@ struct RequestMetrics {
 }
 
 impl Metrics {
-    /// Metrics whose label `model_name` is `model`.
-    pub fn new(model: &str) -> Self {
+    /// Metrics whose label `model_name` is `model`; the engine notes its `step_tokens` itself.
+    pub fn new(model: &str, step_tokens: Histogram) -> Self {
         let label = ("model_name".into(), model.to_owned().into());
         let mut registry = Registry::with_labels([label].into_iter());
         let engine = EngineMetrics::register(&mut registry);
         let requests = RequestMetrics::register(&mut registry);
+        let help = "Tokens per engine step";
+        registry.register("vllm:iteration_tokens_total", help, step_tokens);
         Self(Arc::new(Inner {
             registry,
             engine,
@@ -272,8 +274,7 @@ impl RequestMetrics {
             .observe(facts.completion_tokens as f64);
         if let Some(params) = &facts.params {
             self.params_n.observe(params.n as f64);
-            self.params_max_tokens
-                .observe(params.sampling.max_tokens as f64);
+            self.params_max_tokens.observe(params.max_tokens() as f64);
         }
     }
 }

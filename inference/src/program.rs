@@ -27,7 +27,6 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Ok(server) => server.run(shutdown).await,
         Err(error) => Err(error),
     };
-    let flushed = telemetry.shutdown(FLUSH_LIMIT).await;
-    served?;
-    Ok(flushed?)
+    telemetry.shutdown_or_warn(FLUSH_LIMIT).await;
+    Ok(served?)
 }

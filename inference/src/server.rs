@@ -88,14 +88,13 @@ impl Server {
             chat_template: loaded.chat_template,
         };
         let eos_token_ids = loaded.model.eos_token_ids.clone().into();
-        let (engine, thread) =
-            Engine::start(loaded.model, config.engine.clone()).map_err(refine_engine_error)?;
+        let (engine, thread) = Engine::start(loaded.model, config.engine.clone())?;
         let generator =
             Generator::new(engine.clone(), loaded.tokenizer, eos_token_ids, config.seed);
         let abandoned = CancellationToken::new();
         let observers = Observers {
             spans: Spans::new(telemetry, config.capture_content),
-            metrics: Metrics::new(&config.served_names[0]),
+            metrics: Metrics::new(&config.served_names[0], engine.step_tokens()),
             abandoned: abandoned.clone(),
         };
         let app = Arc::new(App::new(
@@ -172,22 +171,6 @@ fn refine_load_error(error: LoadError) -> ServerError {
         LoadError::MaxModelLen { asked, most } => {
             let allowed = format!("1 to {most}, the model's context");
             ConfigError::new("--max-model-len", asked.to_string(), allowed).into()
-        }
-        other => other.into(),
-    }
-}
-
-/// The same for the engine's.
-fn refine_engine_error(error: EngineError) -> ServerError {
-    match error {
-        EngineError::Config {
-            setting,
-            value,
-            allowed,
-        } => {
-            let flag = format!("--{}", setting.replace('_', "-"));
-            let allowed = allowed.trim_start_matches("use ");
-            ConfigError::new(flag, value, allowed).into()
         }
         other => other.into(),
     }

@@ -18,7 +18,6 @@ use opentelemetry_sdk::trace::{SdkTracer, Span};
 use opentelemetry_semantic_conventions::attribute as semconv;
 use serde_json::json;
 
-use crate::generation::GenerationParams;
 use crate::generation::exchange::Exchange;
 use crate::generation::record::{Facts, Outcome};
 use crate::generation::timeline::{Timeline, between};
@@ -37,6 +36,13 @@ const LATENCY_TIME_IN_QUEUE: &str = "gen_ai.latency.time_in_queue";
 const LATENCY_TIME_IN_MODEL_PREFILL: &str = "gen_ai.latency.time_in_model_prefill";
 const LATENCY_TIME_IN_MODEL_DECODE: &str = "gen_ai.latency.time_in_model_decode";
 const LATENCY_TIME_IN_MODEL_INFERENCE: &str = "gen_ai.latency.time_in_model_inference";
+const LATENCY_TIME_IN_SCHEDULER: &str = "gen_ai.latency.time_in_scheduler";
+const LATENCY_TIME_IN_MODEL_FORWARD: &str = "gen_ai.latency.time_in_model_forward";
+const LATENCY_TIME_IN_MODEL_EXECUTE: &str = "gen_ai.latency.time_in_model_execute";
+
+/// Prompt tokens that were not computed because their keys and values were there already: none,
+/// since no request's cache outlives it.
+const CACHED_PROMPT_TOKENS: i64 = 0;
 
 /// Makes the spans of requests. Cheap to clone.
 #[derive(Clone)]
@@ -111,7 +117,7 @@ impl RequestSpan {
             self.span
                 .set_attributes(response_attributes(exchange, facts));
             self.span
-                .set_attributes(latency_attributes(exchange, &facts.timeline));
+                .set_attributes(latency_attributes(exchange, facts));
             self.span.set_attributes(content_attributes(facts));
             if let Outcome::Failed(reason) = outcome {
                 self.span
@@ -158,6 +164,10 @@ fn request_attributes(facts: &Facts) -> Vec<KeyValue> {
     }
     if let Some(params) = facts.params.as_deref() {
         attributes.extend(sampling_attributes(&params.sampling));
+        attributes.push(KeyValue::new(
+            semconv::GEN_AI_REQUEST_MAX_TOKENS,
+            integer(params.max_tokens()),
+        ));
         attributes.push(KeyValue::new(REQUEST_N, integer(params.n)));
         attributes.push(KeyValue::new(
             semconv::GEN_AI_REQUEST_CHOICE_COUNT,
@@ -165,7 +175,7 @@ fn request_attributes(facts: &Facts) -> Vec<KeyValue> {
         ));
         attributes.push(KeyValue::new(
             USAGE_NUM_SEQUENCES,
-            integer(sequences(params)),
+            integer(params.sequences()),
         ));
         if !params.stop.is_empty() {
             let stop = strings(params.stop.iter().cloned());
@@ -182,10 +192,6 @@ fn sampling_attributes(sampling: &SamplingParams) -> Vec<KeyValue> {
             double(sampling.temperature),
         ),
         KeyValue::new(semconv::GEN_AI_REQUEST_TOP_P, double(sampling.top_p)),
-        KeyValue::new(
-            semconv::GEN_AI_REQUEST_MAX_TOKENS,
-            integer(sampling.max_tokens),
-        ),
     ];
     // Left out where they do nothing, as the conventions have it for what was not asked for.
     if let Some(top_k) = sampling.top_k {
@@ -235,6 +241,10 @@ fn response_attributes(exchange: &Exchange, facts: &Facts) -> Vec<KeyValue> {
         ));
         attributes.push(KeyValue::new(semconv::GEN_AI_USAGE_OUTPUT_TOKENS, tokens));
         attributes.push(KeyValue::new(
+            semconv::GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS,
+            CACHED_PROMPT_TOKENS,
+        ));
+        attributes.push(KeyValue::new(
             semconv::GEN_AI_RESPONSE_ID,
             exchange.id.clone(),
         ));
@@ -252,15 +262,17 @@ fn response_attributes(exchange: &Exchange, facts: &Facts) -> Vec<KeyValue> {
     attributes
 }
 
-/// vLLM's latencies, from the same instants as the child spans.
-fn latency_attributes(exchange: &Exchange, timeline: &Timeline) -> Vec<KeyValue> {
+/// vLLM's latencies: from the same instants as the child spans, and the time in the engine's steps,
+/// known as of the last token.
+fn latency_attributes(exchange: &Exchange, facts: &Facts) -> Vec<KeyValue> {
     let arrival = Some(exchange.clock.arrival());
     let Timeline {
         queued,
         scheduled,
         first_token,
         last_token,
-    } = *timeline;
+    } = facts.timeline;
+    let steps = first_token.map(|_| facts.step_times);
     let latencies = [
         (LATENCY_TIME_TO_FIRST_TOKEN, between(arrival, first_token)),
         (LATENCY_E2E, between(arrival, last_token)),
@@ -276,6 +288,18 @@ fn latency_attributes(exchange: &Exchange, timeline: &Timeline) -> Vec<KeyValue>
         (
             LATENCY_TIME_IN_MODEL_INFERENCE,
             between(scheduled, last_token),
+        ),
+        (
+            LATENCY_TIME_IN_SCHEDULER,
+            steps.map(|steps| steps.scheduler),
+        ),
+        (
+            LATENCY_TIME_IN_MODEL_FORWARD,
+            steps.map(|steps| steps.model_forward),
+        ),
+        (
+            LATENCY_TIME_IN_MODEL_EXECUTE,
+            steps.map(|steps| steps.model_execute),
         ),
     ];
     let known = latencies
@@ -309,15 +333,6 @@ fn content_attributes(facts: &Facts) -> Vec<KeyValue> {
         attributes.push(KeyValue::new(semconv::GEN_AI_OUTPUT_MESSAGES, messages));
     }
     attributes
-}
-
-/// Sequences that the prompt keeps the engine busy with.
-fn sequences(params: &GenerationParams) -> usize {
-    if params.beam.is_some() {
-        params.n
-    } else {
-        params.best_of
-    }
 }
 
 fn integer(count: usize) -> i64 {

@@ -76,7 +76,11 @@ impl Tokenizer {
     /// A token's own text: half a character reads as U+FFFD.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)?;
-        self.inner.decode(&[id], false).ok()
+        let alone = self.inner.decode(&[id], false).ok()?;
+        // Some decoders drop the space that begins a text; behind itself the token has it.
+        let twice = self.inner.decode(&[id, id], false).ok()?;
+        let text = twice.strip_prefix(&alone).map(str::to_owned);
+        Some(text.unwrap_or(alone))
     }
 
     /// True for tokens that stand for no text, such as `</s>`.

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::StatusCode;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType};
+use rustix::io::Errno;
 
 /// Why a proxy does not run.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,8 @@ pub(crate) enum Failure {
     /// The upstream hung up before its answer was complete.
     UpstreamClosed,
     UpstreamInvalidResponse,
+    /// The process has no file descriptor left for a connection to the upstream.
+    OutOfDescriptors,
     Internal,
     /// The proxy itself gave the request up: the drain timeout had passed, or it panicked.
     Aborted,
@@ -55,9 +58,12 @@ impl Failure {
     pub(crate) fn of(error: &PingoraError) -> Self {
         use ErrorType::{
             BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
-            ConnectionClosed, H1Error, InvalidHTTPHeader, ReadError, ReadTimedout, SocketError,
-            WriteError, WriteTimedout,
+            ConnectionClosed, Custom, CustomCode, H1Error, H2Error, InvalidH2, InvalidHTTPHeader,
+            ReadError, ReadTimedout, SocketError, WriteError, WriteTimedout,
         };
+        if is_out_of_descriptors(error) {
+            return Self::OutOfDescriptors;
+        }
         match (error.esource(), error.etype()) {
             (ErrorSource::Downstream, ConnectionClosed | ReadError | WriteError)
             // pingora leaves the source of some failed writes to the client unset.
@@ -72,8 +78,11 @@ impl Failure {
                 }
                 ReadTimedout | WriteTimedout => Self::UpstreamTimeout,
                 ConnectionClosed | ReadError | WriteError => Self::UpstreamClosed,
-                InvalidHTTPHeader | H1Error => Self::UpstreamInvalidResponse,
                 etype if *etype == UNRESOLVED => Self::UpstreamUnresolved,
+                // pingora's types for broken chunks and lengths are custom ones.
+                InvalidHTTPHeader | H1Error | H2Error | InvalidH2 | Custom(_) | CustomCode(..) => {
+                    Self::UpstreamInvalidResponse
+                }
                 _ => Self::Internal,
             },
             (ErrorSource::Internal | ErrorSource::Unset, _) => Self::Internal,
@@ -93,6 +102,7 @@ impl Failure {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamInvalidResponse => "upstream_invalid_response",
+            Self::OutOfDescriptors => "out_of_file_descriptors",
             Self::Internal => "internal_error",
             Self::Aborted => "aborted",
         }
@@ -107,6 +117,7 @@ impl Failure {
             Self::UpstreamConnectTimeout | Self::UpstreamTimeout => {
                 Some(StatusCode::GATEWAY_TIMEOUT)
             }
+            Self::OutOfDescriptors => Some(StatusCode::SERVICE_UNAVAILABLE),
             Self::Internal => Some(StatusCode::INTERNAL_SERVER_ERROR),
             Self::UpstreamUnresolved
             | Self::UpstreamConnectionRefused
@@ -131,6 +142,7 @@ impl Failure {
             Self::UpstreamTimeout => "the upstream server did not answer in time",
             Self::UpstreamClosed => "the upstream server closed the connection before it answered",
             Self::UpstreamInvalidResponse => "the upstream server's answer is not valid HTTP",
+            Self::OutOfDescriptors => "the proxy has too many connections",
             Self::Internal => "the proxy failed to handle the request",
             Self::Aborted => "the proxy gave the request up",
         }
@@ -144,6 +156,15 @@ impl Failure {
         };
         openai_body(self.message(), kind, self.as_str())
     }
+}
+
+/// pingora calls it an internal error, with the system's word for it as the cause.
+fn is_out_of_descriptors(error: &PingoraError) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    matches!(
+        cause.and_then(Errno::from_io_error),
+        Some(Errno::MFILE | Errno::NFILE)
+    )
 }
 
 /// An error body. The arguments are literals that need no escaping.
@@ -203,6 +224,26 @@ mod tests {
         ] {
             assert_eq!(Failure::of(&error), failure, "{error}");
         }
+    }
+
+    #[test]
+    fn a_connect_without_a_file_descriptor_is_the_proxys_want_of_them() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            let socket = PingoraError::because(
+                ErrorType::SocketError,
+                "failed to create socket",
+                io::Error::from(errno),
+            );
+            let connect =
+                PingoraError::because(ErrorType::InternalError, "fail to connect", socket);
+            let expect = match errno {
+                Errno::NOMEM => Failure::Internal,
+                _ => Failure::OutOfDescriptors,
+            };
+            assert_eq!(Failure::of(&connect), expect, "{errno}");
+        }
+        let status = Failure::OutOfDescriptors.status();
+        assert_eq!(status, Some(StatusCode::SERVICE_UNAVAILABLE));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! a deployment that traced its server with `opentelemetry-instrument` keeps its settings.
 
 use http::HeaderMap;
-use lantern_telemetry::config::ConfigError;
+use lantern_telemetry::config::{ConfigError, from_env};
 use opentelemetry::{KeyValue, StringValue};
 use opentelemetry_semantic_conventions::attribute::{HTTP_REQUEST_HEADER, HTTP_RESPONSE_HEADER};
 use regex::RegexSet;
@@ -41,7 +41,7 @@ impl Default for Instrumentation {
 impl Instrumentation {
     /// From the process's environment.
     pub fn from_env() -> Result<Self, ConfigError> {
-        Self::from_vars(|name| std::env::var(name).ok())
+        from_env(|get| Self::from_vars(get))
     }
 
     /// From variables that `get` looks up. An empty variable counts as unset.

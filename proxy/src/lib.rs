@@ -12,7 +12,8 @@
 //!   the HTTP instrumentation ([`Instrumentation`]).
 //! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
 //!   socket as pingora sees it.
-//! - `service`: a request's life in pingora's phases; retries; `upstream`: whose turn it is.
+//! - `service`: a request's life in pingora's phases; retries; `upstream`: whose turn it is;
+//!   `resolver`: where a name is.
 //! - `span`: the span and the guard that ends it; `route`, `redact` and `headers` find out what goes
 //!   onto it; `propagation`: trace headers in and out.
 //! - `bodies`: what passes between the heads; `sse` and `json` read it byte by byte, `genai` knows what
@@ -53,7 +54,7 @@
 //! `error.type` is the status code for an upstream's 5xx; otherwise `client_disconnected`,
 //! `client_timeout`, `invalid_request`, `upstream_unresolved`, `upstream_connection_refused`,
 //! `upstream_connect_timeout`, `upstream_connect_failed`, `upstream_timeout`, `upstream_closed`,
-//! `upstream_invalid_response`, `internal_error`, or `aborted` for a request that the proxy gave up
+//! `upstream_invalid_response`, `out_of_file_descriptors`, `internal_error`, or `aborted` for a request that the proxy gave up
 //! on shutdown. A status code is there only if the client was sent one.
 //!
 //! # What leaves no span
@@ -69,9 +70,11 @@ mod genai;
 mod headers;
 mod instrumentation;
 mod json;
+mod limited_log;
 mod program;
 mod propagation;
 mod redact;
+mod resolver;
 mod route;
 mod server;
 mod service;

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use lantern_telemetry::{Settings, Telemetry, process};
 
 use crate::{Args, Proxy};
@@ -50,9 +49,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         upstreams = upstreams.join(" "),
         "proxying"
     );
-    proxy.run(shutdown).await?;
-    telemetry
-        .shutdown(FLUSH_LIMIT)
-        .await
-        .context("could not flush the last spans")
+    let served = proxy.run(shutdown).await;
+    telemetry.shutdown_or_warn(FLUSH_LIMIT).await;
+    Ok(served?)
 }

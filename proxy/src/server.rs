@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::connection::ClientConnection;
 use crate::error::{Error, openai_body};
+use crate::limited_log::LimitedLog;
 use crate::service::{MAX_ATTEMPTS, Service};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
@@ -91,6 +92,7 @@ impl Proxy {
         let permits = Arc::new(Semaphore::new(max_connections));
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let mut connections = JoinSet::new();
+        let (mut full_log, mut failed_log) = (LimitedLog::default(), LimitedLog::default());
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -108,14 +110,18 @@ impl Proxy {
                         connections.spawn(holding(permit, serving));
                     }
                     Err(_) => {
+                        if let Some(refused) = full_log.due() {
+                            tracing::warn!(max_connections, refused, "too many connections");
+                        }
                         if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
-                            tracing::warn!(%peer, max_connections, "too many connections");
                             connections.spawn(holding(permit, refuse(stream)));
                         }
                     }
                 },
                 Err(error) => {
-                    tracing::warn!(%error, "could not accept a connection");
+                    if let Some(failures) = failed_log.due() {
+                        tracing::warn!(%error, failures, "could not accept connections");
+                    }
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }

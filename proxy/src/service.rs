@@ -80,7 +80,7 @@ impl Service {
             tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
             trace_headers: TraceHeaders::new(telemetry.propagator()),
             instrumentation: config.instrumentation,
-            upstreams: Upstreams::new(config.upstreams),
+            upstreams: Upstreams::new(config.upstreams, config.connect_timeout),
             connect_timeout: config.connect_timeout,
             read_timeout: config.read_timeout,
         }

@@ -7,15 +7,14 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Uri;
 use lantern_telemetry::config::ConfigError;
 
-/// How long an answer of the name service is used. Short, since containers move.
-const RESOLVED_FOR: Duration = Duration::from_secs(5);
+use crate::resolver::{Resolver, look_up};
 
 const DEFAULT_HTTP_PORT: u16 = 80;
 
@@ -89,11 +88,12 @@ pub(crate) struct Upstreams {
     next: AtomicUsize,
 }
 
-struct Target {
-    upstream: Upstream,
-    /// The addresses of a host that is one; names are looked up when needed.
-    fixed: Option<Arc<[SocketAddr]>>,
-    resolved: Mutex<Option<(Instant, Arc<[SocketAddr]>)>>,
+/// Where an upstream is.
+enum Target {
+    /// Its host is an address.
+    Fixed(Arc<[SocketAddr]>),
+    /// Its host is a name, looked up when needed.
+    Named(Resolver),
 }
 
 /// Where a request stands in the list of upstreams.
@@ -106,9 +106,10 @@ pub(crate) struct Cursor {
 }
 
 impl Upstreams {
-    /// `upstreams` is not empty.
-    pub(crate) fn new(upstreams: Vec<Upstream>) -> Self {
-        let targets = upstreams.into_iter().map(Target::new).collect();
+    /// `upstreams` is not empty. A request waits for an address at most `limit`.
+    pub(crate) fn new(upstreams: Vec<Upstream>, limit: Duration) -> Self {
+        let target = |upstream| Target::new(upstream, limit);
+        let targets = upstreams.into_iter().map(target).collect();
         Self {
             targets,
             next: AtomicUsize::new(0),
@@ -155,59 +156,25 @@ impl Upstreams {
 }
 
 impl Target {
-    fn new(upstream: Upstream) -> Self {
-        let fixed = upstream
-            .host
-            .parse()
-            .ok()
-            .map(|ip| Arc::from([SocketAddr::new(ip, upstream.port)]));
-        Self {
-            upstream,
-            fixed,
-            resolved: Mutex::new(None),
+    fn new(upstream: Upstream, limit: Duration) -> Self {
+        match upstream.host.parse() {
+            Ok(ip) => Self::Fixed(Arc::from([SocketAddr::new(ip, upstream.port)])),
+            Err(_) => Self::Named(Resolver::new(upstream.host, upstream.port, limit, look_up)),
         }
     }
 
     fn known_addresses(&self) -> usize {
-        match &self.fixed {
-            Some(fixed) => fixed.len(),
-            None => self
-                .last_resolved()
-                .map_or(0, |(_, addresses)| addresses.len()),
+        match self {
+            Self::Fixed(addresses) => addresses.len(),
+            Self::Named(resolver) => resolver.known_addresses(),
         }
     }
 
     async fn addresses(&self) -> Arc<[SocketAddr]> {
-        if let Some(fixed) = &self.fixed {
-            return Arc::clone(fixed);
+        match self {
+            Self::Fixed(addresses) => Arc::clone(addresses),
+            Self::Named(resolver) => resolver.addresses().await,
         }
-        let last = self.last_resolved();
-        if let Some((at, addresses)) = &last
-            && at.elapsed() < RESOLVED_FOR
-        {
-            return Arc::clone(addresses);
-        }
-        let Upstream { host, port } = &self.upstream;
-        match tokio::net::lookup_host((host.as_str(), *port)).await {
-            Ok(found) => {
-                let addresses: Arc<[SocketAddr]> = found.collect();
-                *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some((Instant::now(), Arc::clone(&addresses)));
-                addresses
-            }
-            Err(error) => {
-                tracing::warn!(upstream = %self.upstream, %error, "could not resolve the upstream's name");
-                // An old address may still work; the name service may only be away for a moment.
-                last.map_or_else(|| Arc::from([]), |(_, addresses)| addresses)
-            }
-        }
-    }
-
-    fn last_resolved(&self) -> Option<(Instant, Arc<[SocketAddr]>)> {
-        self.resolved
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
     }
 }
 
@@ -257,7 +224,8 @@ mod tests {
         let addresses: Vec<SocketAddr> = (1..=3)
             .map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
             .collect();
-        let upstreams = Upstreams::new(addresses.iter().copied().map(Upstream::from).collect());
+        let upstreams = addresses.iter().copied().map(Upstream::from).collect();
+        let upstreams = Upstreams::new(upstreams, Duration::from_secs(1));
         for first in [0, 1, 2, 0] {
             let mut cursor = upstreams.take_turn();
             let mut tried = Vec::new();

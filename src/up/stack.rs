@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use lantern_inference::Server;
 use lantern_inference::config::capture_content;
-use lantern_proxy::Proxy;
+use lantern_proxy::{Instrumentation, Proxy};
 use lantern_shim::{Shim, ShimHandle};
 use lantern_telemetry::{ConfigError, Protocol, Settings, Telemetry};
 use tokio::task::JoinHandle;
@@ -42,6 +42,8 @@ pub(super) struct Stack {
     client: Telemetry,
     handle: ShimHandle,
     addresses: Addresses,
+    /// The endpoint that spans are forwarded to; `None` when the shim keeps them.
+    backend: Option<String>,
     model_name: String,
     /// Cancelled when a part ends, whoever asked for it.
     part_ended: CancellationToken,
@@ -56,8 +58,10 @@ struct Addresses {
 }
 
 impl Stack {
-    /// Starts all of it. When it returns, the proxy's port answers.
+    /// Starts all of it, once all configuration is read. When it returns, the proxy's port answers.
     pub(super) async fn start(config: StackConfig, settings: &Settings) -> anyhow::Result<Self> {
+        let instrumentation = Instrumentation::from_env()?;
+        let inference_config = inference_config(&config)?;
         let shim = Shim::bind(shim_config(&config, settings)).await?;
         let handle = shim.handle();
         let telemetry = ToShim {
@@ -67,11 +71,14 @@ impl Stack {
         };
 
         let inference_telemetry = telemetry.named_by_environment("lantern-inference")?;
-        let inference = Server::bind(inference_config(&config)?, &inference_telemetry).await?;
+        let inference = Server::bind(inference_config, &inference_telemetry).await?;
 
         let proxy_telemetry = telemetry.named("lantern-proxy")?;
         let upstream = inference.local_addr();
-        let proxy_config = lantern_proxy::Config::new(config.listen, upstream);
+        let proxy_config = lantern_proxy::Config {
+            instrumentation,
+            ..lantern_proxy::Config::new(config.listen, upstream)
+        };
         let proxy = Proxy::bind(proxy_config, &proxy_telemetry).await?;
 
         let addresses = Addresses {
@@ -97,6 +104,7 @@ impl Stack {
                 .with(proxy_telemetry),
             handle,
             addresses,
+            backend: settings.traces_endpoint().map(str::to_owned),
             model_name: config.model_name,
             part_ended: ended,
         })
@@ -169,10 +177,11 @@ impl fmt::Display for Stack {
             "proxy      http://{proxy}  clients send their requests here"
         )?;
         writeln!(f, "inference  http://{inference}  {}", self.model_name)?;
-        writeln!(
-            f,
-            "shim       grpc://{grpc}  http://{http}/v1/traces  viewer http://{viewer}"
-        )
+        write!(f, "shim       grpc://{grpc}  http://{http}/v1/traces  ")?;
+        match &self.backend {
+            Some(endpoint) => writeln!(f, "forwarding to {endpoint}"),
+            None => writeln!(f, "viewer http://{viewer}"),
+        }
     }
 }
 

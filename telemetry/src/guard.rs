@@ -16,7 +16,9 @@ use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
 use tokio::runtime::{Handle, Runtime};
 
 use crate::config::{ConfigError, PropagatorKind, Settings};
-use crate::export::{self, CountedQueue, DropLedger, ExportContext, GuardedExporter, Waiting};
+use crate::export::{
+    self, CountedQueue, DropLedger, ExportContext, GuardedExporter, LastFailure, Losses, Waiting,
+};
 use crate::propagation::Propagator;
 
 /// The longest that [`Telemetry::flush`] waits; the SDK gives up a second later.
@@ -28,11 +30,11 @@ const EXPORT_GRACE: Duration = Duration::from_secs(1);
 /// The longest that dropping a guard waits: somebody forgot to shut it down, or a test panicked.
 const DROP_LIMIT: Duration = Duration::from_secs(2);
 
-/// Spans that did not get out.
+/// Spans that did not get out. Nothing has logged them: whoever gets this error tells it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FlushError {
     /// The endpoint did not take them.
-    #[error("{spans} spans could not be exported to {endpoint}: {reason}")]
+    #[error("{} could not be exported to {endpoint}: {reason}", counted(*.spans))]
     Lost {
         /// How many were given up.
         spans: u64,
@@ -42,14 +44,16 @@ pub enum FlushError {
         reason: String,
     },
     /// They were still waiting when the time was up.
-    #[error("{spans} spans still waited for {endpoint} after {limit:?}")]
+    #[error("{} still waited for {endpoint} after {limit:?}: {reason}", counted(*.spans))]
     Timeout {
         /// How many waited.
-        spans: usize,
+        spans: u64,
         /// Where they were to go.
         endpoint: String,
         /// How long was waited.
         limit: Duration,
+        /// Why the last attempt to send them failed.
+        reason: String,
     },
     /// The SDK failed in another way.
     #[error("spans could not be flushed: {0}")]
@@ -72,12 +76,14 @@ struct Pipeline {
     runtime: ExportRuntime,
     ledger: Arc<DropLedger>,
     waiting: Arc<Waiting>,
+    last_failure: LastFailure,
 }
 
 impl Telemetry {
     /// Starts what `settings` ask for. Spans carry `default_service_name` unless the settings name the
     /// service.
     pub fn start(settings: &Settings, default_service_name: &str) -> Result<Self, ConfigError> {
+        settings.other_signals().tell();
         let propagator = Propagator::new(settings.propagators());
         if !settings.exports_traces() {
             return Ok(Self::off(propagator));
@@ -87,10 +93,15 @@ impl Telemetry {
             runtime: ExportRuntime::start(),
             ledger: Arc::new(DropLedger::new(&settings.exporter().endpoint)),
             waiting: Arc::default(),
+            last_failure: LastFailure::default(),
         };
         let exporter = {
             let _inside = pipeline.runtime.handle().enter();
-            export::build(settings.exporter(), &resource)?
+            export::build(
+                settings.exporter(),
+                &resource,
+                pipeline.last_failure.clone(),
+            )?
         };
         let provider = provider(settings, resource, &pipeline, exporter);
         Ok(Self {
@@ -183,40 +194,45 @@ impl Telemetry {
         result
     }
 
+    /// [`Telemetry::shutdown`] for a program whose work is done and does not fail for want of a collector:
+    /// spans that did not get out are a warning.
+    pub async fn shutdown_or_warn(self, limit: Duration) {
+        if let Err(error) = self.shutdown(limit).await {
+            tracing::warn!("{error}");
+        }
+    }
+
     /// Does `work` within `limit` and says what was lost meanwhile.
     async fn finish(
         &self,
         limit: Duration,
         work: impl FnOnce() -> OTelSdkResult + Send + 'static,
     ) -> Result<(), FlushError> {
-        let lost_before = self
-            .pipeline
-            .as_ref()
-            .map(|pipeline| pipeline.ledger.losses().spans);
-        let result = within(limit, work).await;
         let Some(pipeline) = &self.pipeline else {
-            return match result {
+            return match within(limit, work).await {
                 Some(result) => result.map_err(|error| FlushError::Sdk(error.to_string())),
                 None => Err(FlushError::Sdk(format!("no answer within {limit:?}"))),
             };
         };
         let endpoint = pipeline.ledger.endpoint().to_owned();
-        let losses = pipeline.ledger.losses();
-        let lost = losses.spans - lost_before.unwrap_or_default();
-        match result {
-            None => Err(FlushError::Timeout {
-                spans: pipeline.waiting.spans(),
+        let hush = pipeline.ledger.hush();
+        let Some(result) = within(limit, work).await else {
+            let reason = pipeline.last_failure.get();
+            return Err(FlushError::Timeout {
+                spans: pipeline.waiting.spans() as u64,
                 endpoint,
                 limit,
-            }),
-            // The SDK reports the last batch only; the ledger has them all.
-            _ if lost > 0 => Err(FlushError::Lost {
-                spans: lost,
+                reason: reason.unwrap_or_else(|| "no answer".to_owned()),
+            });
+        };
+        // The SDK reports the last batch only; the ledger has them all.
+        match hush.untold() {
+            Some(Losses { spans, reason }) => Err(FlushError::Lost {
+                spans,
                 endpoint,
-                reason: losses.reason,
+                reason,
             }),
-            Some(Err(error)) => Err(FlushError::Sdk(error.to_string())),
-            Some(Ok(())) => Ok(()),
+            None => result.map_err(|error| FlushError::Sdk(error.to_string())),
         }
     }
 }
@@ -235,6 +251,11 @@ impl Drop for Telemetry {
             }
         }
     }
+}
+
+fn counted(spans: u64) -> String {
+    let plural = if spans == 1 { "" } else { "s" };
+    format!("{spans} span{plural}")
 }
 
 fn provider(

@@ -25,6 +25,7 @@
 //! - `propagation`: trace context in HTTP headers.
 //! - `guard`: [`Telemetry`], which holds it all and flushes. Nothing is global.
 //! - [`process`]: logging, signals and exit codes, the same in every program.
+//! - [`serve`]: an accept loop with its bounds and its drain, for every port but the proxy's.
 //!
 //! # Variables
 //!
@@ -62,7 +63,7 @@
 //! | `OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT`, `OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT` | characters of a string value | no limit |
 //! | `OTEL_SDK_DISABLED` | `true`, `false`; propagation goes on | `false` |
 //! | `OTEL_TRACES_EXPORTER` | `otlp`, `none` | `otlp` |
-//! | `OTEL_METRICS_EXPORTER`, `OTEL_LOGS_EXPORTER` | `none`: neither signal is exported | `none` |
+//! | `OTEL_METRICS_EXPORTER`, `OTEL_LOGS_EXPORTER` | the standard names; neither signal is exported, and one line says so | `none` |
 //! | `OTEL_LOG_LEVEL` | `none`, `error`, `warn`, `info`, `debug`, `trace`: what the program logs | `info` |
 //!
 //! # When spans cannot be exported
@@ -73,11 +74,14 @@
 //! succeed again. No request waits for any of it.
 
 pub mod config;
+mod error_chain;
 mod export;
 mod guard;
 pub mod process;
 mod propagation;
+pub mod serve;
 
 pub use config::{ConfigError, ExporterSettings, Protocol, Settings};
+pub use error_chain::chain;
 pub use guard::{FlushError, Telemetry};
 pub use propagation::Propagator;

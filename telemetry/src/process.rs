@@ -5,6 +5,7 @@ use std::sync::mpsc;
 
 use anyhow::Context as _;
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -97,7 +98,7 @@ async fn watch(mut interrupt: Signal, mut terminate: Signal, token: &Cancellatio
     std::process::exit(EXIT_INTERRUPTED);
 }
 
-/// A program's `main`: parses the command line, runs `run` on a runtime of its own, and ends as
+/// A program's `main`: makes room for connections, parses the command line, runs `run` on a runtime of its own, and ends as
 /// [`exit`] says. A command line that cannot be used is one line on stderr and [`EXIT_USAGE`].
 pub fn main<C, T, F>(run: impl FnOnce(C) -> F) -> ExitCode
 where
@@ -105,6 +106,7 @@ where
     T: Termination,
     F: Future<Output = anyhow::Result<T>>,
 {
+    raise_descriptor_limit();
     match C::try_parse() {
         Ok(cli) => exit(
             tokio::runtime::Runtime::new()
@@ -121,6 +123,18 @@ where
             ExitCode::SUCCESS
         }
     }
+}
+
+/// A connection is a file descriptor, or two where it is passed on. The usual soft limit of 1024 is there
+/// for programs that call `select`; ours do not, so the hard limit applies to them.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // Where the system refuses, the program runs with what it has.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 /// clap's message without the usage that follows it, on one line.

@@ -56,6 +56,25 @@ fn a_bad_sampler_or_propagator_is_named() {
 }
 
 #[test]
+fn a_bad_flag_is_named_on_one_line() {
+    check(
+        &["serve", "models/tiny", "--device", "abacus"],
+        &[],
+        &["--device", "abacus", "cpu"],
+    );
+    check(
+        &["proxy", "--upstream", "gopher://x"],
+        &[],
+        &["--upstream", "gopher://x", "http://"],
+    );
+    check(
+        &["instrument", "--", "server", "--port", "x"],
+        &[],
+        &["--port", "x"],
+    );
+}
+
+#[test]
 fn a_bad_value_ends_the_program_before_it_touches_a_port() {
     let addr = free_addr();
     let _taken = TcpListener::bind(addr).expect("the address is free");

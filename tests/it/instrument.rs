@@ -1,7 +1,5 @@
 //! `lantern instrument -- CMD…`: spans for a server that knows of none, its signals and exit code.
 
-use std::process::Command;
-
 use rustix::process::Signal;
 
 use crate::support::backend::Backend;
@@ -16,11 +14,8 @@ fn instrument(flags: &[&str], command: &[&str], env: &[(&str, &str)]) -> Process
 }
 
 #[test]
+#[cfg_attr(no_python, ignore = "no Python on this machine to serve HTTP with")]
 fn any_http_server_gets_its_server_spans_and_its_signals() {
-    if Command::new("python3").arg("--version").output().is_err() {
-        println!("SKIPPED: no python3 to serve HTTP with");
-        return;
-    }
     let backend = Backend::embedded();
     let (listen, server) = (free_addr(), free_addr());
     let mut process = instrument(
@@ -93,4 +88,40 @@ fn a_command_that_cannot_start_is_named() {
     .wait();
     assert_eq!(ended.code, Some(1), "{}", ended.output);
     assert!(ended.output.contains("/no/such/server"), "{}", ended.output);
+}
+
+#[test]
+#[cfg_attr(no_python, ignore = "no Python on this machine to serve HTTP with")]
+fn a_request_in_flight_is_answered_before_the_command_is_told_to_stop() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let gate = folder.path().join("open");
+    let (listen, server) = (free_addr(), free_addr());
+    // Nobody listens there: the exit code must be the command's all the same.
+    let collector = format!("grpc://{}", free_addr());
+    let mut process = instrument(
+        &[
+            "--listen",
+            &listen.to_string(),
+            "--upstream",
+            &format!("http://{server}"),
+        ],
+        &[
+            "python3",
+            "tests/python/gated_server.py",
+            &server.port().to_string(),
+            &gate.to_string_lossy(),
+        ],
+        &[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &collector)],
+    );
+    process.wait_until_output("listening");
+    let client = std::thread::spawn(move || http().get(format!("http://{listen}/")).call());
+    process.wait_until_output("a request waits at the gate");
+    process.signal(Signal::TERM);
+    std::fs::write(&gate, "").expect("the folder is there");
+    let answered = client
+        .join()
+        .expect("the client does not panic")
+        .expect("an answer");
+    assert_eq!(answered.status(), 200);
+    assert_eq!(process.wait().code, Some(128 + Signal::TERM.as_raw()));
 }

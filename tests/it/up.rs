@@ -81,6 +81,18 @@ fn up_once_with_a_backend_that_refuses_the_spans_fails() {
     assert!(ended.output.contains("refused"), "{}", ended.output);
 }
 
+#[test]
+fn up_once_says_at_once_that_a_request_was_not_sampled() {
+    for variable in [
+        ("OTEL_TRACES_SAMPLER", "always_off"),
+        ("OTEL_SDK_DISABLED", "true"),
+    ] {
+        let ended = up_once(&[variable]);
+        assert_eq!(ended.code, Some(1), "{}", ended.output);
+        assert!(ended.output.contains("not sampled"), "{}", ended.output);
+    }
+}
+
 /// An HTTP server that answers every request 400.
 fn not_a_backend() -> std::net::SocketAddr {
     use std::io::{Read as _, Write as _};

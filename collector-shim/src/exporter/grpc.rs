@@ -21,7 +21,7 @@ use tonic_types::StatusExt as _;
 
 use super::{
     Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, USER_AGENT, chain,
-    connector, retry, shortened,
+    retry, shortened,
 };
 
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
@@ -41,7 +41,7 @@ impl GrpcClient {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .http2_keep_alive_timeout(KEEP_ALIVE_LIMIT)
             .http2_keep_alive_while_idle(true)
-            .build(connector(settings));
+            .build(settings.connector());
         let mut grpc = Grpc::with_origin(client, origin(&settings.endpoint))
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MAX_RESPONSE_BYTES);

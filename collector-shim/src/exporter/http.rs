@@ -18,7 +18,7 @@ use prost::Message as _;
 
 use super::{
     Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, USER_AGENT, chain,
-    connector, grpc, retry, shortened,
+    grpc, retry, shortened,
 };
 
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
@@ -38,7 +38,7 @@ impl HttpClient {
             .timer(TokioTimer::new())
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .http2_keep_alive_timeout(KEEP_ALIVE_LIMIT)
-            .build(connector(settings));
+            .build(settings.connector());
         let mut headers = settings.headers.clone();
         headers
             .entry(header::USER_AGENT)

@@ -7,7 +7,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct LimitedLog {
+pub(crate) struct LimitedLog {
     state: Mutex<State>,
 }
 
@@ -19,7 +19,7 @@ struct State {
 
 impl LimitedLog {
     /// Counts `amount`; the sum to tell when a line is due.
-    pub(super) fn due(&self, amount: u64) -> Option<u64> {
+    pub(crate) fn due(&self, amount: u64) -> Option<u64> {
         self.due_at(amount, Instant::now())
     }
 

@@ -13,26 +13,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
 use lantern_telemetry::{ExporterSettings, Protocol};
 use tokio::task::JoinSet;
 
 use crate::counts::Counters;
 use crate::queue::{Batch, Payload, Queue};
-use limited_log::LimitedLog;
+pub(crate) use limited_log::LimitedLog;
 use retry::Backoff;
 
 /// The largest batch that is merged. gRPC servers refuse 4 MiB and more unless told otherwise;
 /// what remains is for the frame.
 pub(crate) const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024 - 1024;
-/// Batches on their way at once.
-const SENDERS: usize = 4;
 /// An answer holds a status and a message; more of it is not read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// How much of a backend's message goes into a log line.
 const MAX_REASON_CHARS: usize = 200;
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A connection that nothing uses is pinged, and given up when no answer comes.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(10);
@@ -106,7 +101,7 @@ impl Exporter {
     pub(crate) fn start(self) -> JoinSet<()> {
         let exporter = Arc::new(self);
         let mut senders = JoinSet::new();
-        for _ in 0..SENDERS {
+        for _ in 0..exporter.queue.senders() {
             let exporter = Arc::clone(&exporter);
             senders.spawn(async move {
                 while let Some(batch) = exporter.queue.take(MAX_BATCH_BYTES).await {
@@ -132,10 +127,10 @@ impl Exporter {
                     let answer = self
                         .send_until_answered(payload.bytes.clone(), payload.spans)
                         .await;
-                    self.settle(std::slice::from_ref(payload), answer);
+                    self.settle(std::slice::from_ref(payload), answer).await;
                 }
             }
-            answer => self.settle(&batch.payloads, answer),
+            answer => self.settle(&batch.payloads, answer).await,
         }
     }
 
@@ -188,14 +183,20 @@ impl Exporter {
     }
 
     /// Counts what became of `payloads` and gives up their place in the queue.
-    fn settle(&self, payloads: &[Payload], answer: Final) {
+    async fn settle(&self, payloads: &[Payload], answer: Final) {
         let spans = payloads.iter().map(|payload| payload.spans).sum::<u64>();
         let (rejected_spans, reason) = match answer {
             Final::Accepted {
                 rejected_spans,
                 message,
             } => (rejected_spans, message),
-            Final::Refused { reason, .. } => (spans, reason),
+            Final::Refused { reason, .. } => {
+                // Before it leaves the queue: a crash between the two must not lose it.
+                for payload in payloads {
+                    self.queue.bury(payload, &reason).await;
+                }
+                (spans, reason)
+            }
         };
         self.counters.delivered_spans.add(spans - rejected_spans);
         self.counters.rejected_spans.add(rejected_spans);
@@ -229,27 +230,9 @@ enum Final {
     },
 }
 
-/// Connections to the backend, by TLS where its address says https.
-fn connector(settings: &ExporterSettings) -> HttpsConnector<HttpConnector> {
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
-    http.set_nodelay(true);
-    http.set_connect_timeout(Some(CONNECT_LIMIT));
-    let builder = HttpsConnectorBuilder::new()
-        .with_tls_config(settings.rustls_config())
-        .https_or_http();
-    match settings.protocol {
-        Protocol::Grpc => builder.enable_http2().wrap_connector(http),
-        Protocol::HttpProtobuf => builder.enable_http1().enable_http2().wrap_connector(http),
-    }
-}
-
 /// An error and its causes on one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
-    texts.dedup();
-    shortened(&texts.join(": "))
+    shortened(&lantern_telemetry::chain(error))
 }
 
 /// `text` on one line, no longer than a log line bears.

@@ -8,36 +8,72 @@ use flate2::bufread::MultiGzDecoder;
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
+use super::room::Room;
 use crate::intake::{Refusal, beside_if_large};
 
-/// How long a sender may take over its request's body.
-pub(crate) const READ_LIMIT: Duration = Duration::from_secs(10);
+/// How slow a sender may be.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Without a byte of its request's body.
+    silence: Duration,
+    /// For all of it.
+    whole: Duration,
+}
+
+/// How long a sender waits for us, and we for it.
+pub(crate) const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+const PACE: Pace = Pace {
+    silence: SILENCE_LIMIT,
+    // 64 MiB at 2 Mbit/s.
+    whole: Duration::from_secs(300),
+};
 /// How much is set aside at first for a body, whatever length it announces.
 const FIRST_CAPACITY_BYTES: usize = 64 * 1024;
+/// How much is decompressed before there must be room for more.
+const CHUNK_BYTES: u64 = 64 * 1024;
 
 /// Reads all of `body`. `check` sees what has come so far and may refuse early.
 pub(crate) async fn read<B>(
     body: B,
     max_bytes: usize,
+    room: &mut Room,
     check: impl Fn(&[u8]) -> Result<(), Refusal>,
 ) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
-    let reading = collect(body, max_bytes, check);
-    tokio::time::timeout(READ_LIMIT, reading)
-        .await
-        .unwrap_or_else(|_| {
-            let reason = format!("the body did not come within {READ_LIMIT:?}");
-            Err(Refusal::unavailable(reason))
-        })
+    paced(body, max_bytes, room, check, PACE).await
+}
+
+async fn paced<B>(
+    body: B,
+    max_bytes: usize,
+    room: &mut Room,
+    check: impl Fn(&[u8]) -> Result<(), Refusal>,
+    pace: Pace,
+) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let reading = collect(body, max_bytes, room, check, pace.silence);
+    within(pace.whole, reading).await?
+}
+
+async fn within<T>(limit: Duration, reading: impl Future<Output = T>) -> Result<T, Refusal> {
+    tokio::time::timeout(limit, reading).await.map_err(|_| {
+        let reason = format!("the body, or more of it, did not come within {limit:?}");
+        Refusal::unavailable(reason)
+    })
 }
 
 async fn collect<B>(
     body: B,
     max_bytes: usize,
+    room: &mut Room,
     check: impl Fn(&[u8]) -> Result<(), Refusal>,
+    silence: Duration,
 ) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
@@ -53,7 +89,7 @@ where
         .min(FIRST_CAPACITY_BYTES);
     let mut all = BytesMut::with_capacity(capacity);
     let mut body = std::pin::pin!(body);
-    while let Some(frame) = body.frame().await {
+    while let Some(frame) = within(silence, body.frame()).await? {
         let frame = frame.map_err(|error| Refusal::Malformed(format!("broken body: {error}")))?;
         let Ok(data) = frame.into_data() else {
             continue;
@@ -61,6 +97,7 @@ where
         if all.len() + data.remaining() > max_bytes {
             return Err(too_large);
         }
+        room.take(data.remaining())?;
         all.extend_from_slice(&data);
         check(&all)?;
     }
@@ -68,19 +105,98 @@ where
 }
 
 /// Decompresses `compressed`, which may be several gzip members, into at most `max_bytes`.
-pub(crate) async fn gunzip(compressed: Bytes, max_bytes: usize) -> Result<Bytes, Refusal> {
+pub(crate) async fn gunzip(
+    compressed: Bytes,
+    max_bytes: usize,
+    mut room: Room,
+) -> Result<(Bytes, Room), Refusal> {
     // What matters for the time is what comes out, which only doing it tells.
     beside_if_large(compressed.len() * 8, move || {
         let mut plain = Vec::new();
-        let bound = max_bytes as u64 + 1;
-        MultiGzDecoder::new(&compressed[..])
-            .take(bound)
-            .read_to_end(&mut plain)
-            .map_err(|error| Refusal::Malformed(format!("broken gzip: {error}")))?;
-        if plain.len() > max_bytes {
-            return Err(Refusal::TooLarge { max_bytes });
+        let mut decoder = MultiGzDecoder::new(&compressed[..]);
+        loop {
+            let came = (&mut decoder)
+                .take(CHUNK_BYTES)
+                .read_to_end(&mut plain)
+                .map_err(|error| Refusal::Malformed(format!("broken gzip: {error}")))?;
+            if plain.len() > max_bytes {
+                return Err(Refusal::TooLarge { max_bytes });
+            }
+            if came == 0 {
+                return Ok((Bytes::from(plain), room));
+            }
+            room.take(came)?;
         }
-        Ok(Bytes::from(plain))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll};
+
+    use hyper::body::Frame;
+    use tokio::sync::Semaphore;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    /// Sends a byte whenever it is asked and `until` has not come, then nothing.
+    struct Dripping {
+        until: Instant,
+    }
+
+    impl Body for Dripping {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            if Instant::now() >= self.until {
+                return Poll::Pending;
+            }
+            // One byte a turn, so that the other timers have theirs.
+            context.waker().wake_by_ref();
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b".")))))
+        }
+    }
+
+    async fn read_at(pace: Pace, drips: Duration) -> Refusal {
+        let mut room = Room::none_yet(&Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)));
+        let until = Instant::now() + drips;
+        let body = Dripping { until };
+        let read = paced(body, usize::MAX, &mut room, |_| Ok(()), pace).await;
+        read.expect_err("it never ends")
+    }
+
+    #[tokio::test]
+    async fn a_sender_may_be_slow_and_not_silent() {
+        let start = Instant::now();
+        let pace = Pace {
+            silence: SHORT,
+            whole: HOUR,
+        };
+        let refusal = read_at(pace, 3 * SHORT).await;
+        assert!(matches!(refusal, Refusal::Unavailable { .. }));
+        // Over all it took longer than a silence may.
+        assert!(start.elapsed() >= 4 * SHORT);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_only_drips_ends_all_the_same() {
+        let pace = Pace {
+            silence: HOUR,
+            whole: SHORT,
+        };
+        let refusal = read_at(pace, SHORT / 2).await;
+        assert!(matches!(refusal, Refusal::Unavailable { .. }));
+    }
 }

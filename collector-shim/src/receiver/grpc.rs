@@ -65,23 +65,31 @@ where
     B::Error: std::fmt::Display,
 {
     let gzip = is_gzip(request.headers())?;
-    let _place = receiver.place().await?;
+    let mut room = receiver.room();
     let max_bytes = receiver.intake.max_request_bytes;
     let check = |so_far: &[u8]| match frame_length(so_far) {
         Some(length) if length > max_bytes => Err(Refusal::TooLarge { max_bytes }),
         _ => Ok(()),
     };
-    let framed = body::read(request.into_body(), max_bytes + FRAME_HEADER_BYTES, check).await?;
+    let most = max_bytes + FRAME_HEADER_BYTES;
+    let framed = body::read(request.into_body(), most, &mut room, check).await?;
     let message = match unframe(&framed)? {
         Frame::Plain(message) => message,
-        Frame::Compressed(message) if gzip => body::gunzip(message, max_bytes).await?,
+        Frame::Compressed(message) if gzip => {
+            let (message, more) = body::gunzip(message, max_bytes, room).await?;
+            room = more;
+            message
+        }
         Frame::Compressed(_) => {
             return Err(Refusal::Malformed(
                 "a compressed message without grpc-encoding".into(),
             ));
         }
     };
-    receiver.intake.accept(message, Transport::Grpc).await
+    let _worker = receiver.worker(message.len()).await?;
+    let accepted = receiver.intake.accept(message, Transport::Grpc).await;
+    drop(room);
+    accepted
 }
 
 fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {

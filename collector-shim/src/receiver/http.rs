@@ -48,19 +48,22 @@ async fn wrong_path(uri: Uri, headers: HeaderMap) -> Response<Body> {
 
 async fn accept(receiver: &Receiver, request: Request, encoding: Encoding) -> Result<(), Refusal> {
     let gzip = is_gzip(request.headers())?;
-    let _place = receiver.place().await?;
+    let mut room = receiver.room();
     let max_bytes = receiver.intake.max_request_bytes;
-    let mut message = body::read(request.into_body(), max_bytes, |_| Ok(())).await?;
+    let mut message = body::read(request.into_body(), max_bytes, &mut room, |_| Ok(())).await?;
     if gzip {
-        message = body::gunzip(message, max_bytes).await?;
+        (message, room) = body::gunzip(message, max_bytes, room).await?;
     }
+    let _worker = receiver.worker(message.len()).await?;
     if encoding == Encoding::Json {
         message = beside_if_large(message.len(), move || {
-            json::to_protobuf(&message).map_err(|error| Refusal::Malformed(error.to_string()))
+            json::to_protobuf(&message).map_err(Refusal::from)
         })
         .await?;
     }
-    receiver.intake.accept(message, Transport::Http).await
+    let accepted = receiver.intake.accept(message, Transport::Http).await;
+    drop(room);
+    accepted
 }
 
 /// What the body is in, parameters such as `; charset=utf-8` set aside.

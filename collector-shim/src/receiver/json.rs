@@ -6,10 +6,12 @@
 //! case, enums are integers, keys are lowerCamelCase, unknown ones are ignored, 64-bit integers
 //! are strings or numbers. Enum names, which proto3's own JSON has, are taken too.
 
+mod repair;
 mod scalar;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::fmt;
 
 use bytes::Bytes;
@@ -27,6 +29,9 @@ use scalar::{
     SPAN_ID_BYTES, Scalar, TRACE_ID_BYTES, base64_bytes, double, enumeration, id, integer,
 };
 
+use crate::intake::Refusal;
+use crate::wire::{Tally, TooMany};
+
 /// Why a body is not OTLP/JSON.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JsonError {
@@ -38,17 +43,77 @@ pub(crate) enum JsonError {
         value: String,
         expected: &'static str,
     },
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
+}
+
+impl From<JsonError> for Refusal {
+    fn from(error: JsonError) -> Refusal {
+        match error {
+            JsonError::TooMany(bound) => Refusal::TooMuch(bound.to_string()),
+            other => Refusal::Malformed(other.to_string()),
+        }
+    }
 }
 
 type Result<T> = std::result::Result<T, JsonError>;
 
 /// The request in `json`, as protobuf.
 pub(crate) fn to_protobuf(json: &[u8]) -> Result<Bytes> {
-    let request: Request = serde_json::from_slice(json)?;
+    let request = match parse(json) {
+        // Rare, so that text is searched for what is broken only then.
+        Err(JsonError::Shape(error)) => match repair::repaired(json) {
+            Some(repaired) => parse(&repaired)?,
+            None => return Err(error.into()),
+        },
+        parsed => parsed?,
+    };
     let resource_spans = convert_all(request.resource_spans, ResourceSpans::convert)?;
     Ok(ExportTraceServiceRequest { resource_spans }
         .encode_to_vec()
         .into())
+}
+
+/// What the parse at hand has met, and the bound that it broke off at.
+#[derive(Clone, Copy, Default)]
+struct Met {
+    tally: Tally,
+    over: Option<TooMany>,
+}
+
+thread_local! {
+    /// serde hands nothing of ours to the types that it reads, and a parse stays on its thread.
+    static MET: Cell<Met> = const { Cell::new(Met { tally: Tally::NONE, over: None }) };
+}
+
+fn parse(json: &[u8]) -> Result<Request> {
+    MET.set(Met::default());
+    let parsed = serde_json::from_slice(json);
+    match MET.get().over {
+        Some(bound) => Err(bound.into()),
+        None => Ok(parsed?),
+    }
+}
+
+/// Counts an object before it is made: three bytes of JSON may be two hundred in memory.
+fn count<E: serde::de::Error>(
+    count: impl Fn(&mut Tally) -> std::result::Result<(), TooMany>,
+) -> std::result::Result<(), E> {
+    let mut met = MET.get();
+    let counted = count(&mut met.tally);
+    met.over = counted.err();
+    MET.set(met);
+    counted.map_err(E::custom)
+}
+
+/// One of a list of strings.
+struct Item(String);
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+        count(Tally::element)?;
+        String::deserialize(json).map(Item)
+    }
 }
 
 type List<T> = Option<Vec<T>>;
@@ -76,6 +141,10 @@ macro_rules! object {
                         self,
                         fields: A,
                     ) -> std::result::Result<$name, A::Error> {
+                        match stringify!($name) {
+                            "Span" => count(Tally::span)?,
+                            _ => count(Tally::element)?,
+                        }
                         $name::deserialize(MapAccessDeserializer::new(fields))
                     }
                 }
@@ -95,8 +164,8 @@ object!(Resource {
 object!(EntityRef {
     schema_url: String,
     r#type: String,
-    id_keys: Vec<String>,
-    description_keys: Vec<String>,
+    id_keys: Vec<Item>,
+    description_keys: Vec<Item>,
 });
 object!(ScopeSpans { scope: Scope, spans: Vec<Span>, schema_url: String });
 object!(Scope {
@@ -183,11 +252,15 @@ impl Resource {
 
 impl EntityRef {
     fn convert(self) -> common::EntityRef {
+        let texts = |items: List<Item>| {
+            let items = items.unwrap_or_default().into_iter();
+            items.map(|item| item.0).collect()
+        };
         common::EntityRef {
             schema_url: self.schema_url.unwrap_or_default(),
             r#type: self.r#type.unwrap_or_default(),
-            id_keys: self.id_keys.unwrap_or_default(),
-            description_keys: self.description_keys.unwrap_or_default(),
+            id_keys: texts(self.id_keys),
+            description_keys: texts(self.description_keys),
         }
     }
 }

@@ -7,40 +7,55 @@ pub(crate) mod body;
 pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod json;
+pub(crate) mod room;
 pub(crate) mod status;
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::intake::{Intake, Refusal};
+use crate::intake::{INLINE_BYTES, Intake, Refusal};
+use room::Room;
 
-/// Requests read at once, over both ports. Each may hold a request's bound in memory.
-const MAX_CONCURRENT_REQUESTS: usize = 64;
+/// Room for the requests being read over both ports, in largest requests. One may need two: as it
+/// came, and decompressed.
+const ROOM_REQUESTS: usize = 4;
+/// Large requests decoded at once: more would take memory and be no faster.
+const WORKERS: usize = 4;
 
 /// What the receivers share.
 #[derive(Debug, Clone)]
 pub(crate) struct Receiver {
     pub(crate) intake: Arc<Intake>,
-    reading: Arc<Semaphore>,
+    reading_bytes: Arc<Semaphore>,
+    workers: Arc<Semaphore>,
 }
 
 impl Receiver {
     pub(crate) fn new(intake: Intake) -> Receiver {
-        let reading = Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS));
+        let room_bytes = intake.max_request_bytes.saturating_mul(ROOM_REQUESTS);
         Receiver {
             intake: Arc::new(intake),
-            reading,
+            reading_bytes: Arc::new(Semaphore::new(room_bytes.min(Semaphore::MAX_PERMITS))),
+            workers: Arc::new(Semaphore::new(WORKERS)),
         }
     }
 
-    /// Waits for one of the places to read a request in, no longer than a body may take.
-    async fn place(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Refusal> {
-        let place = Arc::clone(&self.reading).acquire_owned();
-        match tokio::time::timeout(body::READ_LIMIT, place).await {
-            Ok(Ok(permit)) => Ok(permit),
+    /// For one request; it takes what it needs as it comes.
+    fn room(&self) -> Room {
+        Room::none_yet(&self.reading_bytes)
+    }
+
+    /// Waits for a turn to decode a large request; a small one needs none.
+    async fn worker(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Refusal> {
+        if bytes <= INLINE_BYTES {
+            return Ok(None);
+        }
+        let turn = Arc::clone(&self.workers).acquire_owned();
+        match tokio::time::timeout(body::SILENCE_LIMIT, turn).await {
+            Ok(Ok(permit)) => Ok(Some(permit)),
             Ok(Err(_)) | Err(_) => {
-                let reason = format!("{MAX_CONCURRENT_REQUESTS} requests are being read");
+                let reason = format!("{WORKERS} large requests are being decoded");
                 Err(Refusal::unavailable(reason))
             }
         }

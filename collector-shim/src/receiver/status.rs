@@ -42,7 +42,9 @@ fn message(refusal: &Refusal) -> String {
 fn codes(refusal: &Refusal) -> (Code, StatusCode) {
     match refusal {
         Refusal::Malformed(_) => (Code::InvalidArgument, StatusCode::BAD_REQUEST),
-        Refusal::TooLarge { .. } => (Code::ResourceExhausted, StatusCode::PAYLOAD_TOO_LARGE),
+        Refusal::TooLarge { .. } | Refusal::TooMuch(_) => {
+            (Code::ResourceExhausted, StatusCode::PAYLOAD_TOO_LARGE)
+        }
         Refusal::Encoding(_) | Refusal::MediaType(_) => {
             (Code::Unimplemented, StatusCode::UNSUPPORTED_MEDIA_TYPE)
         }
@@ -114,6 +116,7 @@ pub(crate) fn http_response(
         }
         Refusal::Malformed(_)
         | Refusal::TooLarge { .. }
+        | Refusal::TooMuch(_)
         | Refusal::MediaType(_)
         | Refusal::Path(_) => {}
     }

@@ -4,23 +4,24 @@
 //! is counted, so that the viewer can say so.
 
 mod decode;
+mod index;
 mod json;
 mod model;
 mod query;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::mem::size_of;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub(crate) use decode::decode;
+use index::Index;
 pub(crate) use json::double_to_json;
 pub use model::{
     Attribute, Event, Link, Resource, Scope, Span, SpanKind, Status, StatusCode, Trace, Value,
 };
-pub(crate) use query::{QueryError, TraceQuery};
+pub(crate) use query::{ERROR_TAG, QueryError, TraceQuery, made_tags};
 
 /// What is kept and what had to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,9 +42,12 @@ pub(crate) struct Store {
 
 #[derive(Debug, Default)]
 struct Kept {
-    traces: HashMap<String, Entry>,
+    traces: HashMap<Arc<str>, Entry>,
     /// The ids of `traces`, first come first.
-    arrivals: VecDeque<String>,
+    arrivals: VecDeque<Arc<str>>,
+    /// The same by their start, so that a search ends at its limit.
+    by_start: BTreeSet<(u64, Arc<str>)>,
+    index: Index,
     holdings: Holdings,
 }
 
@@ -51,22 +55,20 @@ struct Kept {
 struct Entry {
     spans: Vec<Arc<Span>>,
     seen: HashSet<SpanKey>,
+    /// The earliest of its spans.
+    start_ns: u64,
     bytes: usize,
-}
-
-impl Entry {
-    fn start_ns(&self) -> u64 {
-        let starts = self.spans.iter().map(|span| span.start_unix_ns);
-        starts.min().unwrap_or(0)
-    }
 }
 
 /// Senders repeat what they are not sure of; the same span twice is kept once.
 type SpanKey = (String, u64, u64);
 
-/// What an entry costs beside its spans: its id twice, the maps' slots.
-const ENTRY_BYTES: usize = 2 * (size_of::<String>() + 32) + size_of::<Entry>();
-const SPAN_KEY_BYTES: usize = 2 * size_of::<SpanKey>();
+/// What an entry costs beside its spans: its id once, and in each map and list a slot, of which up to
+/// half are empty.
+const ENTRY_BYTES: usize =
+    64 + 2 * (size_of::<(Arc<str>, Entry)>() + 2 * size_of::<(u64, Arc<str>)>());
+/// A place in the list of spans, and in the set of those seen with the id that is copied there.
+const SPAN_KEY_BYTES: usize = 2 * (size_of::<Arc<Span>>() + size_of::<SpanKey>() + 1) + 32;
 
 /// A trace as it lies in the store: its id and its spans, not copied.
 #[derive(Debug, Clone)]
@@ -88,17 +90,18 @@ impl Store {
     pub(crate) fn insert(&self, traces: Vec<Trace>) {
         let mut kept = self.lock();
         for trace in traces {
-            let mut resource = None;
+            let mut owner = None;
             for span in trace.spans {
-                // Spans of one resource come in a run, and share it with other traces. It counts
-                // once for each run of each trace: rather too much than beyond the bound.
-                let address = Arc::as_ptr(&span.resource);
-                let shared_bytes = if resource == Some(address) {
+                // Spans of one scope come in a run, and share it and their resource with other
+                // traces. Both count once for each run of each trace: rather too much than beyond
+                // the bound.
+                let address = (Arc::as_ptr(&span.resource), Arc::as_ptr(&span.scope));
+                let shared_bytes = if owner == Some(address) {
                     0
                 } else {
-                    span.resource.approx_bytes()
+                    span.shared_bytes()
                 };
-                resource = Some(address);
+                owner = Some(address);
                 kept.add(&trace.trace_id, span, shared_bytes);
             }
         }
@@ -109,7 +112,7 @@ impl Store {
     pub(crate) fn trace(&self, trace_id: &str) -> Option<StoredTrace> {
         let trace_id = format!("{:0>32}", trace_id.to_ascii_lowercase());
         let kept = self.lock();
-        let entry = kept.traces.get(&trace_id)?;
+        let entry = kept.traces.get(&*trace_id)?;
         Some(StoredTrace {
             spans: entry.spans.clone(),
             trace_id,
@@ -119,36 +122,32 @@ impl Store {
     /// The newest traces with a span that matches `query`, newest first.
     pub(crate) fn find(&self, query: &TraceQuery) -> Vec<StoredTrace> {
         let kept = self.lock();
-        let mut found: Vec<(u64, &String, &Entry)> = kept
-            .traces
-            .iter()
-            .filter(|(_, entry)| entry.spans.iter().any(|span| query.matches(span)))
-            .map(|(trace_id, entry)| (entry.start_ns(), trace_id, entry))
-            .collect();
-        found.sort_by_key(|(start_ns, trace_id, _)| (Reverse(*start_ns), *trace_id));
-        found.truncate(query.limit);
-        let copied = found.into_iter().map(|(_, trace_id, entry)| StoredTrace {
-            trace_id: trace_id.clone(),
-            spans: entry.spans.clone(),
+        if !kept.index.may_match(query) {
+            return Vec::new();
+        }
+        // Newest first: the search ends at the limit, and does not look at every span to sort.
+        let entries = kept.by_start.iter().rev().map(|(_, trace_id)| {
+            let entry = kept.traces.get(trace_id);
+            (trace_id, entry.expect("every start is of a trace kept"))
         });
-        copied.collect()
+        entries
+            .filter(|(_, entry)| entry.spans.iter().any(|span| query.matches(span)))
+            .take(query.limit)
+            .map(|(trace_id, entry)| StoredTrace {
+                trace_id: trace_id.to_string(),
+                spans: entry.spans.clone(),
+            })
+            .collect()
     }
 
     /// Every service with a span, in order of name.
     pub(crate) fn services(&self) -> BTreeSet<Arc<str>> {
-        let kept = self.lock();
-        kept.spans()
-            .map(|span| Arc::clone(&span.service_name))
-            .collect()
+        self.lock().index.services()
     }
 
     /// The operations of `service` with their kinds, in order of name.
     pub(crate) fn operations(&self, service: &str) -> BTreeSet<(String, SpanKind)> {
-        let kept = self.lock();
-        let of_service = kept.spans().filter(|span| *span.service_name == *service);
-        of_service
-            .map(|span| (span.name.clone(), span.kind))
-            .collect()
+        self.lock().index.operations(service)
     }
 
     /// How often each service called each other, over spans that start within `window_ns`.
@@ -194,17 +193,26 @@ impl Store {
 }
 
 impl Kept {
-    fn spans(&self) -> impl Iterator<Item = &Arc<Span>> {
-        self.traces.values().flat_map(|entry| &entry.spans)
-    }
-
     fn add(&mut self, trace_id: &str, span: Span, shared_bytes: usize) {
         if !self.traces.contains_key(trace_id) {
-            self.arrivals.push_back(trace_id.to_owned());
-            self.traces.insert(trace_id.to_owned(), Entry::default());
+            let id: Arc<str> = trace_id.into();
+            let entry = Entry {
+                start_ns: span.start_unix_ns,
+                ..Entry::default()
+            };
+            self.arrivals.push_back(Arc::clone(&id));
+            self.by_start.insert((entry.start_ns, Arc::clone(&id)));
+            self.traces.insert(id, entry);
             self.holdings.traces += 1;
         }
         let entry = self.traces.get_mut(trace_id).expect("just made sure of");
+        if span.start_unix_ns < entry.start_ns {
+            let mut place = (entry.start_ns, Arc::from(trace_id));
+            self.by_start.remove(&place);
+            place.0 = span.start_unix_ns;
+            entry.start_ns = span.start_unix_ns;
+            self.by_start.insert(place);
+        }
         let key = (span.span_id.clone(), span.start_unix_ns, span.end_unix_ns);
         if !entry.seen.insert(key) {
             return;
@@ -216,20 +224,23 @@ impl Kept {
         };
         let bytes = own_bytes + SPAN_KEY_BYTES + shared_bytes + span.approx_bytes();
         entry.bytes += bytes;
+        self.holdings.bytes += bytes + self.index.add(&span);
         entry.spans.push(Arc::new(span));
-        self.holdings.bytes += bytes;
         self.holdings.spans += 1;
     }
 
     /// Drops the trace that came first; false when there is none.
     fn evict_first(&mut self) -> bool {
-        let Some(entry) = self
+        let Some((id, entry)) = self
             .arrivals
             .pop_front()
-            .and_then(|id| self.traces.remove(&id))
+            .and_then(|id| self.traces.remove_entry(&id))
         else {
             return false;
         };
+        self.by_start.remove(&(entry.start_ns, id));
+        let freed = entry.spans.iter().map(|span| self.index.remove(span));
+        self.holdings.bytes -= freed.sum::<usize>();
         let spans = entry.spans.len() as u64;
         self.holdings.bytes -= entry.bytes;
         self.holdings.spans -= spans;

@@ -61,19 +61,31 @@ impl Span {
         self.end_unix_ns.saturating_sub(self.start_unix_ns)
     }
 
-    /// About what it costs to keep, the shared parts left out.
+    /// What it costs to keep behind an `Arc`, the shared parts left out.
     pub(crate) fn approx_bytes(&self) -> usize {
         let events: usize = self.events.iter().map(Event::approx_bytes).sum();
         let links: usize = self.links.iter().map(Link::approx_bytes).sum();
-        size_of::<Span>()
-            + self.name.len()
-            + self.span_id.len()
-            + self.parent_span_id.as_ref().map_or(0, String::len)
-            + self.trace_state.len()
-            + self.status.message.len()
+        shared_bytes(size_of::<Span>())
+            + text_bytes(&self.name)
+            + text_bytes(&self.span_id)
+            + self.parent_span_id.as_ref().map_or(0, text_bytes)
+            + text_bytes(&self.trace_state)
+            + text_bytes(&self.status.message)
             + attributes_bytes(&self.attributes)
+            + list_bytes(&self.events)
             + events
+            + list_bytes(&self.links)
             + links
+    }
+
+    /// What the parts cost that it shares with the spans beside it.
+    pub(crate) fn shared_bytes(&self) -> usize {
+        shared_bytes(self.service_name.len())
+            + shared_bytes(size_of::<Resource>())
+            + attributes_bytes(&self.resource.attributes)
+            + shared_bytes(size_of::<Scope>())
+            + text_bytes(&self.scope.name)
+            + text_bytes(&self.scope.version)
     }
 }
 
@@ -142,7 +154,7 @@ pub struct Event {
 
 impl Event {
     fn approx_bytes(&self) -> usize {
-        size_of::<Event>() + self.name.len() + attributes_bytes(&self.attributes)
+        text_bytes(&self.name) + attributes_bytes(&self.attributes)
     }
 }
 
@@ -159,10 +171,7 @@ pub struct Link {
 
 impl Link {
     fn approx_bytes(&self) -> usize {
-        size_of::<Link>()
-            + self.trace_id.len()
-            + self.span_id.len()
-            + attributes_bytes(&self.attributes)
+        text_bytes(&self.trace_id) + text_bytes(&self.span_id) + attributes_bytes(&self.attributes)
     }
 }
 
@@ -213,15 +222,18 @@ pub enum Value {
 }
 
 impl Value {
+    /// What it costs beside the place that it lies in.
     fn approx_bytes(&self) -> usize {
-        size_of::<Value>()
-            + match self {
-                Value::Empty | Value::Bool(_) | Value::Int(_) | Value::Double(_) => 0,
-                Value::String(text) => text.len(),
-                Value::Bytes(bytes) => bytes.len(),
-                Value::Array(values) => values.iter().map(Value::approx_bytes).sum(),
-                Value::Map(attributes) => attributes_bytes(attributes),
+        match self {
+            Value::Empty | Value::Bool(_) | Value::Int(_) | Value::Double(_) => 0,
+            Value::String(text) => text_bytes(text),
+            Value::Bytes(bytes) => list_bytes(bytes),
+            Value::Array(values) => {
+                let inner: usize = values.iter().map(Value::approx_bytes).sum();
+                list_bytes(values) + inner
             }
+            Value::Map(attributes) => attributes_bytes(attributes),
+        }
     }
 }
 
@@ -240,16 +252,31 @@ impl std::fmt::Display for Value {
     }
 }
 
-fn attributes_bytes(attributes: &[Attribute]) -> usize {
-    attributes
+fn attributes_bytes(attributes: &Vec<Attribute>) -> usize {
+    let inner = attributes
         .iter()
-        .map(|attribute| size_of::<String>() + attribute.key.len() + attribute.value.approx_bytes())
-        .sum()
+        .map(|attribute| text_bytes(&attribute.key) + attribute.value.approx_bytes());
+    list_bytes(attributes) + inner.sum::<usize>()
 }
 
-impl Resource {
-    /// About what it costs to keep.
-    pub(crate) fn approx_bytes(&self) -> usize {
-        size_of::<Resource>() + attributes_bytes(&self.attributes)
+/// What an allocation of `bytes` takes: malloc keeps a length with it, rounds it up to 16 bytes and
+/// hands out no fewer than 32.
+pub(super) fn allocated_bytes(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        _ => (bytes + size_of::<usize>()).next_multiple_of(16).max(32),
     }
+}
+
+/// The same behind an `Arc`, which counts its owners beside it.
+pub(super) fn shared_bytes(bytes: usize) -> usize {
+    allocated_bytes(bytes + 2 * size_of::<usize>())
+}
+
+fn text_bytes(text: &String) -> usize {
+    allocated_bytes(text.capacity())
+}
+
+fn list_bytes<T>(list: &Vec<T>) -> usize {
+    allocated_bytes(list.capacity() * size_of::<T>())
 }

@@ -137,6 +137,9 @@ fn has_tag(span: &Span, key: &str, value: &str) -> bool {
             .any(|(made, is)| *made == key && *is == value)
 }
 
+/// The one of [`made_tags`] that Jaeger types as a boolean; it is there only when true.
+pub(crate) const ERROR_TAG: &str = "error";
+
 /// The tags that Jaeger makes of a span's kind and status.
 pub(crate) fn made_tags(span: &Span) -> Vec<(&'static str, &'static str)> {
     use super::model::{SpanKind, StatusCode};
@@ -147,7 +150,7 @@ pub(crate) fn made_tags(span: &Span) -> Vec<(&'static str, &'static str)> {
     match span.status.code {
         StatusCode::Unset => {}
         StatusCode::Ok => tags.push(("otel.status_code", "OK")),
-        StatusCode::Error => tags.extend([("otel.status_code", "ERROR"), ("error", "true")]),
+        StatusCode::Error => tags.extend([("otel.status_code", "ERROR"), (ERROR_TAG, "true")]),
     }
     tags
 }

@@ -42,7 +42,9 @@ fn bytes_of(trace: Trace) -> usize {
 #[test]
 fn the_trace_that_came_first_goes_first_whole() {
     let two = |id| trace(id, vec![span(1, 10), span(2, 10)]);
-    let store = Store::new(3 * bytes_of(two(1)));
+    let three = Store::new(usize::MAX);
+    three.insert((1..=3).map(two).collect());
+    let store = Store::new(three.holdings().bytes);
     (1..=3).for_each(|id| store.insert(vec![two(id)]));
     assert_eq!(store.holdings().evicted_traces, 0);
     // A late span of the oldest trace does not make it younger.
@@ -77,6 +79,64 @@ fn a_parent_of_another_service_is_a_dependency() {
     let calls: Vec<_> = store.dependencies(0..=10).into_iter().collect();
     assert_eq!(calls, [(("service".into(), "callee".into()), 1)]);
     assert!(store.dependencies(5..=10).is_empty());
+}
+
+#[test]
+fn what_spans_share_counts_too() {
+    let plain = bytes_of(trace(1, vec![span(1, 1)]));
+    let long = "x".repeat(4_000);
+    let mut of_scope = span(1, 1);
+    of_scope.scope = Arc::new(Scope {
+        name: long.clone(),
+        version: long.clone(),
+    });
+    assert!(bytes_of(trace(1, vec![of_scope])) >= plain + 2 * long.len());
+    let mut of_service = span(1, 1);
+    of_service.service_name = long.as_str().into();
+    assert!(bytes_of(trace(1, vec![of_service])) >= plain + long.len() - "service".len());
+}
+
+#[test]
+fn lists_and_searches_know_what_is_kept_and_forget_what_went() {
+    let of = |id: u8, start: u64, service: &str, name: &str| {
+        let mut span = span(start, 1);
+        (span.service_name, span.name) = (service.into(), name.to_owned());
+        trace(id, vec![span])
+    };
+    let sent = [
+        of(1, 30, "a", "x"),
+        of(2, 10, "b", "y"),
+        of(3, 20, "a", "z"),
+    ];
+    let late = of(1, 5, "a", "x");
+    let last = of(4, 50, "a", "w");
+    let everything = Store::new(usize::MAX);
+    everything.insert([&sent[..], &[late.clone(), last.clone()]].concat());
+    let store = Store::new(everything.holdings().bytes - 1);
+    store.insert(sent.to_vec());
+    let ids = |limit: usize| {
+        let mut query = TraceQuery::newest(100, limit);
+        query.start_min_ns = 0;
+        let found = store.find(&query).into_iter();
+        found
+            .map(|found| found.trace_id[31..].to_owned())
+            .collect::<String>()
+    };
+    assert_eq!((ids(9), ids(2)), ("132".to_owned(), "13".to_owned()));
+    // A late span that began first makes its trace the oldest.
+    store.insert(vec![late]);
+    assert_eq!(ids(9), "321");
+    // The first to come goes, and with it the operation that it alone had.
+    store.insert(vec![last]);
+    assert!(store.trace("1").is_none());
+    let operations: Vec<_> = store
+        .operations("a")
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(operations, ["w", "z"]);
+    assert_eq!(store.services().len(), 2);
+    assert_eq!(ids(9), "432");
 }
 
 proptest! {

@@ -130,6 +130,57 @@ fn exporter(text: &mut Text, counters: &Counters, queue: &Queue) {
     for (metric, value) in metrics {
         text.metric(metric, &[("{exporter=\"otlp\"}".to_owned(), value)]);
     }
+    if let Queue::Disk(_) = queue {
+        log(text, counters);
+    }
+}
+
+fn log(text: &mut Text, counters: &Counters) {
+    let metrics = [
+        (
+            (
+                "lantern_queue_recovered_spans",
+                COUNTER,
+                "Spans found waiting on disk at the start.",
+            ),
+            &counters.recovered_spans,
+        ),
+        (
+            (
+                "lantern_queue_damaged_records",
+                COUNTER,
+                "Records damaged on disk, and lost.",
+            ),
+            &counters.damaged_records,
+        ),
+        (
+            (
+                "lantern_queue_torn_bytes",
+                COUNTER,
+                "Cut off the log's end at the start.",
+            ),
+            &counters.torn_bytes,
+        ),
+        (
+            (
+                "lantern_dead_letters",
+                COUNTER,
+                "Rejected requests kept as dead letters.",
+            ),
+            &counters.dead_letters,
+        ),
+        (
+            (
+                "lantern_dead_letters_lost",
+                COUNTER,
+                "Rejected requests that could not be kept.",
+            ),
+            &counters.lost_letters,
+        ),
+    ];
+    for (metric, value) in metrics {
+        text.metric(metric, &[(String::new(), value.get())]);
+    }
 }
 
 fn holdings(text: &mut Text, holdings: Holdings) {

@@ -1,8 +1,9 @@
 //! A walk over the protobuf bytes of a trace export request, without decoding it.
 //!
 //! Forwarding needs three answers about a request: is it sound, how many spans does it hold, and
-//! where may it be cut. The walk gives them and allocates nothing, so the bytes that came in are
-//! the bytes that go out, fields that we do not know included.
+//! where may it be cut ([`split`]). The walk gives them and allocates nothing, so the bytes that came
+//! in are the bytes that go out, fields that we do not know included. What decodes later is
+//! bounded here too: two bytes of a request may be a hundred once decoded ([`Tally`]).
 //!
 //! The walk goes to the leaves. Stopping at the spans would be cheaper, but a batch merges the
 //! requests of many senders, and one broken span would make the backend refuse them all.
@@ -11,13 +12,18 @@
 //! embedded store, which has to decode, cleans it with [`replace_invalid_text`].
 
 mod schema;
+mod split;
+mod tally;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
-use bytes::Bytes;
 use schema::{Kind, Message};
+pub(crate) use split::split;
+#[cfg(test)]
+pub(crate) use tally::{MAX_ELEMENTS, MAX_SPANS};
+pub(crate) use tally::{Tally, TooMany};
 
 /// Messages within messages. The decoder behind the store allows 100.
 const MAX_DEPTH: u32 = 90;
@@ -55,15 +61,30 @@ enum Fault {
     Group,
     #[error("nested more than {MAX_DEPTH} deep")]
     Depth,
+    #[error("a span without {0}")]
+    NoId(&'static str),
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
+    #[error("{bytes} bytes that cannot be cut further, where {max_bytes} can be sent on")]
+    TooLarge { bytes: usize, max_bytes: usize },
+}
+
+impl WireError {
+    /// Whether the request is sound and only too much.
+    pub(crate) fn is_over_a_bound(&self) -> bool {
+        matches!(self.fault, Fault::TooMany(_) | Fault::TooLarge { .. })
+    }
 }
 
 /// How many spans `request` holds, once all of it is found sound.
 pub(crate) fn count_spans(request: &[u8]) -> Result<u64, WireError> {
-    let mut spans = 0;
-    walk(request, &mut |found| {
-        spans += u64::from(matches!(found, Found::Span));
+    let mut tally = Tally::default();
+    walk(request, &mut |found| match found {
+        Found::Span => tally.span(),
+        Found::Element => tally.element(),
+        Found::Text(_) => Ok(()),
     })?;
-    Ok(spans)
+    Ok(tally.spans())
 }
 
 /// `request` with every byte that breaks UTF-8 in a string field replaced by `?`.
@@ -77,6 +98,7 @@ pub(crate) fn replace_invalid_text(request: &[u8]) -> Result<Vec<u8>, WireError>
         {
             texts.push(range);
         }
+        Ok(())
     })?;
     let mut clean = request.to_vec();
     for range in texts {
@@ -85,7 +107,8 @@ pub(crate) fn replace_invalid_text(request: &[u8]) -> Result<Vec<u8>, WireError>
     Ok(clean)
 }
 
-fn replace_invalid(mut text: &mut [u8]) {
+/// Fills what is no UTF-8 with `?`.
+pub(crate) fn replace_invalid(mut text: &mut [u8]) {
     while let Err(error) = std::str::from_utf8(text) {
         let from = error.valid_up_to();
         let to = from + error.error_len().unwrap_or(text.len() - from);
@@ -94,43 +117,20 @@ fn replace_invalid(mut text: &mut [u8]) {
     }
 }
 
-/// Cuts `request` between its `ResourceSpans` into requests of at most `max_bytes`.
-///
-/// A single `ResourceSpans` over the bound stays whole: cutting it would mean re-encoding it.
-pub(crate) fn split(request: &Bytes, max_bytes: usize) -> Result<Vec<Bytes>, WireError> {
-    let mut parts = Vec::new();
-    let mut cursor = Cursor {
-        data: request,
-        at: 0,
-        end: request.len(),
-    };
-    let mut start = 0;
-    while cursor.at < cursor.end {
-        let entry = cursor.at;
-        let (field, wire_type) = cursor.key()?;
-        cursor.skip(field, wire_type, 0)?;
-        if cursor.at - start > max_bytes && entry > start {
-            parts.push(request.slice(start..entry));
-            start = entry;
-        }
-    }
-    parts.push(request.slice(start..));
-    Ok(parts)
-}
-
 /// What the walk reports on its way.
 enum Found {
     Span,
+    /// Anything else of which there may be many: each has a place of its own once decoded.
+    Element,
     /// Where the bytes of a string field lie.
     Text(Range<usize>),
 }
 
-fn walk(request: &[u8], visit: &mut impl FnMut(Found)) -> Result<(), WireError> {
-    let cursor = Cursor {
-        data: request,
-        at: 0,
-        end: request.len(),
-    };
+fn walk(
+    request: &[u8],
+    visit: &mut impl FnMut(Found) -> Result<(), TooMany>,
+) -> Result<(), WireError> {
+    let cursor = Cursor::over(request);
     walk_message(cursor, &schema::EXPORT_TRACE_SERVICE_REQUEST, 0, visit)
 }
 
@@ -138,7 +138,7 @@ fn walk_message(
     mut cursor: Cursor<'_>,
     message: &'static Message,
     depth: u32,
-    visit: &mut impl FnMut(Found),
+    visit: &mut impl FnMut(Found) -> Result<(), TooMany>,
 ) -> Result<(), WireError> {
     if depth > MAX_DEPTH {
         return Err(cursor.fault(Fault::Depth));
@@ -161,7 +161,15 @@ fn walk_message(
             Kind::Varint | Kind::Fixed32 | Kind::Fixed64 | Kind::Bytes => {
                 cursor.skip(field, wire_type, depth)?;
             }
-            Kind::Text => visit(Found::Text(cursor.block()?)),
+            Kind::Text => {
+                let text = Found::Text(cursor.block()?);
+                visit(text).map_err(|many| cursor.fault(many.into()))?;
+            }
+            Kind::Texts => {
+                visit(Found::Element).map_err(|many| cursor.fault(many.into()))?;
+                let text = Found::Text(cursor.block()?);
+                visit(text).map_err(|many| cursor.fault(many.into()))?;
+            }
             Kind::Id(expected) => {
                 let (at, block) = (cursor.at, cursor.block()?);
                 if !block.is_empty() && block.len() != *expected {
@@ -176,17 +184,44 @@ fn walk_message(
                 }
             }
             Kind::Message(inner) => {
+                visit(Found::Element).map_err(|many| cursor.fault(many.into()))?;
                 let block = cursor.block()?;
                 walk_message(cursor.within(block), inner, depth + 1, visit)?;
             }
             Kind::Span(inner) => {
-                visit(Found::Span);
+                visit(Found::Span).map_err(|many| cursor.fault(many.into()))?;
                 let block = cursor.block()?;
-                walk_message(cursor.within(block), inner, depth + 1, visit)?;
+                walk_message(cursor.within(block.clone()), inner, depth + 1, visit)?;
+                require_ids(cursor.within(block), depth + 1)?;
             }
         }
     }
     Ok(())
+}
+
+/// A span is known by its ids: one without them belongs to no trace, and backends refuse it or
+/// take all such spans for one.
+fn require_ids(mut span: Cursor<'_>, depth: u32) -> Result<(), WireError> {
+    let start = span.at;
+    let (mut has_trace_id, mut has_span_id) = (false, false);
+    while span.at < span.end {
+        let field = span.field(depth)?;
+        let is_set = || span.data[field.content].iter().any(|byte| *byte != 0);
+        match field.number {
+            schema::SPAN_TRACE_ID => has_trace_id = is_set(),
+            schema::SPAN_SPAN_ID => has_span_id = is_set(),
+            _ => {}
+        }
+    }
+    let missing = match (has_trace_id, has_span_id) {
+        (true, true) => return Ok(()),
+        (false, _) => "a trace id",
+        (true, false) => "a span id",
+    };
+    Err(WireError {
+        at: start,
+        fault: Fault::NoId(missing),
+    })
 }
 
 const VARINT: u8 = 0;
@@ -202,9 +237,12 @@ impl Kind {
             Kind::Varint => VARINT,
             Kind::Fixed64 => FIXED64,
             Kind::Fixed32 => FIXED32,
-            Kind::Text | Kind::Bytes | Kind::Id(_) | Kind::Message(_) | Kind::Span(_) => {
-                LENGTH_DELIMITED
-            }
+            Kind::Text
+            | Kind::Texts
+            | Kind::Bytes
+            | Kind::Id(_)
+            | Kind::Message(_)
+            | Kind::Span(_) => LENGTH_DELIMITED,
         }
     }
 }
@@ -217,6 +255,14 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    fn over(data: &'a [u8]) -> Cursor<'a> {
+        Cursor {
+            data,
+            at: 0,
+            end: data.len(),
+        }
+    }
+
     fn within(&self, block: Range<usize>) -> Cursor<'a> {
         Cursor {
             data: self.data,

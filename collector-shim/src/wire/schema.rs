@@ -21,6 +21,8 @@ pub(super) enum Kind {
     Fixed64,
     /// A `string`: UTF-8 by the protobuf rules, yet not always by the sender.
     Text,
+    /// A `repeated string`.
+    Texts,
     Bytes,
     /// A trace or span id of exactly this many bytes, or none.
     Id(usize),
@@ -29,10 +31,15 @@ pub(super) enum Kind {
     Span(&'static Message),
 }
 
-use Kind::{Bytes, Fixed32, Fixed64, Id, Span, Text, Varint};
+use Kind::{Bytes, Fixed32, Fixed64, Id, Span, Text, Texts, Varint};
 
 const TRACE_ID: Kind = Id(16);
 const SPAN_ID: Kind = Id(8);
+
+/// `Span.trace_id`.
+pub(super) const SPAN_TRACE_ID: u32 = 1;
+/// `Span.span_id`.
+pub(super) const SPAN_SPAN_ID: u32 = 2;
 
 pub(super) static EXPORT_TRACE_SERVICE_REQUEST: Message = Message {
     name: "ExportTraceServiceRequest",
@@ -59,7 +66,7 @@ static RESOURCE: Message = Message {
 
 static ENTITY_REF: Message = Message {
     name: "EntityRef",
-    fields: &[(1, Text), (2, Text), (3, Text), (4, Text)],
+    fields: &[(1, Text), (2, Text), (3, Texts), (4, Texts)],
 };
 
 static SCOPE_SPANS: Message = Message {
@@ -80,8 +87,8 @@ static SCOPE: Message = Message {
 static SPAN: Message = Message {
     name: "Span",
     fields: &[
-        (1, TRACE_ID),
-        (2, SPAN_ID),
+        (SPAN_TRACE_ID, TRACE_ID),
+        (SPAN_SPAN_ID, SPAN_ID),
         (3, Text),
         (4, SPAN_ID),
         (5, Text),

@@ -1,9 +1,12 @@
 //! The walk against prost: what it accepts must decode, and its counts must agree.
 
-use super::{count_spans, replace_invalid_text, split};
+use super::{MAX_ELEMENTS, MAX_SPANS, count_spans, replace_invalid_text, split};
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::common::v1::{
+    AnyValue, InstrumentationScope, KeyValue, any_value::Value,
+};
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use proptest::prelude::*;
 use prost::Message;
@@ -52,8 +55,10 @@ fn nest(field: u8, inner: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A request of one span: `fields`, then its ids.
 fn in_span(fields: &[u8]) -> Vec<u8> {
-    nest(1, &nest(2, &nest(2, fields)))
+    let ids = [nest(1, &[1; 16]), nest(2, &[2; 8])].concat();
+    nest(1, &nest(2, &nest(2, &[fields, &ids].concat())))
 }
 
 #[test]
@@ -118,7 +123,7 @@ fn nesting_is_bounded() {
 
 #[test]
 fn a_request_is_cut_between_resources_and_keeps_every_byte() {
-    let whole = request(&[2, 2, 2, 2, 9]);
+    let whole = request(&[2, 2, 2, 2, 3]);
     let bound = whole.len() / 3;
     let parts = split(&whole, bound).expect("sound");
     assert!(parts.len() > 1);
@@ -127,8 +132,125 @@ fn a_request_is_cut_between_resources_and_keeps_every_byte() {
         .iter()
         .map(|part| count_spans(part).expect("sound"))
         .sum();
-    assert_eq!(spans, 17);
+    assert_eq!(spans, 11);
     assert_eq!(split(&whole, whole.len()).expect("sound"), vec![whole]);
+}
+
+/// A request of one resource with two scopes, as an SDK sends it.
+fn one_resource(spans: usize) -> ExportTraceServiceRequest {
+    let scope_spans = |name: &str, from: usize, to: usize| ScopeSpans {
+        scope: Some(InstrumentationScope {
+            name: name.to_owned(),
+            ..InstrumentationScope::default()
+        }),
+        spans: (from..to).map(|at| span(&format!("span {at}"))).collect(),
+        schema_url: "https://example.com/scope".to_owned(),
+    };
+    let resource_spans = ResourceSpans {
+        resource: Some(Resource {
+            attributes: span("").attributes,
+            ..Resource::default()
+        }),
+        scope_spans: vec![
+            scope_spans("first", 0, spans / 3),
+            scope_spans("second", spans / 3, spans),
+        ],
+        schema_url: "https://example.com/resource".to_owned(),
+    };
+    ExportTraceServiceRequest {
+        resource_spans: vec![resource_spans],
+    }
+}
+
+/// Every span of `parts` in order, each with what it belongs to.
+fn owned_spans(parts: &[Bytes]) -> Vec<(Option<Resource>, String, ScopeSpans)> {
+    let mut found = Vec::new();
+    for part in parts {
+        let request = ExportTraceServiceRequest::decode(&part[..]).expect("sound");
+        for resource_spans in request.resource_spans {
+            for scope_spans in resource_spans.scope_spans {
+                let alone = |span: &Span| ScopeSpans {
+                    spans: vec![span.clone()],
+                    ..scope_spans.clone()
+                };
+                found.extend(scope_spans.spans.iter().map(|span| {
+                    let url = resource_spans.schema_url.clone();
+                    (resource_spans.resource.clone(), url, alone(span))
+                }));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_single_resource_is_cut_inside_and_every_span_keeps_its_owner() {
+    let whole = Bytes::from(one_resource(40).encode_to_vec());
+    for bound in [400, 600, 1_000, whole.len() - 1] {
+        let parts = split(&whole, bound).expect("sound");
+        assert!(parts.len() > 1);
+        assert!(parts.iter().all(|part| part.len() <= bound), "{bound}");
+        assert_eq!(
+            owned_spans(&parts),
+            owned_spans(std::slice::from_ref(&whole))
+        );
+    }
+}
+
+#[test]
+fn neighbours_of_a_large_resource_are_kept_too() {
+    let (before, after) = (request(&[1]), request(&[2]));
+    let large = one_resource(40).encode_to_vec();
+    let whole = Bytes::from([&before[..], &large, &after].concat());
+    let parts = split(&whole, 600).expect("sound");
+    assert_eq!((parts.first(), parts.last()), (Some(&before), Some(&after)));
+    assert_eq!(owned_spans(&parts).len(), 43);
+}
+
+#[test]
+fn what_cannot_be_cut_further_is_told_apart_from_what_is_broken() {
+    let large_span = in_span(&nest(5, &[b'x'; 500]));
+    let large_resource = nest(
+        1,
+        &[nest(3, &[b'x'; 400]), in_span(&[])[2..].to_vec()].concat(),
+    );
+    for whole in [large_span, large_resource, nest(9, &[0; 500])] {
+        let error = split(&Bytes::from(whole), 300).expect_err("too large");
+        assert!(error.is_over_a_bound(), "{error}");
+    }
+    let broken = count_spans(&[0x0a, 0x05, 0x00]).expect_err("broken");
+    assert!(!broken.is_over_a_bound());
+}
+
+#[test]
+fn spans_and_what_they_hold_are_bounded_in_number() {
+    let empty = |count: u64| [0x4a, 0x00].repeat(count as usize);
+    let error = count_spans(&in_span(&empty(MAX_ELEMENTS))).expect_err("too many");
+    assert!(error.is_over_a_bound(), "{error}");
+    let ids = [nest(1, &[1; 16]), nest(2, &[2; 8])].concat();
+    let spans = |count: u64| nest(1, &nest(2, &nest(2, &ids).repeat(count as usize)));
+    assert_eq!(count_spans(&spans(MAX_SPANS)), Ok(MAX_SPANS));
+    let error = count_spans(&spans(MAX_SPANS + 1)).expect_err("too many");
+    assert!(error.is_over_a_bound(), "{error}");
+    let entity_refs = nest(
+        1,
+        &nest(1, &nest(3, &[0x1a, 0x00].repeat(MAX_ELEMENTS as usize))),
+    );
+    assert!(count_spans(&entity_refs).is_err());
+}
+
+#[test]
+fn spans_without_ids_are_refused() {
+    let check = |trace_id: &[u8], span_id: &[u8], expect: &str| {
+        let fields = [nest(1, trace_id), nest(2, span_id)].concat();
+        let request = nest(1, &nest(2, &nest(2, &fields)));
+        let error = count_spans(&request).expect_err("no id").to_string();
+        assert!(error.ends_with(expect), "{error}");
+    };
+    check(&[], &[1; 8], "a span without a trace id");
+    check(&[0; 16], &[1; 8], "a span without a trace id");
+    check(&[1; 16], &[], "a span without a span id");
+    check(&[1; 16], &[0; 8], "a span without a span id");
 }
 
 #[test]

@@ -12,7 +12,8 @@ fn with_unknown_fields() -> Vec<u8> {
     let unknown = [
         0x98, 0x3f, 0x07, 0x9a, 0x3f, 0x02, 0xff, 0xfe, 0x9d, 0x3f, 1, 2, 3, 4,
     ];
-    let span = [&[0x12, 14][..], &unknown].concat();
+    let ids = [&[0x0a, 16][..], &[1; 16], &[0x12, 8], &[2; 8]].concat();
+    let span = [&[0x12, 42][..], &ids, &unknown].concat();
     let scope = [&[0x12, span.len() as u8][..], &span].concat();
     let resource = [&[0x0a, scope.len() as u8][..], &scope].concat();
     [&resource[..], &unknown].concat()

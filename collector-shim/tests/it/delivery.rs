@@ -253,6 +253,39 @@ async fn a_request_larger_than_a_batch_leaves_in_parts_under_four_mebibytes() {
 }
 
 #[tokio::test]
+async fn one_resource_larger_than_a_batch_is_cut_inside_and_all_its_spans_arrive() {
+    const MIB: usize = 1024 * 1024;
+    let backend = Backend::start([]).await;
+    let exporter = exporter(&backend.grpc_url(), "grpc", &[]);
+    let shim = Running::start(Config::forwarding(exporter)).await;
+    let batch = request(&"x".repeat(MIB / 8), 50);
+    assert_eq!(export(shim.grpc, &batch).await.code(), Code::Ok);
+    assert_eq!(shim.settled(50).await.delivered_spans, 50);
+    let deliveries = backend.deliveries();
+    assert!(
+        deliveries
+            .iter()
+            .all(|delivery| delivery.message.len() < 4 * MIB)
+    );
+    let arrived: u64 = deliveries.iter().map(|one| count(&one.message)).sum();
+    assert_eq!(arrived, 50);
+}
+
+#[tokio::test]
+async fn a_span_that_no_backend_would_take_is_refused_and_not_acknowledged() {
+    let backend = Backend::start([]).await;
+    let exporter = exporter(&backend.grpc_url(), "grpc", &[]);
+    let shim = Running::start(Config::forwarding(exporter)).await;
+    let message = request(&"x".repeat(5 * 1024 * 1024), 1);
+    let status = export(shim.grpc, &message).await;
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.details().is_empty(), "no RetryInfo: {status:?}");
+    let answer = post(shim.http, PROTOBUF, "", message).await;
+    assert_eq!(answer.status, 413);
+    assert_eq!(shim.handle.counts().received_spans, 0);
+}
+
+#[tokio::test]
 async fn shutdown_sends_what_waits() {
     let backend = Backend::held();
     let exporter = exporter(&backend.http_url(), "http/protobuf", &[]);
@@ -262,7 +295,8 @@ async fn shutdown_sends_what_waits() {
     }
     let stopping = tokio::spawn(shim.stop());
     backend.release();
-    let counts = stopping.await.expect("no panic");
+    let (ended, counts) = stopping.await.expect("no panic");
+    ended.expect("nothing is left");
     assert_eq!(
         (counts.delivered_spans, counts.queued_spans),
         (30, 0),
@@ -278,7 +312,12 @@ async fn shutdown_gives_up_in_time_and_tells_what_is_left() {
     config.drain_timeout = Duration::from_millis(300);
     let shim = Running::start(config).await;
     export(shim.grpc, &request("left", 7)).await;
-    let counts = shim.stop().await;
+    let (ended, counts) = shim.stop().await;
+    let error = ended.expect_err("acknowledged spans are lost");
+    assert!(
+        error.to_string().contains("7 acknowledged spans"),
+        "{error}"
+    );
     assert_eq!(
         (counts.received_spans, counts.queued_spans),
         (7, 7),

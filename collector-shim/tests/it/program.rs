@@ -41,6 +41,13 @@ fn bad_values_end_it_with_64_and_one_line_that_names_them() {
         "{}",
         text(&output.stderr)
     );
+    let output = shim(&["--grpc", "localhost:4317"], &[]);
+    let allowed = "use an IP address and a port, such as 127.0.0.1:4317";
+    assert!(
+        text(&output.stderr).contains(allowed),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 #[test]

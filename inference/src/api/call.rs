@@ -74,6 +74,7 @@ impl Call {
         sampling: &Sampling,
         prompt_param: &'static str,
     ) -> Result<Batch, ApiError> {
+        self.check_room(prompts.len(), sampling)?;
         let max_model_len = self.app.model.max_model_len;
         let params = prompts
             .iter()
@@ -97,6 +98,26 @@ impl Call {
             })
             .collect();
         Ok(Batch::start(&self.app.generator, prompts, &self.exchange)?)
+    }
+
+    /// Refuses what an idle engine could not take either: trying again would not help.
+    fn check_room(&self, prompts: usize, sampling: &Sampling) -> Result<(), ApiError> {
+        let (sequences, param) = sampling.sequences();
+        let limit = self.app.generator.engine.max_waiting_requests();
+        let total = prompts * sequences;
+        if total <= limit {
+            return Ok(());
+        }
+        let param = if sequences > limit || prompts == 1 {
+            param
+        } else {
+            "prompt"
+        };
+        let message = format!(
+            "{prompts} prompts with {sequences} sequences each are {total} sequences, at most \
+             {limit} can wait in this server"
+        );
+        Err(ApiError::parameter(param, message))
     }
 
     fn next_record(&mut self) -> Record {

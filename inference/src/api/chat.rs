@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
 use serde::Serialize;
 
 use crate::chat_template::ChatRequest;
@@ -19,10 +18,8 @@ use super::fields::Fields;
 use super::logprobs::ChatLogprobs;
 use super::params::{self, Sampling};
 use super::prompt::RawPrompt;
-use super::response::{
-    ChoiceResult, Completion, Envelope, StopReason, StreamOptions, Usage, gather,
-};
-use super::sse::{self, Chunks};
+use super::response::{ChoiceResult, Envelope, PromptResult, StopReason, StreamOptions, Usage};
+use super::sse::{self, Chunks, Shape};
 use super::{App, body};
 
 /// Answers one request.
@@ -45,30 +42,15 @@ async fn answer(call: &mut Call, request: Request) -> Result<Response, ApiError>
     let prompts = app
         .tokenize_prompts(vec![raw], add_special_tokens, false)
         .await?;
-    let mut batch = call.start(&prompts, &sampling, "messages")?.peekable();
-    let shape = Shape {
+    let batch = call.start(&prompts, &sampling, "messages")?;
+    let shape = ChatShape {
         app,
         envelope: call.envelope(),
         prompt_tokens: prompts[0].tokens.len(),
         stops: sampling.stops(),
         logprobs: sampling.wants_logprobs(),
     };
-    if !options.stream {
-        let results = gather(batch.into_inner(), 1, sampling.n()).await?;
-        let choices = results.into_iter().flat_map(|result| result.choices);
-        return Ok(Json(shape.whole(choices)).into_response());
-    }
-    if sampling.is_collected() {
-        // Nothing goes out before the end anyway: an error can still be a proper response.
-        let mut batch = std::pin::Pin::new(&mut batch);
-        if let Some(Err(error)) = batch.as_mut().next_if(Result::is_err).await {
-            return Err(error.into());
-        }
-    }
-    Ok(sse::respond(
-        batch,
-        ChatChunks::new(shape, options, sampling.n()),
-    ))
+    sse::answer(batch, shape, &sampling, options).await
 }
 
 fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
@@ -108,7 +90,7 @@ impl App {
 }
 
 /// What all choices of a response have in common.
-struct Shape {
+struct ChatShape {
     app: Arc<App>,
     envelope: Envelope,
     prompt_tokens: usize,
@@ -147,9 +129,26 @@ struct MessageDelta {
     content: String,
 }
 
-impl Shape {
-    /// The response that is not streamed.
-    fn whole(&self, results: impl Iterator<Item = ChoiceResult>) -> Completion<'_, Choice> {
+impl ChatShape {
+    fn logprobs(&self, tokens: &[OutputToken]) -> Option<ChatLogprobs> {
+        (self.logprobs && !tokens.is_empty())
+            .then(|| ChatLogprobs::new(&self.app.generator.tokenizer, tokens))
+    }
+
+    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Event {
+        sse::event(&self.envelope.wrap("chat.completion.chunk", choices, usage))
+    }
+}
+
+impl Shape for ChatShape {
+    type Chunks = ChatChunks;
+
+    /// A chat is one.
+    fn prompts(&self) -> usize {
+        1
+    }
+
+    fn whole(self, results: Vec<PromptResult>) -> Response {
         let mut completion_tokens = 0;
         let choice = |(index, result): (usize, ChoiceResult)| {
             completion_tokens += result.tokens.len();
@@ -164,31 +163,28 @@ impl Shape {
                 },
             }
         };
+        let results = results.into_iter().flat_map(|result| result.choices);
         let choices = results.enumerate().map(choice).collect();
         let usage = Usage::new(self.prompt_tokens, completion_tokens);
-        self.envelope.wrap("chat.completion", choices, Some(usage))
+        let answer = self.envelope.wrap("chat.completion", choices, Some(usage));
+        Json(answer).into_response()
     }
 
-    fn logprobs(&self, tokens: &[OutputToken]) -> Option<ChatLogprobs> {
-        (self.logprobs && !tokens.is_empty())
-            .then(|| ChatLogprobs::new(&self.app.generator.tokenizer, tokens))
-    }
-
-    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Event {
-        sse::event(&self.envelope.wrap("chat.completion.chunk", choices, usage))
+    fn chunks(self, options: StreamOptions, n: usize) -> ChatChunks {
+        ChatChunks::new(self, options, n)
     }
 }
 
 /// A streamed response.
 struct ChatChunks {
-    shape: Shape,
+    shape: ChatShape,
     options: StreamOptions,
     /// Tokens so far, by choice; `None` before its first chunk, which names the role.
     tokens: Vec<Option<usize>>,
 }
 
 impl ChatChunks {
-    fn new(shape: Shape, options: StreamOptions, n: usize) -> Self {
+    fn new(shape: ChatShape, options: StreamOptions, n: usize) -> Self {
         Self {
             shape,
             options,

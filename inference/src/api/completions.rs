@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
 use serde::Serialize;
 
 use crate::engine::request::TokenLogprobs;
@@ -19,10 +18,8 @@ use super::fields::Fields;
 use super::logprobs::{CompletionLogprobs, TextOffset};
 use super::params::{self, Sampling};
 use super::prompt::{self, TokenizedPrompt};
-use super::response::{
-    Completion, Envelope, PromptResult, StopReason, StreamOptions, Usage, gather,
-};
-use super::sse::{self, Chunks};
+use super::response::{Completion, Envelope, PromptResult, StopReason, StreamOptions, Usage};
+use super::sse::{self, Chunks, Shape};
 use super::{App, body};
 
 /// Tokens generated when the request does not say: OpenAI's default.
@@ -49,23 +46,9 @@ async fn answer(call: &mut Call, request: Request) -> Result<Response, ApiError>
     let prompts = app
         .tokenize_prompts(raw, add_special_tokens, want_text)
         .await?;
-    let mut batch = call.start(&prompts, &sampling, "prompt")?.peekable();
-    let shape = Shape::new(call, prompts, &sampling, echo);
-    if !options.stream {
-        let results = gather(batch.into_inner(), shape.prompts.len(), sampling.n()).await?;
-        return Ok(Json(shape.whole(results)).into_response());
-    }
-    if sampling.is_collected() {
-        // Nothing goes out before the end anyway: an error can still be a proper response.
-        let mut batch = std::pin::Pin::new(&mut batch);
-        if let Some(Err(error)) = batch.as_mut().next_if(Result::is_err).await {
-            return Err(error.into());
-        }
-    }
-    Ok(sse::respond(
-        batch,
-        CompletionChunks::new(shape, options, sampling.n()),
-    ))
+    let batch = call.start(&prompts, &sampling, "prompt")?;
+    let shape = CompletionShape::new(call, prompts, &sampling, echo);
+    sse::answer(batch, shape, &sampling, options).await
 }
 
 /// The parameters, and whether the prompt is part of the text.
@@ -84,14 +67,12 @@ fn sampling(fields: &mut Fields) -> Result<(Sampling, bool), ApiError> {
 }
 
 /// What all choices of a response have in common.
-struct Shape {
+struct CompletionShape {
     app: Arc<App>,
     envelope: Envelope,
     prompts: Vec<TokenizedPrompt>,
     stops: Arc<[String]>,
     echo: bool,
-    /// The one token that the engine generates for `max_tokens: 0` is left out.
-    prompt_only: bool,
     logprobs: bool,
     skip_special_tokens: bool,
 }
@@ -105,7 +86,7 @@ struct Choice {
     stop_reason: Option<StopReason>,
 }
 
-impl Shape {
+impl CompletionShape {
     fn new(call: &Call, prompts: Vec<TokenizedPrompt>, sampling: &Sampling, echo: bool) -> Self {
         Self {
             app: Arc::clone(&call.app),
@@ -113,47 +94,25 @@ impl Shape {
             prompts,
             stops: sampling.stops(),
             echo,
-            prompt_only: sampling.generates_nothing(),
             logprobs: sampling.wants_logprobs(),
             skip_special_tokens: sampling.skips_special_tokens(),
         }
+    }
+
+    /// Of all prompts.
+    fn prompt_tokens(&self) -> usize {
+        self.prompts.iter().map(|prompt| prompt.tokens.len()).sum()
     }
 
     fn completion(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Completion<'_, Choice> {
         self.envelope.wrap("text_completion", choices, usage)
     }
 
-    /// The response that is not streamed.
-    fn whole(&self, results: Vec<PromptResult>) -> Completion<'_, Choice> {
-        let mut choices = Vec::new();
-        let mut completion_tokens = 0;
-        for (at, result) in results.into_iter().enumerate() {
-            for choice in result.choices {
-                let mut progress = Progress::default();
-                let piece = Piece {
-                    text: choice.text,
-                    tokens: choice.tokens,
-                    finish: choice.finish,
-                };
-                let prompt_logprobs = result.prompt_logprobs.as_deref();
-                choices.push(self.choice(
-                    (choices.len(), at),
-                    piece,
-                    prompt_logprobs,
-                    &mut progress,
-                ));
-                completion_tokens += progress.tokens;
-            }
-        }
-        let prompt_tokens = self.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
-        self.completion(choices, Some(Usage::new(prompt_tokens, completion_tokens)))
-    }
-
     /// The next piece of choice `index`, which belongs to prompt `at`.
     fn choice(
         &self,
         (index, at): (usize, usize),
-        piece: Piece,
+        piece: &Piece,
         prompt_logprobs: Option<&[Option<TokenLogprobs>]>,
         progress: &mut Progress,
     ) -> Choice {
@@ -170,23 +129,18 @@ impl Shape {
                 }
             }
         }
-        let mut finish = piece.finish;
-        if self.prompt_only {
-            finish = finish.map(|_| Finish::Length);
-        } else {
-            text.push_str(&piece.text);
-            progress.tokens += piece.tokens.len();
-            if let Some(logprobs) = &mut logprobs {
-                progress.offset.special_hidden = self.skip_special_tokens;
-                for token in &piece.tokens {
-                    let known = token.logprobs.as_ref();
-                    logprobs.push(tokenizer, token.id, known, &mut progress.offset);
-                }
+        text.push_str(&piece.text);
+        progress.tokens += piece.tokens.len();
+        if let Some(logprobs) = &mut logprobs {
+            progress.offset.special_hidden = self.skip_special_tokens;
+            for token in &piece.tokens {
+                let known = token.logprobs.as_ref();
+                logprobs.push(tokenizer, token.id, known, &mut progress.offset);
             }
         }
         let logprobs = logprobs.filter(|logprobs| !logprobs.is_empty());
-        let stop_reason = StopReason::of(finish.as_ref(), &self.stops);
-        let finish_reason = finish.as_ref().map(Finish::reason);
+        let stop_reason = StopReason::of(piece.finish.as_ref(), &self.stops);
+        let finish_reason = piece.finish.as_ref().map(Finish::reason);
         Choice {
             index,
             text,
@@ -194,6 +148,43 @@ impl Shape {
             finish_reason,
             stop_reason,
         }
+    }
+}
+
+impl Shape for CompletionShape {
+    type Chunks = CompletionChunks;
+
+    fn prompts(&self) -> usize {
+        self.prompts.len()
+    }
+
+    fn whole(self, results: Vec<PromptResult>) -> Response {
+        let mut choices = Vec::new();
+        let mut completion_tokens = 0;
+        for (at, result) in results.into_iter().enumerate() {
+            for choice in result.choices {
+                let mut progress = Progress::default();
+                let piece = Piece {
+                    text: choice.text,
+                    tokens: choice.tokens,
+                    finish: choice.finish,
+                };
+                let prompt_logprobs = result.prompt_logprobs.as_deref();
+                choices.push(self.choice(
+                    (choices.len(), at),
+                    &piece,
+                    prompt_logprobs,
+                    &mut progress,
+                ));
+                completion_tokens += progress.tokens;
+            }
+        }
+        let usage = Usage::new(self.prompt_tokens(), completion_tokens);
+        Json(self.completion(choices, Some(usage))).into_response()
+    }
+
+    fn chunks(self, options: StreamOptions, n: usize) -> CompletionChunks {
+        CompletionChunks::new(self, options, n)
     }
 }
 
@@ -214,7 +205,7 @@ struct Progress {
 
 /// A streamed response.
 struct CompletionChunks {
-    shape: Shape,
+    shape: CompletionShape,
     options: StreamOptions,
     n: usize,
     /// By choice.
@@ -224,7 +215,7 @@ struct CompletionChunks {
 }
 
 impl CompletionChunks {
-    fn new(shape: Shape, options: StreamOptions, n: usize) -> Self {
+    fn new(shape: CompletionShape, options: StreamOptions, n: usize) -> Self {
         let prompts = shape.prompts.len();
         let progress = vec![Progress::default(); prompts * n];
         Self {
@@ -247,7 +238,7 @@ impl CompletionChunks {
         let prompt_logprobs = self.prompt_logprobs[at].as_deref();
         let choice = self
             .shape
-            .choice((index, at), piece, prompt_logprobs, progress);
+            .choice((index, at), &piece, prompt_logprobs, progress);
         let usage = self
             .options
             .continuous_usage
@@ -271,14 +262,8 @@ impl Chunks for CompletionChunks {
         if !self.options.include_usage {
             return Vec::new();
         }
-        let prompt_tokens = self
-            .shape
-            .prompts
-            .iter()
-            .map(|prompt| prompt.tokens.len())
-            .sum();
         let completion_tokens = self.progress.iter().map(|progress| progress.tokens).sum();
-        let usage = Usage::new(prompt_tokens, completion_tokens);
+        let usage = Usage::new(self.shape.prompt_tokens(), completion_tokens);
         vec![sse::event(&self.shape.completion(Vec::new(), Some(usage)))]
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::chat_template::ChatTemplateError;
 use crate::generation::GenerationError;
+use crate::tokenizer::TokenizerError;
 
 /// Seconds after which a client may try an overloaded server again.
 const RETRY_AFTER_SECONDS: u64 = 1;
@@ -70,6 +71,12 @@ pub enum ApiError {
     /// The engine would not or could not.
     #[error(transparent)]
     Generation(#[from] GenerationError),
+}
+
+impl From<TokenizerError> for ApiError {
+    fn from(error: TokenizerError) -> Self {
+        Self::Tokenizer(error.to_string())
+    }
 }
 
 impl ApiError {

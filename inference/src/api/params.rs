@@ -1,5 +1,6 @@
 //! OpenAI's and vLLM's sampling fields, checked once: what leaves here the engine can use as is.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -22,6 +23,8 @@ const MAX_STOP_BYTES: usize = 1024;
 const MAX_STOP_TOKEN_IDS: usize = 128;
 /// Most log probabilities per token: vLLM's default bound.
 const MAX_LOGPROBS: usize = 20;
+/// Least and greatest repetition penalty: beyond, logits would lose their order or overflow.
+const REPETITION_PENALTIES: RangeInclusive<f32> = 0.01..=100.0;
 /// Below this a temperature only risks overflow, so it counts as this: vLLM's rule.
 const MIN_TEMPERATURE: f64 = 0.01;
 
@@ -57,6 +60,7 @@ impl Sampling {
         }
         let beam = beam(fields, n)?;
         let sampling = sampling(fields, logprobs)?;
+        let prompt_only = matches!(max_tokens, Some((0, _)));
         if sampling.temperature == 0.0 && beam.is_none() && best_of > 1 {
             let (param, count) = if n > 1 {
                 ("n", n)
@@ -68,9 +72,11 @@ impl Sampling {
         }
         let params = GenerationParams {
             sampling,
+            prompt_only,
             n,
-            best_of,
-            beam,
+            // Without tokens there is nothing to rank or to search.
+            best_of: if prompt_only { n } else { best_of },
+            beam: beam.filter(|_| !prompt_only),
             stop: stop(fields)?,
             include_stop_str_in_output: fields
                 .boolean("include_stop_str_in_output")?
@@ -87,6 +93,17 @@ impl Sampling {
     /// Sequences per prompt in the response.
     pub(super) fn n(&self) -> usize {
         self.params.n
+    }
+
+    /// Sequences per prompt that the engine has at once, and the field that asks for so many.
+    pub(super) fn sequences(&self) -> (usize, &'static str) {
+        let sequences = self.params.sequences();
+        let param = if sequences > self.params.n {
+            "best_of"
+        } else {
+            "n"
+        };
+        (sequences, param)
     }
 
     /// The stop strings.
@@ -111,7 +128,7 @@ impl Sampling {
 
     /// Whether `max_tokens: 0` was given: the prompt alone, with `echo`.
     pub(super) fn generates_nothing(&self) -> bool {
-        matches!(self.max_tokens, Some((0, _)))
+        self.params.prompt_only
     }
 
     /// Asks for the prompt's log probabilities, as many as for the output.
@@ -138,7 +155,7 @@ impl Sampling {
             });
         }
         let max_tokens = match self.max_tokens {
-            // The engine always generates; the one token is left out of the response.
+            // The engine always generates.
             Some((0, _)) => 1,
             Some((tokens, param)) if tokens > room => {
                 let message = format!(
@@ -170,7 +187,15 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
         "logit_bias",
         "tools",
         "functions",
+        "structured_outputs",
         "guided_json",
+        "guided_choice",
+        "guided_regex",
+        "guided_grammar",
+        "bad_words",
+        "allowed_token_ids",
+        "truncate_prompt_tokens",
+        "prompt_logprobs",
         "prompt_embeds",
     ] {
         let is_empty = match fields.take(name) {
@@ -219,8 +244,10 @@ fn sampling(fields: &mut Fields, logprobs: Option<usize>) -> Result<SamplingPara
         seed: fields.integer("seed")?.map(i64::cast_unsigned),
         presence_penalty: penalty(fields, "presence_penalty")?.unwrap_or(0.0),
         frequency_penalty: penalty(fields, "frequency_penalty")?.unwrap_or(0.0),
-        repetition_penalty: number(fields, "repetition_penalty", "above 0", |p| p > 0.0)?
-            .unwrap_or(defaults.repetition_penalty),
+        repetition_penalty: number(fields, "repetition_penalty", "in [0.01, 100]", |p| {
+            REPETITION_PENALTIES.contains(&p)
+        })?
+        .unwrap_or(defaults.repetition_penalty),
         min_tokens: match fields.integer("min_tokens")? {
             Some(tokens) => at_least("min_tokens", tokens, 0)?,
             None => 0,

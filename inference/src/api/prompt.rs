@@ -10,8 +10,11 @@ use super::fields::wrong;
 
 /// Most prompts in one request.
 const MAX_PROMPTS: usize = 256;
-/// Longer texts are tokenized away from the threads that serve connections.
+/// More text than this, that of all prompts of a request together, is tokenized or decoded away
+/// from the threads that serve connections.
 const BLOCKING_TEXT_BYTES: usize = 16 * 1024;
+/// Usual length of a token's text.
+const BYTES_PER_TOKEN: usize = 4;
 
 /// A prompt as the request has it.
 #[derive(Debug, PartialEq)]
@@ -75,6 +78,45 @@ pub(super) fn token_ids(
     ids.collect()
 }
 
+impl RawPrompt {
+    /// What it takes to tokenize, or to read where `want_text`, in bytes of text.
+    fn work_bytes(&self, want_text: bool) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(tokens) if want_text => decode_bytes(tokens),
+            Self::Tokens(_) => 0,
+        }
+    }
+
+    fn tokenize(
+        self,
+        tokenizer: &Tokenizer,
+        add_special_tokens: bool,
+        want_text: bool,
+    ) -> Result<TokenizedPrompt, ApiError> {
+        let prompt = match self {
+            Self::Text(text) => TokenizedPrompt {
+                tokens: tokenizer.encode(&text, add_special_tokens)?,
+                text,
+                from_text: true,
+            },
+            Self::Tokens(tokens) => TokenizedPrompt {
+                text: if want_text {
+                    tokenizer.decode(&tokens, false)?
+                } else {
+                    String::new()
+                },
+                tokens,
+                from_text: false,
+            },
+        };
+        if prompt.tokens.is_empty() {
+            return Err(ApiError::parameter("prompt", "the prompt has no tokens"));
+        }
+        Ok(prompt)
+    }
+}
+
 impl App {
     /// Turns prompts into tokens. With `want_text` token ids become text as well.
     pub(super) async fn tokenize_prompts(
@@ -83,66 +125,69 @@ impl App {
         add_special_tokens: bool,
         want_text: bool,
     ) -> Result<Vec<TokenizedPrompt>, ApiError> {
-        let mut tokenized = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            let prompt = match prompt {
-                RawPrompt::Text(text) => {
-                    let (text, tokens) = self.encode(text, add_special_tokens).await?;
-                    TokenizedPrompt {
-                        text,
-                        tokens,
-                        from_text: true,
-                    }
-                }
-                RawPrompt::Tokens(tokens) => {
-                    let text = if want_text {
-                        self.decode(&tokens, false)?
-                    } else {
-                        String::new()
-                    };
-                    TokenizedPrompt {
-                        text,
-                        tokens,
-                        from_text: false,
-                    }
-                }
-            };
-            if prompt.tokens.is_empty() {
-                return Err(ApiError::parameter("prompt", "the prompt has no tokens"));
-            }
-            tokenized.push(prompt);
-        }
-        Ok(tokenized)
+        let bytes = prompts.iter().map(|prompt| prompt.work_bytes(want_text));
+        self.with_tokenizer(bytes.sum(), move |tokenizer| {
+            let prompts = prompts.into_iter();
+            prompts
+                .map(|prompt| prompt.tokenize(tokenizer, add_special_tokens, want_text))
+                .collect()
+        })
+        .await
     }
 
-    /// The tokens of a text, which is given back.
-    pub(super) async fn encode(
+    /// Does the tokenizer's work on so many bytes of text where it holds up nobody else.
+    pub(super) async fn with_tokenizer<T: Send + 'static>(
         &self,
-        text: String,
-        add_special_tokens: bool,
-    ) -> Result<(String, Vec<u32>), ApiError> {
-        if text.len() <= BLOCKING_TEXT_BYTES {
-            return encode(&self.generator.tokenizer, text, add_special_tokens);
-        }
+        bytes: usize,
+        work: impl FnOnce(&Tokenizer) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
         let tokenizer = self.generator.tokenizer.clone();
-        tokio::task::spawn_blocking(move || encode(&tokenizer, text, add_special_tokens))
-            .await
-            .map_err(|error| ApiError::Tokenizer(error.to_string()))?
-    }
-
-    /// The text of tokens.
-    pub(super) fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String, ApiError> {
-        let text = self.generator.tokenizer.decode(tokens, skip_special);
-        text.map_err(|error| ApiError::Tokenizer(error.to_string()))
+        in_place_or_apart(bytes, move || work(&tokenizer)).await
     }
 }
 
-fn encode(
-    tokenizer: &Tokenizer,
-    text: String,
-    add_special_tokens: bool,
-) -> Result<(String, Vec<u32>), ApiError> {
-    let tokens = tokenizer.encode(&text, add_special_tokens);
-    let tokens = tokens.map_err(|error| ApiError::Tokenizer(error.to_string()))?;
-    Ok((text, tokens))
+/// The bytes of text that tokens read as, about.
+pub(super) fn decode_bytes(tokens: &[u32]) -> usize {
+    tokens.len().saturating_mul(BYTES_PER_TOKEN)
+}
+
+/// Little work is done at once, much on a thread of its own.
+async fn in_place_or_apart<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= BLOCKING_TEXT_BYTES {
+        return work();
+    }
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ApiError::Tokenizer(error.to_string()))?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn much_text_is_tokenized_away_from_the_threads_that_serve() {
+        let here = thread::current().id();
+        for (bytes, stays) in [
+            (BLOCKING_TEXT_BYTES, true),
+            (BLOCKING_TEXT_BYTES + 1, false),
+        ] {
+            let worker = in_place_or_apart(bytes, || Ok(thread::current().id()));
+            assert_eq!(worker.await.expect("it does not fail") == here, stays);
+        }
+    }
+
+    #[test]
+    fn work_is_text_to_read_and_tokens_whose_text_is_wanted() {
+        let text = RawPrompt::Text("x".repeat(1000));
+        let tokens = RawPrompt::Tokens(vec![1; 1000]);
+        assert_eq!(text.work_bytes(false), 1000);
+        assert_eq!(tokens.work_bytes(false), 0);
+        assert!(tokens.work_bytes(true) >= 1000);
+    }
 }

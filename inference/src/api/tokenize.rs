@@ -6,6 +6,8 @@ use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Value, json};
 
+use crate::tokenizer::Tokenizer;
+
 use super::error::ApiError;
 use super::fields::wrong;
 use super::{App, body, prompt};
@@ -27,14 +29,16 @@ pub(super) async fn tokenize(
             add_special_tokens.unwrap_or(false),
         ),
     };
-    let (_, tokens) = app.encode(text, add_special_tokens).await?;
-    let texts = with_texts.then(|| {
-        let tokenizer = &app.generator.tokenizer;
-        tokens
-            .iter()
-            .map(|&id| tokenizer.token_text(id))
-            .collect::<Vec<_>>()
-    });
+    let bytes = text.len();
+    let encode = move |tokenizer: &Tokenizer| {
+        let tokens = tokenizer.encode(&text, add_special_tokens)?;
+        let texts = with_texts.then(|| {
+            let texts = tokens.iter().map(|&id| tokenizer.token_text(id));
+            texts.collect::<Vec<_>>()
+        });
+        Ok((tokens, texts))
+    };
+    let (tokens, texts) = app.with_tokenizer(bytes, encode).await?;
     Ok(Json(json!({
         "count": tokens.len(),
         "max_model_len": app.model.max_model_len,
@@ -55,5 +59,8 @@ pub(super) async fn detokenize(
         Some(other) => return Err(wrong("tokens", "a list of token ids", &other)),
         None => return Err(ApiError::parameter("tokens", "tokens is required")),
     };
-    Ok(Json(json!({"prompt": app.decode(&tokens, false)?})))
+    let bytes = prompt::decode_bytes(&tokens);
+    let decode = move |tokenizer: &Tokenizer| Ok(tokenizer.decode(&tokens, false)?);
+    let text = app.with_tokenizer(bytes, decode).await?;
+    Ok(Json(json!({"prompt": text})))
 }

@@ -6,70 +6,43 @@
 //! - `scheduler`: which sequences run in a step; pure, no tensors, clock or I/O
 //! - `runner`: a step's forward pass over a ragged batch
 //! - `sampler`: logits to tokens
+//! - `queue`: the places of those that wait; `config`: the bounds of it all
+//! - `step_tokens`: what the metrics read of the steps
 //! - `thread`: the loop `schedule` → `run` → `sample` → `postprocess`
 
+mod config;
+mod queue;
 pub mod request;
 mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod step_tokens;
 mod thread;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lantern_telemetry::ConfigError;
+use prometheus_client::metrics::histogram::Histogram;
 
 use crate::loader::LoadedModel;
 use crate::tensor_error::TensorError;
-use request::{QueueSlot, Request, RequestStream, Submission};
+use queue::{Places, Queue};
+use request::{Request, RequestStream, Submission};
 use scheduler::KV_BLOCK_TOKENS;
+use step_tokens::StepTokens;
 
+pub use config::{DEFAULT_CPU_KV_CACHE_BYTES, EngineConfig, MAX_WAITING_REQUESTS};
 pub use thread::EngineThread;
-
-/// What bounds the engine.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EngineConfig {
-    /// Most sequences in one step; at least 1.
-    pub max_num_seqs: usize,
-    /// Most tokens in one step, prompts included; at least `max_num_seqs`.
-    pub max_num_batched_tokens: usize,
-    /// Requests that may wait for their first step; one more is refused.
-    pub max_waiting_requests: usize,
-    /// Memory for keys and values; `None` takes what the device can spare (on a CPU at most
-    /// [`DEFAULT_CPU_KV_CACHE_BYTES`]).
-    pub kv_cache_bytes: Option<u64>,
-    /// Share of a GPU's memory that weights and KV cache may take together, in (0, 1].
-    pub gpu_memory_utilization: f64,
-}
-
-/// KV cache budget on a CPU when none is named: vLLM's own default there.
-pub const DEFAULT_CPU_KV_CACHE_BYTES: u64 = 4 << 30;
-
-impl Default for EngineConfig {
-    fn default() -> Self {
-        Self {
-            max_num_seqs: 256,
-            max_num_batched_tokens: 2048,
-            max_waiting_requests: 1024,
-            kv_cache_bytes: None,
-            gpu_memory_utilization: 0.9,
-        }
-    }
-}
 
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// A bound that cannot hold.
-    #[error("{setting} = {value} is not possible: {allowed}")]
-    Config {
-        /// The field of [`EngineConfig`].
-        setting: &'static str,
-        /// What it was.
-        value: String,
-        /// What it may be.
-        allowed: String,
-    },
+    #[error("the engine cannot keep to its bounds")]
+    Config(#[from] ConfigError),
     /// The KV cache budget does not hold one sequence of the model's full length.
     #[error(
         "one sequence of {max_model_len} tokens needs {needed_bytes} bytes of KV cache, {budget_bytes} are there: \
@@ -141,7 +114,7 @@ pub struct Engine {
 /// The way in. Apart from [`Shared`], so that the thread, which holds that, does not keep itself alive.
 #[derive(Debug)]
 struct Inlet {
-    sender: Mutex<Option<SyncSender<Submission>>>,
+    sender: Mutex<Option<Sender<Submission>>>,
     config: EngineConfig,
     max_model_len: usize,
 }
@@ -150,13 +123,14 @@ struct Inlet {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     /// Requests between `submit` and their first step.
-    queued: Arc<AtomicUsize>,
+    queue: Arc<Queue>,
     preempted: AtomicUsize,
     running: AtomicUsize,
     kv_blocks_used: AtomicUsize,
     kv_blocks_total: AtomicUsize,
     preemptions: AtomicU64,
     steps: AtomicU64,
+    step_tokens: StepTokens,
     /// Why the thread ended other than by shutdown.
     failure: Mutex<Option<String>>,
 }
@@ -174,7 +148,7 @@ impl Engine {
         model: LoadedModel,
         config: EngineConfig,
     ) -> Result<(Engine, EngineThread), EngineError> {
-        config.check()?;
+        let config = config.checked()?;
         let kv_blocks = kv_blocks(&model, &config)?;
         let limits = scheduler::Limits {
             max_num_seqs: config.max_num_seqs,
@@ -191,8 +165,8 @@ impl Engine {
 
     /// A handle without an engine: whoever holds the receiver answers the submissions. For tests.
     pub fn channel(config: EngineConfig, max_model_len: usize) -> (Engine, Receiver<Submission>) {
-        // `queued` bounds the queue; the channel is as long, so that a slot always has its place.
-        let (sender, receiver) = std::sync::mpsc::sync_channel(config.max_waiting_requests);
+        // Bounded by the places in `queue`: nothing is sent without one.
+        let (sender, receiver) = std::sync::mpsc::channel();
         let inlet = Inlet {
             sender: Mutex::new(Some(sender)),
             config,
@@ -207,32 +181,25 @@ impl Engine {
 
     /// Hands a request over; its events arrive on the stream. Never blocks.
     pub fn submit(&self, request: Request) -> Result<RequestStream, SubmitError> {
-        let max_model_len = self.inlet.max_model_len;
-        let prompt_tokens = request.prompt_tokens.len();
-        if prompt_tokens >= max_model_len {
-            return Err(SubmitError::PromptTooLong {
-                prompt_tokens,
-                max_model_len,
-            });
-        }
-        let guard = self
-            .inlet
-            .sender
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(sender) = guard.as_ref() else {
-            return Err(self.stopped());
-        };
-        let limit = self.inlet.config.max_waiting_requests;
-        let slot =
-            QueueSlot::take(&self.shared.queued, limit).ok_or(SubmitError::QueueFull { limit })?;
-        let (mut submission, stream) = Submission::new(request);
-        submission.slot = Some(slot);
-        match sender.try_send(submission) {
-            Ok(()) => Ok(stream),
-            Err(TrySendError::Full(_)) => Err(SubmitError::QueueFull { limit }),
-            Err(TrySendError::Disconnected(_)) => Err(self.stopped()),
-        }
+        self.reserve(1)?.submit(request)
+    }
+
+    /// Takes places in the queue for requests that follow each other, so many of them at once.
+    pub fn reserve(&self, places: usize) -> Result<Reservation, SubmitError> {
+        // Rather what will not change than what may.
+        drop(self.sender()?);
+        let limit = self.max_waiting_requests();
+        let places = self.shared.queue.take(places, limit);
+        Ok(Reservation {
+            places: places.ok_or(SubmitError::QueueFull { limit })?,
+            engine: self.clone(),
+        })
+    }
+
+    fn sender(&self) -> Result<Sender<Submission>, SubmitError> {
+        let sender = self.inlet.sender.lock();
+        let sender = sender.unwrap_or_else(PoisonError::into_inner).clone();
+        sender.ok_or_else(|| self.stopped())
     }
 
     /// What the engine is doing.
@@ -240,10 +207,9 @@ impl Engine {
         let shared = &self.shared;
         let used = shared.kv_blocks_used.load(Ordering::Relaxed);
         let total = shared.kv_blocks_total.load(Ordering::Relaxed);
-        let queued = shared.queued.load(Ordering::Relaxed);
         EngineStats {
             running: shared.running.load(Ordering::Relaxed),
-            waiting: queued + shared.preempted.load(Ordering::Relaxed),
+            waiting: shared.queue.waiting() + shared.preempted.load(Ordering::Relaxed),
             kv_cache_usage: if total == 0 {
                 0.0
             } else {
@@ -258,6 +224,16 @@ impl Engine {
     /// Longest sequence, prompt and output together.
     pub fn max_model_len(&self) -> usize {
         self.inlet.max_model_len
+    }
+
+    /// Requests that may wait for their first step; one more is refused.
+    pub fn max_waiting_requests(&self) -> usize {
+        self.inlet.config.max_waiting_requests
+    }
+
+    /// Tokens per step, as they are run.
+    pub fn step_tokens(&self) -> Histogram {
+        self.shared.step_tokens.histogram()
     }
 
     /// Takes no new requests. Accepted ones finish (dropping their streams ends them sooner), then
@@ -278,35 +254,36 @@ impl Engine {
     }
 }
 
-impl EngineConfig {
-    fn check(&self) -> Result<(), EngineError> {
-        let refuse = |setting, value: String, allowed: &str| {
-            Err(EngineError::Config {
-                setting,
-                value,
-                allowed: allowed.to_owned(),
-            })
-        };
-        if self.max_num_seqs == 0 {
-            return refuse("max_num_seqs", "0".into(), "use at least 1");
-        }
-        if self.max_num_batched_tokens < self.max_num_seqs {
-            // Otherwise the newest sequences of a full batch would never get their token.
-            return Err(EngineError::Config {
-                setting: "max_num_batched_tokens",
-                value: self.max_num_batched_tokens.to_string(),
-                allowed: format!("use at least max_num_seqs, {}", self.max_num_seqs),
+/// Places in the engine's queue that stay with their owner.
+#[derive(Debug)]
+pub struct Reservation {
+    engine: Engine,
+    places: Arc<Places>,
+}
+
+impl Reservation {
+    /// Hands a request over; its events arrive on the stream. Never blocks, and finds the queue full
+    /// only when as many requests as there are places here wait already.
+    pub fn submit(&self, request: Request) -> Result<RequestStream, SubmitError> {
+        let engine = &self.engine;
+        let max_model_len = engine.max_model_len();
+        let prompt_tokens = request.prompt_tokens.len();
+        if prompt_tokens >= max_model_len {
+            return Err(SubmitError::PromptTooLong {
+                prompt_tokens,
+                max_model_len,
             });
         }
-        let share = self.gpu_memory_utilization;
-        if !(share > 0.0 && share <= 1.0) {
-            return refuse(
-                "gpu_memory_utilization",
-                share.to_string(),
-                "use a number in (0, 1]",
-            );
+        let sender = engine.sender()?;
+        let limit = engine.max_waiting_requests();
+        let slot = self.places.enter();
+        let slot = slot.ok_or(SubmitError::QueueFull { limit })?;
+        let (mut submission, stream) = Submission::new(request);
+        submission.slot = Some(slot);
+        match sender.send(submission) {
+            Ok(()) => Ok(stream),
+            Err(_) => Err(engine.stopped()),
         }
-        Ok(())
     }
 }
 

@@ -4,14 +4,13 @@
 //! engine and the engine against a plain caller. [`super::Engine`] owns the other end.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use tokio::sync::mpsc;
 
+use super::queue::QueueSlot;
 use crate::sampling_params::SamplingParams;
 
 /// One sequence to generate.
@@ -45,6 +44,38 @@ pub enum FinishReason {
     Length,
 }
 
+/// Time of the engine's steps that a sequence took part in, summed up. A step that it shared with
+/// others counts whole for each of them: that is how long it kept the sequence busy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Choosing the steps.
+    pub scheduler: Duration,
+    /// Forward passes, until the logits that they were run for are on the host.
+    pub model_forward: Duration,
+    /// Forward passes, waits for the device and sampling.
+    pub model_execute: Duration,
+}
+
+impl StepTimes {
+    /// Both one after the other.
+    pub fn and(self, next: Self) -> Self {
+        Self {
+            scheduler: self.scheduler + next.scheduler,
+            model_forward: self.model_forward + next.model_forward,
+            model_execute: self.model_execute + next.model_execute,
+        }
+    }
+
+    /// The longer of each.
+    pub fn longest(self, other: Self) -> Self {
+        Self {
+            scheduler: self.scheduler.max(other.scheduler),
+            model_forward: self.model_forward.max(other.model_forward),
+            model_execute: self.model_execute.max(other.model_execute),
+        }
+    }
+}
+
 /// What happens to a request, in order: `Scheduled`, `PromptLogprobs` where asked, `Token`s, then
 /// `Finished` or `Failed` once. The terminating token is sent as a `Token` too.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +95,9 @@ pub enum Event {
         logprobs: Option<TokenLogprobs>,
         /// When it was sampled.
         at: Instant,
+        /// All steps until then. With every token and not at the end, which a request that is
+        /// cancelled (by a stop string, say) never sees.
+        times: StepTimes,
     },
     /// The sequence is complete.
     Finished {
@@ -90,27 +124,6 @@ pub struct Submission {
     pub events: mpsc::UnboundedSender<Event>,
     /// Its place in the bounded queue; given back when the engine first schedules it.
     pub(crate) slot: Option<QueueSlot>,
-}
-
-/// One place in the queue of waiting requests, given back on drop.
-#[derive(Debug)]
-pub(crate) struct QueueSlot(Arc<AtomicUsize>);
-
-impl QueueSlot {
-    /// A place, unless `limit` are taken.
-    pub(crate) fn take(queued: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
-        let below_limit = |taken: usize| (taken < limit).then_some(taken + 1);
-        queued
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_limit)
-            .ok()?;
-        Some(Self(Arc::clone(queued)))
-    }
-}
-
-impl Drop for QueueSlot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// The events of one request; always ends with `Finished` or `Failed`. Dropping it cancels the request.
@@ -143,6 +156,13 @@ impl Submission {
                 queued,
             },
         )
+    }
+}
+
+impl Submission {
+    /// Gives its place in the queue back: it is about to run.
+    pub fn leave_queue(&mut self) {
+        self.slot = None;
     }
 }
 

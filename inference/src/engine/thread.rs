@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Shared;
-use super::request::{Event, QueueSlot, Submission, TokenLogprobs};
+use super::queue::QueueSlot;
+use super::request::{Event, StepTimes, Submission, TokenLogprobs};
 use super::runner::{ModelRunner, Output, Part};
 use super::sampler::{Sampled, Sampler, token_logprobs};
 use super::scheduler::{Limits, Scheduled, Scheduler, Step};
@@ -87,6 +88,28 @@ struct Active {
     sampler: Sampler,
     /// While they are being computed: one entry per prompt token so far.
     prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+    /// Its steps so far.
+    times: StepTimes,
+}
+
+/// A step under way.
+#[derive(Debug, Clone, Copy)]
+struct StepClock {
+    scheduler: Duration,
+    model_forward: Duration,
+    /// When the forward pass began.
+    execute: Instant,
+}
+
+impl StepClock {
+    /// The step until then.
+    fn times(&self, until: Instant) -> StepTimes {
+        StepTimes {
+            scheduler: self.scheduler,
+            model_forward: self.model_forward,
+            model_execute: until.saturating_duration_since(self.execute),
+        }
+    }
 }
 
 impl Active {
@@ -146,6 +169,7 @@ impl EngineLoop {
                 slot,
                 sampler,
                 prompt_logprobs,
+                times: StepTimes::default(),
             },
         );
         self.scheduler.add(sequence);
@@ -185,14 +209,26 @@ impl EngineLoop {
 
     /// One step of all sequences that the scheduler chooses.
     fn step(&mut self) -> candle_core::Result<()> {
+        let begun = Instant::now();
         let step = self.scheduler.schedule();
+        let scheduler = begun.elapsed();
         self.note_moves(&step);
         let parts: Vec<_> = step
             .scheduled
             .iter()
             .map(|scheduled| part(&self.scheduler, *scheduled))
             .collect();
+        let execute = Instant::now();
         let mut output = self.runner.run(&parts)?;
+        let clock = StepClock {
+            scheduler,
+            model_forward: execute.elapsed(),
+            execute,
+        };
+        // Before anybody hears of the step: who then asks finds it counted.
+        self.shared.steps.fetch_add(1, Ordering::Relaxed);
+        let tokens = step.scheduled.iter().map(|scheduled| scheduled.num_tokens);
+        self.shared.step_tokens.note(tokens.sum());
         let mut row = 0;
         for part in &parts {
             let active = self.active.get_mut(&part.id).expect("what runs is active");
@@ -207,9 +243,15 @@ impl EngineLoop {
             .for_each(|scheduled| self.scheduler.computed(*scheduled));
         let sampling = step.scheduled.iter().filter(|scheduled| scheduled.samples);
         for (scheduled, logits) in sampling.zip(logits) {
-            self.sample(scheduled.id, logits);
+            self.sample(scheduled.id, logits, &clock);
         }
-        self.shared.steps.fetch_add(1, Ordering::Relaxed);
+        let times = clock.times(Instant::now());
+        for scheduled in &step.scheduled {
+            // Those that have ended had theirs with their last token.
+            if let Some(active) = self.active.get_mut(&scheduled.id) {
+                active.times = active.times.and(times);
+            }
+        }
         Ok(())
     }
 
@@ -234,7 +276,7 @@ impl EngineLoop {
         }
     }
 
-    fn sample(&mut self, id: SequenceId, logits: Vec<f32>) {
+    fn sample(&mut self, id: SequenceId, logits: Vec<f32>, clock: &StepClock) {
         let active = self.active.get_mut(&id).expect("what runs is active");
         let sampled = active.sampler.sample(logits, sequence(&self.scheduler, id));
         let at = Instant::now();
@@ -244,6 +286,7 @@ impl EngineLoop {
                     id: token,
                     logprobs,
                     at,
+                    times: active.times.and(clock.times(at)),
                 });
                 let reason = self.scheduler.postprocess(id, token, &self.eos_token_ids);
                 reason.map(|reason| Event::Finished { reason, at })

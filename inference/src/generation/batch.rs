@@ -3,22 +3,22 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::Stream;
 use futures::future::BoxFuture;
 
 use super::exchange::Exchange;
 use super::record::Record;
+use super::round_robin::RoundRobin;
 use super::sampling::Sampling;
-use super::{GenerationError, Generator, Output, Prompt, beam, sampling};
+use super::{Collected, GenerationError, Generator, Output, Prompt, beam, sampling};
 
 /// Everything one HTTP request generates: a stream of outputs, each with the index of its prompt.
 /// It ends after the first error. Dropping it cancels all of it.
 pub struct Batch {
     prompts: Vec<Generation>,
-    /// Where the next poll begins, so that no prompt starves another.
-    next: usize,
+    turns: RoundRobin,
     failed: bool,
     exchange: Arc<Exchange>,
 }
@@ -28,7 +28,7 @@ enum Generation {
     /// Sequences whose text goes out as it comes.
     Sampling(Box<Sampling>),
     /// A result that is known only at its end.
-    Collecting(BoxFuture<'static, Result<VecDeque<Output>, GenerationError>>),
+    Collecting(BoxFuture<'static, Collected>),
     /// What is left of such a result.
     Collected(VecDeque<Output>),
 }
@@ -45,7 +45,7 @@ impl Batch {
             .map(|(prompt, record)| Generation::start(generator, prompt, record));
         let mut batch = Self {
             prompts: Vec::with_capacity(started.len()),
-            next: 0,
+            turns: RoundRobin::default(),
             failed: false,
             exchange: Arc::clone(exchange),
         };
@@ -67,29 +67,20 @@ impl Stream for Batch {
         if self.failed {
             return Poll::Ready(None);
         }
-        let count = self.prompts.len();
-        let mut complete = 0;
-        for offset in 0..count {
-            let at = (self.next + offset) % count;
-            match self.prompts[at].poll_output(cx) {
-                Poll::Ready(Some(Ok(output))) => {
-                    self.next = (at + 1) % count;
-                    return Poll::Ready(Some(Ok((at, output))));
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    self.failed = true;
-                    self.exchange.give_up(error.error_type(), &error);
-                    self.prompts.clear();
-                    return Poll::Ready(Some(Err(error)));
-                }
-                Poll::Ready(None) => complete += 1,
-                Poll::Pending => {}
+        let this = &mut *self;
+        let count = this.prompts.len();
+        let output = this
+            .turns
+            .poll(count, |at| this.prompts[at].poll_output(cx));
+        match ready!(output) {
+            None => Poll::Ready(None),
+            Some((at, Ok(output))) => Poll::Ready(Some(Ok((at, output)))),
+            Some((_, Err(error))) => {
+                this.failed = true;
+                this.exchange.give_up(error.error_type(), &error);
+                this.prompts.clear();
+                Poll::Ready(Some(Err(error)))
             }
-        }
-        if complete < count {
-            Poll::Pending
-        } else {
-            Poll::Ready(None)
         }
     }
 }
@@ -100,18 +91,15 @@ impl Generation {
         prompt: Prompt,
         record: Record,
     ) -> Result<Self, GenerationError> {
-        let generator = generator.clone();
         if let Some(params) = prompt.params.beam {
-            let search = beam::search(generator, prompt, params, record);
+            let search = beam::search(generator, prompt, params, record)?;
             Ok(Self::Collecting(Box::pin(search)))
         } else if prompt.params.best_of > prompt.params.n {
-            Ok(Self::Collecting(Box::pin(sampling::best_of(
-                generator, prompt, record,
-            ))))
+            let ranking = sampling::best_of(generator, prompt, record)?;
+            Ok(Self::Collecting(Box::pin(ranking)))
         } else {
-            Ok(Self::Sampling(Box::new(Sampling::start(
-                &generator, &prompt, record,
-            )?)))
+            let sampling = Sampling::start(generator, &prompt, record)?;
+            Ok(Self::Sampling(Box::new(sampling)))
         }
     }
 

@@ -12,44 +12,48 @@ use std::time::Instant;
 use futures::StreamExt;
 use futures::future::try_join_all;
 
-use crate::engine::request::{Event, Request, RequestStream, TokenLogprobs};
+use crate::engine::Reservation;
+use crate::engine::request::{Event, Request, RequestStream, StepTimes, TokenLogprobs};
 use crate::sampling_params::SamplingParams;
 
 use super::record::Record;
 use super::sequence::TextStream;
 use super::{
-    BeamParams, Delta, Finish, GenerationError, GenerationParams, Generator, Output, OutputToken,
-    Prompt,
+    BeamParams, Collected, Delta, Finish, GenerationError, GenerationParams, Generator, Output,
+    OutputToken, Prompt,
 };
 
-/// Searches to the end and yields the `n` best beams, best first.
-pub(super) async fn search(
-    generator: Generator,
+/// Takes the search's places in the engine's queue, one for each beam: having begun, it cannot find
+/// the queue full. The future searches to the end and yields the `n` best beams, best first.
+pub(super) fn search(
+    generator: &Generator,
     prompt: Prompt,
     beam: BeamParams,
     mut record: Record,
-) -> Result<VecDeque<Output>, GenerationError> {
+) -> Result<impl Future<Output = Collected> + Send + use<>, GenerationError> {
+    let places = generator.engine.reserve(prompt.params.n).map_err(|error| {
+        let error = GenerationError::from(error);
+        record.fail(error.error_type(), &error);
+        error
+    })?;
     let search = Search {
-        generator: &generator,
-        prompt: &prompt,
+        generator: generator.clone(),
+        places,
+        prompt,
         beam,
+        prompt_logprobs: None,
     };
-    let outputs = match search.run(&mut record).await {
-        Ok(beams) => search.outputs(&beams, &mut record),
-        Err(error) => Err(error),
-    };
-    match &outputs {
-        Ok(_) => record.finish(),
-        Err(error) => record.fail(error.error_type(), error),
-    }
-    outputs
+    Ok(search.into_outputs(record))
 }
 
-/// What stays the same during one search.
-struct Search<'a> {
-    generator: &'a Generator,
-    prompt: &'a Prompt,
+/// One search.
+struct Search {
+    generator: Generator,
+    places: Reservation,
+    prompt: Prompt,
     beam: BeamParams,
+    /// Of the first step, where they were asked for.
+    prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
 }
 
 /// One hypothesis.
@@ -69,15 +73,29 @@ struct Beam {
 struct NextToken {
     scheduled: Option<Instant>,
     sampled: Instant,
+    times: StepTimes,
+    prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
     logprobs: TokenLogprobs,
 }
 
-impl Search<'_> {
+impl Search {
+    async fn into_outputs(mut self, mut record: Record) -> Collected {
+        let outputs = match self.run(&mut record).await {
+            Ok(beams) => self.outputs(&beams, &mut record),
+            Err(error) => Err(error),
+        };
+        match &outputs {
+            Ok(_) => record.finish(),
+            Err(error) => record.fail(error.error_type(), error),
+        }
+        outputs
+    }
+
     fn params(&self) -> &GenerationParams {
         &self.prompt.params
     }
 
-    async fn run(&self, record: &mut Record) -> Result<Vec<Beam>, GenerationError> {
+    async fn run(&mut self, record: &mut Record) -> Result<Vec<Beam>, GenerationError> {
         let width = self.params().n;
         let start = Beam {
             tokens: vec![],
@@ -90,7 +108,8 @@ impl Search<'_> {
         let mut complete: Vec<Beam> = Vec::new();
         for _ in 0..self.params().sampling.max_tokens {
             let mut grown = Vec::new();
-            for (beam, next) in live.iter().zip(self.step(&live, record).await?) {
+            let next = self.step(&live, record).await?;
+            for (beam, next) in live.iter().zip(next) {
                 self.grow(beam, &next.logprobs, &mut grown, &mut complete);
             }
             best_first(&mut grown, width);
@@ -107,30 +126,38 @@ impl Search<'_> {
 
     /// One token after each live beam, all in the engine at once.
     async fn step(
-        &self,
+        &mut self,
         live: &[Beam],
         record: &mut Record,
     ) -> Result<Vec<NextToken>, GenerationError> {
         let streams = live.iter().map(|beam| {
             let prompt_tokens = [self.prompt.tokens.as_slice(), &beam.tokens].concat();
-            Ok(self.generator.engine.submit(Request {
+            let mut params = self.one_token();
+            if beam.tokens.is_empty() {
+                params.prompt_logprobs = self.params().sampling.prompt_logprobs;
+            }
+            Ok(self.places.submit(Request {
                 prompt_tokens,
-                params: self.one_token(),
+                params,
             })?)
         });
         let streams = streams.collect::<Result<Vec<RequestStream>, GenerationError>>()?;
         streams
             .iter()
             .for_each(|stream| record.note_queued(stream.queued));
-        let next = try_join_all(streams.into_iter().map(next_token)).await?;
-        for token in &next {
+        let mut next = try_join_all(streams.into_iter().map(next_token)).await?;
+        for token in &mut next {
+            if let Some(logprobs) = token.prompt_logprobs.take() {
+                self.prompt_logprobs = Some(logprobs);
+            }
             token
                 .scheduled
                 .into_iter()
                 .for_each(|at| record.note_scheduled(at));
         }
         if let Some(at) = next.iter().map(|token| token.sampled).max() {
-            record.note_beam_step(at);
+            let times = next.iter().map(|token| token.times);
+            record.note_beam_step(at, times.fold(StepTimes::default(), StepTimes::longest));
         }
         Ok(next)
     }
@@ -216,33 +243,38 @@ impl Search<'_> {
         })
     }
 
-    fn outputs(
-        &self,
-        beams: &[Beam],
-        record: &mut Record,
-    ) -> Result<VecDeque<Output>, GenerationError> {
-        let delta = |(index, beam): (usize, &Beam)| {
-            let text = self.text(beam)?;
-            let finish = if beam.ended {
-                Finish::Stop
-            } else {
-                Finish::Length
-            };
-            record.note_beam(index, beam.tokens.len(), &text, &finish);
-            let logprobs = beam.logprobs.iter().cloned().map(Some);
-            let logprobs = logprobs.chain(std::iter::repeat(None));
-            let tokens = beam.tokens.iter().zip(logprobs);
-            let tokens = tokens
-                .map(|(&id, logprobs)| OutputToken { id, logprobs })
-                .collect();
-            Ok(Output::Delta(Delta {
-                index,
-                text,
-                tokens,
-                finish: Some(finish),
-            }))
+    fn outputs(&mut self, beams: &[Beam], record: &mut Record) -> Collected {
+        let mut outputs: VecDeque<_> = self
+            .prompt_logprobs
+            .take()
+            .map(Output::PromptLogprobs)
+            .into_iter()
+            .collect();
+        for (index, beam) in beams.iter().enumerate() {
+            let delta = self.delta(index, beam)?;
+            record.note_beam(&delta);
+            outputs.push_back(Output::Delta(delta));
+        }
+        Ok(outputs)
+    }
+
+    fn delta(&self, index: usize, beam: &Beam) -> Result<Delta, GenerationError> {
+        let finish = if beam.ended {
+            Finish::Stop
+        } else {
+            Finish::Length
         };
-        beams.iter().enumerate().map(delta).collect()
+        let logprobs = beam.logprobs.iter().cloned().map(Some);
+        let logprobs = logprobs.chain(std::iter::repeat(None));
+        let tokens = beam.tokens.iter().zip(logprobs);
+        Ok(Delta {
+            index,
+            text: self.text(beam)?,
+            tokens: tokens
+                .map(|(&id, logprobs)| OutputToken { id, logprobs })
+                .collect(),
+            finish: Some(finish),
+        })
     }
 
     /// The text of a beam. Stop strings do not apply to beams, in vLLM neither.
@@ -284,22 +316,27 @@ fn chosen(next: &TokenLogprobs, token: (u32, f32), wanted: usize) -> TokenLogpro
 /// Reads a one-token request to its end.
 async fn next_token(mut stream: RequestStream) -> Result<NextToken, GenerationError> {
     let mut scheduled = None;
+    let mut prompt_logprobs = None;
     while let Some(event) = stream.next().await {
         match event {
             Event::Scheduled { at } => scheduled = Some(at),
             Event::Token {
                 logprobs: Some(logprobs),
                 at,
+                times,
                 ..
             } => {
                 return Ok(NextToken {
                     scheduled,
                     sampled: at,
+                    times,
+                    prompt_logprobs,
                     logprobs,
                 });
             }
+            Event::PromptLogprobs(logprobs) => prompt_logprobs = Some(logprobs),
             Event::Failed { message } => return Err(GenerationError::Failed(message)),
-            Event::Token { .. } | Event::PromptLogprobs(_) | Event::Finished { .. } => {}
+            Event::Token { .. } | Event::Finished { .. } => {}
         }
     }
     Err(GenerationError::events_ended())

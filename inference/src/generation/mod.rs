@@ -3,6 +3,7 @@
 //!
 //! # Layout
 //! - [`batch`]: the prompts of one HTTP request, merged into one stream of [`Output`]s
+//! - `round_robin`: whose turn it is among those
 //! - `sampling`: `n` sequences side by side, and the best `n` of `best_of`
 //! - `beam`: beam search, driven one token at a time
 //! - `sequence`: one sequence's text, from `detokenizer` and `stop`
@@ -15,11 +16,13 @@ mod beam;
 mod detokenizer;
 pub mod exchange;
 pub mod record;
+mod round_robin;
 mod sampling;
 mod sequence;
 mod stop;
 pub mod timeline;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::rngs::StdRng;
@@ -76,6 +79,9 @@ impl Generator {
 pub struct GenerationParams {
     /// What each sequence asks of the engine.
     pub sampling: SamplingParams,
+    /// Answer with the prompt alone: the engine, which always generates, generates one token that
+    /// is no part of the result.
+    pub prompt_only: bool,
     /// Sequences to answer with.
     pub n: usize,
     /// Sequences to sample; the `n` most likely are kept. At least `n`.
@@ -88,6 +94,26 @@ pub struct GenerationParams {
     pub include_stop_str_in_output: bool,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
+}
+
+impl GenerationParams {
+    /// Most tokens that each sequence of the result may have.
+    pub fn max_tokens(&self) -> usize {
+        if self.prompt_only {
+            0
+        } else {
+            self.sampling.max_tokens
+        }
+    }
+
+    /// Sequences that one prompt has in the engine at once.
+    pub fn sequences(&self) -> usize {
+        if self.beam.is_some() {
+            self.n
+        } else {
+            self.best_of
+        }
+    }
 }
 
 /// What beam search has beside its width.
@@ -160,6 +186,9 @@ pub struct Delta {
     /// Present on the last one.
     pub finish: Option<Finish>,
 }
+
+/// A result that is known only at its end.
+type Collected = Result<VecDeque<Output>, GenerationError>;
 
 /// Why a prompt could not be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

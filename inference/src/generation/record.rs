@@ -7,11 +7,12 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::engine::request::StepTimes;
 use crate::spans::RequestSpan;
 
 use super::exchange::{Exchange, Reason};
 use super::timeline::Timeline;
-use super::{Finish, GenerationParams};
+use super::{Delta, Finish, GenerationParams};
 
 /// Most bytes of a prompt, and of each completion, that a span carries when content is captured.
 pub const MAX_CAPTURED_BYTES: usize = 16 * 1024;
@@ -35,9 +36,11 @@ pub struct Facts {
     pub params: Option<Arc<GenerationParams>>,
     /// When things happened.
     pub timeline: Timeline,
+    /// The engine's steps; of sequences side by side, which share most of theirs, the longest.
+    pub step_times: StepTimes,
     /// Tokens of the prompt.
     pub prompt_tokens: Option<usize>,
-    /// Tokens sampled; of beams those in the result.
+    /// Tokens sampled; of beams and of a ranking those in the result, once there is one.
     pub completion_tokens: usize,
     /// The `finish_reason` of each sequence, by index.
     pub finish_reasons: Vec<Option<&'static str>>,
@@ -97,24 +100,13 @@ impl Record {
         self.facts.timeline.note_scheduled(at);
     }
 
-    /// A token was sampled, `previous` being the sequence's last one before.
-    pub(super) fn note_token(&mut self, at: Instant, previous: Option<Instant>) {
-        let first = self.facts.timeline.first_token.is_none();
-        self.facts.timeline.note_token(at);
-        self.facts.completion_tokens += 1;
-        let metrics = &self.exchange.observers.metrics;
-        if first {
-            let arrival = self.exchange.clock.arrival();
-            metrics.first_token(
-                at.saturating_duration_since(arrival),
-                self.facts.prompt_tokens,
-            );
-        }
-        metrics.token(previous.map(|previous| at.saturating_duration_since(previous)));
+    /// The steps of one sequence until now.
+    pub(super) fn note_step_times(&mut self, times: StepTimes) {
+        self.facts.step_times = self.facts.step_times.longest(times);
     }
 
-    /// Every live beam has one more token. They count once the result is known.
-    pub(super) fn note_beam_step(&mut self, at: Instant) {
+    /// A token was sampled at this instant, be it part of the result or not.
+    pub(super) fn note_token_at(&mut self, at: Instant) {
         let first = self.facts.timeline.first_token.is_none();
         self.facts.timeline.note_token(at);
         if first {
@@ -126,15 +118,42 @@ impl Record {
         }
     }
 
-    /// A beam is part of the result.
-    pub(super) fn note_beam(&mut self, index: usize, tokens: usize, text: &str, finish: &Finish) {
-        self.facts.completion_tokens += tokens;
-        (0..tokens).for_each(|_| self.exchange.observers.metrics.token(None));
-        self.note_text(index, text);
-        self.note_finish(index, finish);
+    /// That token counts, `previous` being the sequence's last one before.
+    pub(super) fn note_token(&mut self, at: Instant, previous: Option<Instant>) {
+        self.facts.completion_tokens += 1;
+        let latency = previous.map(|previous| at.saturating_duration_since(previous));
+        self.exchange.observers.metrics.token(latency);
     }
 
-    pub(super) fn note_text(&mut self, index: usize, text: &str) {
+    /// Every live beam has one more token, `times` being what that took. The tokens count once
+    /// the result is known.
+    pub(super) fn note_beam_step(&mut self, at: Instant, times: StepTimes) {
+        self.facts.step_times = self.facts.step_times.and(times);
+        self.note_token_at(at);
+    }
+
+    /// A beam is part of the result.
+    pub(super) fn note_beam(&mut self, beam: &Delta) {
+        self.facts.completion_tokens += beam.tokens.len();
+        (0..beam.tokens.len()).for_each(|_| self.exchange.observers.metrics.token(None));
+        self.note_delta(beam);
+    }
+
+    /// Of all that was sampled, this is the result.
+    pub(super) fn note_ranked(&mut self, best: &[Delta]) {
+        self.facts.completion_tokens = best.iter().map(|delta| delta.tokens.len()).sum();
+        best.iter().for_each(|delta| self.note_delta(delta));
+    }
+
+    /// A piece of the result.
+    pub(super) fn note_delta(&mut self, delta: &Delta) {
+        self.note_text(delta.index, &delta.text);
+        if let Some(finish) = &delta.finish {
+            self.note_finish(delta.index, finish);
+        }
+    }
+
+    fn note_text(&mut self, index: usize, text: &str) {
         if let Some(texts) = &mut self.facts.completion_texts {
             if texts.len() <= index {
                 texts.resize_with(index + 1, String::new);
@@ -143,7 +162,7 @@ impl Record {
         }
     }
 
-    pub(super) fn note_finish(&mut self, index: usize, finish: &Finish) {
+    fn note_finish(&mut self, index: usize, finish: &Finish) {
         let reasons = &mut self.facts.finish_reasons;
         if reasons.len() <= index {
             reasons.resize(index + 1, None);

@@ -3,20 +3,20 @@
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use crate::engine::request::Request;
 use crate::sampling_params::SamplingParams;
 
 use super::record::Record;
+use super::round_robin::RoundRobin;
 use super::sequence::{Sequence, Step};
-use super::{Delta, GenerationError, GenerationParams, Generator, Output, Prompt};
+use super::{Collected, Delta, GenerationError, GenerationParams, Generator, Output, Prompt};
 
 /// The sequences of one prompt.
 pub(super) struct Sampling {
     sequences: Vec<Sequence>,
-    /// Where the next poll begins, so that no sequence starves another.
-    next: usize,
+    turns: RoundRobin,
     /// Prompt log probabilities go before any text; only the first sequence has them.
     prompt_logprobs_due: bool,
     record: Record,
@@ -54,38 +54,39 @@ impl Sampling {
         let prompt_logprobs_due = prompt.params.sampling.prompt_logprobs.is_some();
         Ok(Self {
             sequences,
-            next: 0,
+            turns: RoundRobin::default(),
             prompt_logprobs_due,
             record,
         })
     }
 
-    /// The next output; `None` when every sequence is complete.
+    /// The next output, as part of the result; `None` when every sequence is complete.
     pub(super) fn poll_output(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Output, GenerationError>>> {
+        let output = ready!(self.poll_sequences(cx));
+        if let Some(Ok(Output::Delta(delta))) = &output {
+            self.record.note_delta(delta);
+            if self.sequences.iter().all(Sequence::is_complete) {
+                self.record.finish();
+            }
+        }
+        Poll::Ready(output)
+    }
+
+    /// The next output, which may or may not become part of the result.
+    fn poll_sequences(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Output, GenerationError>>> {
         if self.prompt_logprobs_due {
             return self.poll_prompt_logprobs(cx);
         }
-        let count = self.sequences.len();
-        let mut complete = 0;
-        for offset in 0..count {
-            let at = (self.next + offset) % count;
-            match self.poll_sequence(at, cx) {
-                Poll::Ready(Some(step)) => {
-                    self.next = (at + 1) % count;
-                    return Poll::Ready(Some(step));
-                }
-                Poll::Ready(None) => complete += 1,
-                Poll::Pending => {}
-            }
-        }
-        if complete < count {
-            Poll::Pending
-        } else {
-            Poll::Ready(None)
-        }
+        let (count, mut turns) = (self.sequences.len(), std::mem::take(&mut self.turns));
+        let output = turns.poll(count, |at| self.poll_sequence(at, cx));
+        self.turns = turns;
+        output.map(|output| output.map(|(_, output)| output))
     }
 
     /// The next output of one sequence; `None` when it is complete.
@@ -95,19 +96,13 @@ impl Sampling {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Output, GenerationError>>> {
         while !self.sequences[at].is_complete() {
-            match self.sequences[at].poll_step(&mut self.record, cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(Step::Nothing)) => {}
-                Poll::Ready(Ok(Step::PromptLogprobs(logprobs))) => {
+            match ready!(self.sequences[at].poll_step(&mut self.record, cx)) {
+                Ok(Step::Nothing) => {}
+                Ok(Step::PromptLogprobs(logprobs)) => {
                     return Poll::Ready(Some(Ok(Output::PromptLogprobs(logprobs))));
                 }
-                Poll::Ready(Ok(Step::Delta(delta))) => {
-                    if self.sequences.iter().all(Sequence::is_complete) {
-                        self.record.finish();
-                    }
-                    return Poll::Ready(Some(Ok(Output::Delta(delta))));
-                }
-                Poll::Ready(Err(error)) => {
+                Ok(Step::Delta(delta)) => return Poll::Ready(Some(Ok(Output::Delta(delta)))),
+                Err(error) => {
                     self.record.fail(error.error_type(), &error);
                     return Poll::Ready(Some(Err(error)));
                 }
@@ -139,37 +134,45 @@ fn sequence_params(params: &GenerationParams, index: usize) -> SamplingParams {
     sampling
 }
 
-/// Samples `best_of` sequences to their end and keeps the `n` most likely, best first.
-pub(super) async fn best_of(
-    generator: Generator,
+/// Hands `best_of` sequences to the engine, or none. The future samples them to their end and keeps
+/// the `n` most likely, best first.
+pub(super) fn best_of(
+    generator: &Generator,
     prompt: Prompt,
     record: Record,
-) -> Result<VecDeque<Output>, GenerationError> {
+) -> Result<impl Future<Output = Collected> + Send + use<>, GenerationError> {
     let n = prompt.params.n;
-    let mut ranked = Prompt {
-        params: Arc::clone(&prompt.params),
-        ..prompt
-    };
+    let mut ranked = prompt;
     // Ranking needs every token's log probability, asked for or not.
     Arc::make_mut(&mut ranked.params)
         .sampling
         .logprobs
         .get_or_insert(0);
-    let mut sampling = Sampling::start(&generator, &ranked, record)?;
-    let mut candidates: Vec<Candidate> = (0..ranked.params.best_of)
-        .map(|_| Candidate::default())
-        .collect();
-    let mut outputs = VecDeque::new();
-    while let Some(output) = std::future::poll_fn(|cx| sampling.poll_output(cx)).await {
-        match output? {
-            Output::PromptLogprobs(logprobs) => outputs.push_back(Output::PromptLogprobs(logprobs)),
-            Output::Delta(delta) => candidates[delta.index].push(delta),
+    let sampling = Sampling::start(generator, &ranked, record)?;
+    Ok(sampling.rank(n))
+}
+
+impl Sampling {
+    async fn rank(mut self, n: usize) -> Collected {
+        let mut candidates: Vec<Candidate> = Vec::new();
+        candidates.resize_with(self.sequences.len(), Candidate::default);
+        let mut outputs = VecDeque::new();
+        while let Some(output) = std::future::poll_fn(|cx| self.poll_sequences(cx)).await {
+            match output? {
+                Output::Delta(delta) => candidates[delta.index].push(delta),
+                logprobs @ Output::PromptLogprobs(_) => outputs.push_back(logprobs),
+            }
         }
+        candidates.sort_by(Candidate::better_first);
+        let best = candidates.into_iter().take(n).enumerate();
+        let best: Vec<_> = best
+            .filter_map(|(index, candidate)| candidate.into_delta(index))
+            .collect();
+        self.record.note_ranked(&best);
+        self.record.finish();
+        outputs.extend(best.into_iter().map(Output::Delta));
+        Ok(outputs)
     }
-    candidates.sort_by(Candidate::better_first);
-    let best = candidates.into_iter().take(n).enumerate();
-    outputs.extend(best.filter_map(|(index, candidate)| candidate.into_output(index)));
-    Ok(outputs)
 }
 
 /// One sequence of `best_of`, as far as it has come.
@@ -202,8 +205,7 @@ impl Candidate {
         other.logprob.total_cmp(&self.logprob)
     }
 
-    fn into_output(self, index: usize) -> Option<Output> {
-        self.delta
-            .map(|delta| Output::Delta(Delta { index, ..delta }))
+    fn into_delta(self, index: usize) -> Option<Delta> {
+        self.delta.map(|delta| Delta { index, ..delta })
     }
 }

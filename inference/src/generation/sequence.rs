@@ -29,6 +29,8 @@ pub(super) struct Sequence {
     undecided: Option<u32>,
     /// Tokens go out as they come, also those without text yet.
     every_token: bool,
+    /// Nothing of what it generates goes out.
+    prompt_only: bool,
     last_token_at: Option<Instant>,
 }
 
@@ -65,6 +67,7 @@ impl Sequence {
             ending,
             undecided: None,
             every_token,
+            prompt_only: params.prompt_only,
             last_token_at: None,
         })
     }
@@ -101,20 +104,26 @@ impl Sequence {
                 Ok(Step::Nothing)
             }
             Event::PromptLogprobs(logprobs) => Ok(Step::PromptLogprobs(logprobs)),
-            Event::Token { id, logprobs, at } => {
+            Event::Token {
+                id,
+                logprobs,
+                at,
+                times,
+            } => {
+                record.note_step_times(times);
+                record.note_token_at(at);
+                if self.prompt_only {
+                    return Ok(Step::Nothing);
+                }
                 record.note_token(at, self.last_token_at.replace(at));
-                self.on_token(OutputToken { id, logprobs }, record)
+                self.on_token(OutputToken { id, logprobs })
             }
-            Event::Finished { reason, .. } => self.on_finished(reason, record).map(Step::Delta),
+            Event::Finished { reason, .. } => self.on_finished(reason).map(Step::Delta),
             Event::Failed { message } => Err(GenerationError::Failed(message)),
         }
     }
 
-    fn on_token(
-        &mut self,
-        token: OutputToken,
-        record: &mut Record,
-    ) -> Result<Step, GenerationError> {
+    fn on_token(&mut self, token: OutputToken) -> Result<Step, GenerationError> {
         let id = token.id;
         self.tokens.push(token);
         let mut piece = Piece::default();
@@ -129,16 +138,12 @@ impl Sequence {
             }
         }
         if let Some(stop) = piece.stop {
-            return Ok(Step::Delta(self.complete(
-                piece.text,
-                Finish::StopString(stop),
-                record,
-            )));
+            let finish = Finish::StopString(stop);
+            return Ok(Step::Delta(self.complete(piece.text, finish)));
         }
         if piece.text.is_empty() && !self.every_token {
             return Ok(Step::Nothing);
         }
-        record.note_text(self.index, &piece.text);
         Ok(Step::Delta(Delta {
             index: self.index,
             text: piece.text,
@@ -147,11 +152,10 @@ impl Sequence {
         }))
     }
 
-    fn on_finished(
-        &mut self,
-        reason: FinishReason,
-        record: &mut Record,
-    ) -> Result<Delta, GenerationError> {
+    fn on_finished(&mut self, reason: FinishReason) -> Result<Delta, GenerationError> {
+        if self.prompt_only {
+            return Ok(self.complete(String::new(), Finish::Length));
+        }
         let mut finish = match reason {
             FinishReason::Eos => Finish::Stop,
             FinishReason::StopToken(id) => Finish::StopToken(id),
@@ -167,13 +171,11 @@ impl Sequence {
             Some(stop) => finish = Finish::StopString(stop),
             None => piece.text.push_str(&self.text.finish()),
         }
-        Ok(self.complete(piece.text, finish, record))
+        Ok(self.complete(piece.text, finish))
     }
 
-    fn complete(&mut self, text: String, finish: Finish, record: &mut Record) -> Delta {
+    fn complete(&mut self, text: String, finish: Finish) -> Delta {
         self.stream = None;
-        record.note_text(self.index, &text);
-        record.note_finish(self.index, &finish);
         let tokens = std::mem::take(&mut self.tokens);
         Delta {
             index: self.index,

@@ -18,8 +18,8 @@ use candle_core::Device;
 use serde::Deserialize;
 
 use crate::models::CausalLm;
-use crate::models::opt::Opt;
-use crate::models::opt_config::{ConfigError, OptConfig, TokenIds};
+use crate::models::config::{ConfigError, TokenIds};
+use crate::models::families::ModelConfig;
 
 pub use device::{DTypeChoice, DeviceChoice, DeviceError};
 pub use files::{ModelFiles, TokenizerFiles, WeightFiles};
@@ -175,8 +175,8 @@ pub fn load(
     dtype: DTypeChoice,
     max_model_len: Option<usize>,
 ) -> Result<LoadedModel, LoadError> {
-    let config = OptConfig::from_json(&read(&files.config_json)?)?;
-    let most = config.max_position_embeddings;
+    let config = ModelConfig::from_json(&read(&files.config_json)?)?;
+    let most = config.context_tokens();
     let max_model_len = max_model_len.unwrap_or(most);
     if max_model_len == 0 || max_model_len > most {
         return Err(LoadError::MaxModelLen {
@@ -190,15 +190,14 @@ pub fn load(
             eos_token_ids.push(id);
         }
     }
-    let vocab_size = config.vocab_size;
     let device = device::open(device)?;
     let dtype = device::dtype(dtype, &device, config.stored_dtype.as_deref());
     let weights = Weights::open(&files.weights, device, dtype)?;
-    let model = Opt::load(config, &weights)?;
+    let model = config.load(&weights)?;
     weights.finish();
     Ok(LoadedModel::new(
-        Box::new(model),
-        vocab_size,
+        model,
+        config.vocab_size(),
         max_model_len,
         eos_token_ids,
     ))

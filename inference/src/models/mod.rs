@@ -1,14 +1,22 @@
 //! The models: written on candle's ops, run over ragged batches.
 //!
 //! # Layout
-//! - [`opt`]: OPT; [`opt_config`] reads its config.json
-//! - `attention`: attention of a ragged batch over per-sequence caches
+//! - [`families`]: the table of what can be run; config.json picks an entry
+//! - `opt`, `llama` (and Qwen), `gpt2`: one model each; `opt_config`, `llama_config` and
+//!   `rope_config` read their fields of config.json, [`config`] has what is common to them
+//! - `layers`: what the models are made of
 //! - `kv_cache`: keys and values of one sequence
 
-mod attention;
+pub mod config;
+pub mod families;
+mod gpt2;
 mod kv_cache;
-pub mod opt;
-pub mod opt_config;
+mod layers;
+mod llama;
+mod llama_config;
+mod opt;
+mod opt_config;
+mod rope_config;
 
 use candle_core::{DType, Device, Result, Tensor};
 

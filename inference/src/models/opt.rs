@@ -1,14 +1,18 @@
 //! OPT (Zhang et al., 2022), all published shapes, after transformers' `OPTForCausalLM`.
 //!
-//! Letters in shapes: T rows of a batch, H hidden size, E embedding size, V vocabulary, N heads, D head size.
+//! Letters in shapes as in `layers`.
 
-use candle_core::{Device, IndexOp, Module, Result, Tensor};
-use candle_nn::{Activation, LayerNorm, Linear};
+use candle_core::{Device, Module, Result, Tensor};
+use candle_nn::{LayerNorm, Linear};
 
-use super::attention::{Masks, Qkv, Step, attend};
+use super::families::Blueprint;
+use super::layers::{
+    DecoderLayer, FeedForward, Loaded, NormPlace, Scope, SelfAttention, Step, in_one_product,
+    look_up,
+};
 use super::opt_config::OptConfig;
 use super::{CausalLm, KvCache, KvShape, RaggedBatch};
-use crate::loader::weights::{Weights, WeightsError};
+use crate::loader::weights::Weights;
 
 /// Rows 0 and 1 of the position table belong to padding, which we never have.
 const POSITION_OFFSET: u32 = 2;
@@ -18,16 +22,17 @@ const LAYER_NORM_EPS: f64 = 1e-5;
 
 /// The whole model.
 #[derive(Debug)]
-pub struct Opt {
-    config: OptConfig,
+struct Opt {
     device: Device,
+    kv_shape: KvShape,
     /// (V, E)
     token_embedding: Tensor,
     /// (`max_position_embeddings` + 2, H)
     position_embedding: Tensor,
     /// E -> H, where they differ.
     project_in: Option<Linear>,
-    layers: Vec<DecoderLayer>,
+    layers: Vec<DecoderLayer<LayerNorm>>,
+    norms: NormPlace,
     final_layer_norm: Option<LayerNorm>,
     /// H -> E, where they differ.
     project_out: Option<Linear>,
@@ -35,85 +40,101 @@ pub struct Opt {
     head: Linear,
 }
 
-#[derive(Debug)]
-struct DecoderLayer {
-    /// H -> 3H: queries, keys and values in one product.
-    qkv: Linear,
-    out: Linear,
-    attention_norm: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    feed_forward_norm: LayerNorm,
-}
+impl Blueprint for OptConfig {
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
 
-impl Opt {
-    /// Takes the model's tensors out of `weights`.
-    pub fn load(config: OptConfig, weights: &Weights) -> std::result::Result<Self, WeightsError> {
-        let OptConfig {
-            vocab_size,
-            hidden_size,
-            word_embed_proj_dim,
-            ..
-        } = config;
-        let decoder = Decoder {
-            config: &config,
-            weights,
-            prefix: decoder_prefix(weights),
-        };
+    fn context_tokens(&self) -> usize {
+        self.max_position_embeddings
+    }
+
+    fn load(&self, weights: &Weights) -> Loaded<Box<dyn CausalLm>> {
+        let (hidden, embedding) = (self.hidden_size, self.word_embed_proj_dim);
+        let top = "decoder.embed_tokens.weight";
+        let decoder = Scope::decoder(weights, "model.", top).within("decoder");
         let token_embedding =
-            decoder.tensor("embed_tokens.weight", &[vocab_size, word_embed_proj_dim])?;
-        let positions = config.max_position_embeddings + POSITION_OFFSET as usize;
-        let position_embedding =
-            decoder.tensor("embed_positions.weight", &[positions, hidden_size])?;
-        let projected = word_embed_proj_dim != hidden_size;
-        let projection = |name: &str, from: usize, to: usize| {
-            projected
-                .then(|| decoder.linear(name, from, to, false))
+            decoder.tensor("embed_tokens.weight", &[self.vocab_size, embedding])?;
+        let positions = self.max_position_embeddings + POSITION_OFFSET as usize;
+        let projection = |name: &str, from_to: (usize, usize)| {
+            (embedding != hidden)
+                .then(|| decoder.linear(name, from_to, false))
                 .transpose()
         };
-        let project_in = projection("project_in", word_embed_proj_dim, hidden_size)?;
-        let project_out = projection("project_out", hidden_size, word_embed_proj_dim)?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|index| decoder.layer(index))
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        let final_layer_norm = config
-            .final_layer_norm
-            .then(|| decoder.norm("final_layer_norm"))
-            .transpose()?;
-        let head = if config.tie_word_embeddings {
-            token_embedding.clone()
-        } else {
-            weights.get("lm_head.weight", &[vocab_size, word_embed_proj_dim])?
-        };
-        Ok(Self {
+        let heads = self.heads();
+        Ok(Box::new(Opt {
             device: weights.device().clone(),
+            kv_shape: KvShape {
+                layers: self.num_hidden_layers,
+                heads: heads.keys,
+                head_dim: heads.dim,
+                dtype: weights.dtype(),
+            },
+            position_embedding: decoder.tensor("embed_positions.weight", &[positions, hidden])?,
+            project_in: projection("project_in", (embedding, hidden))?,
+            layers: (0..self.num_hidden_layers)
+                .map(|index| self.layer(index, &decoder))
+                .collect::<Loaded<_>>()?,
+            norms: self.norms,
+            final_layer_norm: self
+                .final_layer_norm
+                .then(|| self.norm(&decoder, "final_layer_norm"))
+                .transpose()?,
+            project_out: projection("project_out", (hidden, embedding))?,
+            head: decoder.head(&token_embedding, self.tie_word_embeddings)?,
             token_embedding,
-            position_embedding,
-            project_in,
-            layers,
-            final_layer_norm,
-            project_out,
-            head: Linear::new(head, None),
-            config,
+        }))
+    }
+}
+
+impl OptConfig {
+    fn layer(&self, index: usize, decoder: &Scope<'_>) -> Loaded<DecoderLayer<LayerNorm>> {
+        let layer = decoder.within(&format!("layers.{index}"));
+        let attention = layer.within("self_attn");
+        let (hidden, inner) = (self.hidden_size, self.ffn_dim);
+        let square = |part: &str| attention.linear(part, (hidden, hidden), self.enable_bias);
+        Ok(DecoderLayer {
+            attention_norm: self.norm(&layer, "self_attn_layer_norm")?,
+            attention: SelfAttention {
+                layer: index,
+                heads: self.heads(),
+                qkv: in_one_product(&[square("q_proj")?, square("k_proj")?, square("v_proj")?])?,
+                head_norms: None,
+                out: square("out_proj")?,
+            },
+            feed_forward_norm: self.norm(&layer, "final_layer_norm")?,
+            feed_forward: FeedForward {
+                gate: None,
+                up: layer.linear("fc1", (hidden, inner), self.enable_bias)?,
+                activation: self.activation,
+                down: layer.linear("fc2", (inner, hidden), self.enable_bias)?,
+            },
         })
     }
 
+    fn norm(&self, scope: &Scope<'_>, name: &str) -> Loaded<LayerNorm> {
+        if self.layer_norm_elementwise_affine {
+            scope.layer_norm(name, self.hidden_size, LAYER_NORM_EPS)
+        } else {
+            scope.plain_layer_norm(self.hidden_size, LAYER_NORM_EPS)
+        }
+    }
+}
+
+impl Opt {
     /// Token and position embeddings: (T) -> (T, H).
     fn embed(&self, batch: &RaggedBatch) -> Result<Tensor> {
-        let rows = batch.tokens.len();
-        let tokens = Tensor::from_slice(&batch.tokens, rows, &self.device)?;
         let positions: Vec<u32> = batch
             .positions
             .iter()
             .map(|at| at + POSITION_OFFSET)
             .collect();
-        let positions = Tensor::from_vec(positions, rows, &self.device)?;
-        let embedded = self.token_embedding.index_select(&tokens, 0)?; // (T, E)
+        let embedded = look_up(&self.token_embedding, &batch.tokens)?; // (T, E)
         let embedded = match &self.project_in {
             Some(project_in) => project_in.forward(&embedded)?,
             None => embedded,
         };
-        embedded + self.position_embedding.index_select(&positions, 0)?
+        embedded + look_up(&self.position_embedding, &positions)?
     }
 }
 
@@ -123,31 +144,14 @@ impl CausalLm for Opt {
     }
 
     fn kv_shape(&self) -> KvShape {
-        KvShape {
-            layers: self.config.num_hidden_layers,
-            heads: self.config.num_attention_heads,
-            head_dim: self.config.head_dim(),
-            dtype: self.token_embedding.dtype(),
-        }
+        self.kv_shape
     }
 
     fn forward(&self, batch: &RaggedBatch, caches: &mut [KvCache]) -> Result<Tensor> {
-        for (cache, span) in caches.iter_mut().zip(&batch.spans) {
-            cache.extend(span.len, &self.device)?;
-        }
-        let step = Step {
-            batch,
-            masks: Masks::new(batch, &self.device)?,
-            caches,
-        };
+        let step = Step::begin(batch, caches, None, &self.device)?;
         let mut hidden = self.embed(batch)?; // (T, H)
-        for (index, layer) in self.layers.iter().enumerate() {
-            let attention = |rows: &Tensor| layer.attend(index, rows, &self.config, &step);
-            let norm_first = self.config.do_layer_norm_before;
-            hidden = residual(&hidden, &layer.attention_norm, norm_first, attention)?;
-            let activation = self.config.activation;
-            let feed_forward = |rows: &Tensor| layer.feed_forward(rows, activation);
-            hidden = residual(&hidden, &layer.feed_forward_norm, norm_first, feed_forward)?;
+        for layer in &self.layers {
+            hidden = layer.forward(&hidden, self.norms, &step)?;
         }
         if let Some(norm) = &self.final_layer_norm {
             hidden = norm.forward(&hidden)?;
@@ -161,129 +165,4 @@ impl CausalLm for Opt {
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head.forward(hidden)
     }
-}
-
-/// `rows` + `block`, normalised before the block or after the sum: (T, H) -> (T, H).
-fn residual(
-    rows: &Tensor,
-    norm: &LayerNorm,
-    norm_first: bool,
-    block: impl FnOnce(&Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
-    if norm_first {
-        rows + block(&norm.forward(rows)?)?
-    } else {
-        norm.forward(&(rows + block(rows)?)?)
-    }
-}
-
-impl DecoderLayer {
-    /// (T, H) -> (T, H)
-    fn attend(
-        &self,
-        index: usize,
-        rows: &Tensor,
-        config: &OptConfig,
-        step: &Step<'_>,
-    ) -> Result<Tensor> {
-        let (heads, head_dim) = (config.num_attention_heads, config.head_dim());
-        let qkv = self
-            .qkv
-            .forward(rows)?
-            .reshape((rows.dim(0)?, 3, heads, head_dim))?;
-        let qkv = Qkv {
-            // transformers scales the queries, bias included.
-            queries: (qkv.i((.., 0))? * (head_dim as f64).powf(-0.5))?, // (T, N, D)
-            keys: qkv.i((.., 1))?,
-            values: qkv.i((.., 2))?,
-        };
-        self.out.forward(&attend(index, &qkv, step)?)
-    }
-
-    /// (T, H) -> (T, H)
-    fn feed_forward(&self, rows: &Tensor, activation: Activation) -> Result<Tensor> {
-        self.fc2
-            .forward(&activation.forward(&self.fc1.forward(rows)?)?)
-    }
-}
-
-/// Names and shapes of a decoder's tensors.
-struct Decoder<'a> {
-    config: &'a OptConfig,
-    weights: &'a Weights,
-    prefix: &'static str,
-}
-
-/// Published files say `model.decoder.…` or, saved from the bare model, `decoder.…`.
-fn decoder_prefix(weights: &Weights) -> &'static str {
-    let bare = weights.contains("decoder.embed_tokens.weight");
-    if bare { "decoder" } else { "model.decoder" }
-}
-
-impl Decoder<'_> {
-    fn tensor(&self, name: &str, shape: &[usize]) -> std::result::Result<Tensor, WeightsError> {
-        self.weights.get(&format!("{}.{name}", self.prefix), shape)
-    }
-
-    fn linear(
-        &self,
-        name: &str,
-        from: usize,
-        to: usize,
-        with_bias: bool,
-    ) -> std::result::Result<Linear, WeightsError> {
-        let weight = self.tensor(&format!("{name}.weight"), &[to, from])?;
-        let bias = with_bias
-            .then(|| self.tensor(&format!("{name}.bias"), &[to]))
-            .transpose()?;
-        Ok(Linear::new(weight, bias))
-    }
-
-    fn norm(&self, name: &str) -> std::result::Result<LayerNorm, WeightsError> {
-        let size = self.config.hidden_size;
-        if self.config.layer_norm_elementwise_affine {
-            let weight = self.tensor(&format!("{name}.weight"), &[size])?;
-            let bias = self.tensor(&format!("{name}.bias"), &[size])?;
-            return Ok(LayerNorm::new(weight, bias, LAYER_NORM_EPS));
-        }
-        // candle's fused kernel wants both: the neutral ones.
-        let (dtype, device) = (self.weights.dtype(), self.weights.device());
-        let weight = Tensor::ones(size, dtype, device)?;
-        let bias = Tensor::zeros(size, dtype, device)?;
-        Ok(LayerNorm::new(weight, bias, LAYER_NORM_EPS))
-    }
-
-    fn layer(&self, index: usize) -> std::result::Result<DecoderLayer, WeightsError> {
-        let OptConfig {
-            hidden_size,
-            ffn_dim,
-            enable_bias,
-            ..
-        } = *self.config;
-        let name = |part: &str| format!("layers.{index}.{part}");
-        let square = |part: &str| {
-            self.linear(
-                &name(&format!("self_attn.{part}")),
-                hidden_size,
-                hidden_size,
-                enable_bias,
-            )
-        };
-        Ok(DecoderLayer {
-            qkv: concat(&[square("q_proj")?, square("k_proj")?, square("v_proj")?])?,
-            out: square("out_proj")?,
-            attention_norm: self.norm(&name("self_attn_layer_norm"))?,
-            fc1: self.linear(&name("fc1"), hidden_size, ffn_dim, enable_bias)?,
-            fc2: self.linear(&name("fc2"), ffn_dim, hidden_size, enable_bias)?,
-            feed_forward_norm: self.norm(&name("final_layer_norm"))?,
-        })
-    }
-}
-
-/// Several projections of the same input as one.
-fn concat(parts: &[Linear]) -> Result<Linear> {
-    let weights: Vec<_> = parts.iter().map(Linear::weight).collect();
-    let biases: Option<Vec<_>> = parts.iter().map(Linear::bias).collect();
-    let bias = biases.map(|biases| Tensor::cat(&biases, 0)).transpose()?;
-    Ok(Linear::new(Tensor::cat(&weights, 0)?, bias))
 }

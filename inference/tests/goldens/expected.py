@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import OPTForCausalLM
+from transformers import PreTrainedModel
 
 SIGNIFICANT_DIGITS = 7
 # The Rust engine is held to 1e-4 of these logits; a hundred times that keeps each argmax beyond doubt.
@@ -22,7 +22,7 @@ class Greedy:
 
 
 @torch.inference_mode()
-def prompt_logits(model: OPTForCausalLM, prompt_tokens: list[int], positions: list[int]) -> dict[str, list[float]]:
+def prompt_logits(model: PreTrainedModel, prompt_tokens: list[int], positions: list[int]) -> dict[str, list[float]]:
     """Logits after each of `positions` of the prompt, rounded to SIGNIFICANT_DIGITS."""
     logits = model(torch.tensor([prompt_tokens])).logits[0]  # (T, V)
     return {
@@ -32,7 +32,7 @@ def prompt_logits(model: OPTForCausalLM, prompt_tokens: list[int], positions: li
 
 
 @torch.inference_mode()
-def greedy(model: OPTForCausalLM, prompt_tokens: list[int], steps: int) -> Greedy:
+def greedy(model: PreTrainedModel, prompt_tokens: list[int], steps: int) -> Greedy:
     """`steps` argmax tokens, past any end of sequence.
 
     Each step reads the whole sequence again: slower than a key-value cache, and independent of one.

@@ -8,13 +8,15 @@ import argparse
 from pathlib import Path
 
 import bpe_goldens
+import decoders
+import llama_tokenizer
 import opt
 import tiny_goldens
 import torch
 
 HERE = Path(__file__).resolve().parent
 TINY_MODEL = HERE.parents[2] / "models" / "tiny"
-PARTS = ("opt", "tokenizer", "tiny")
+PARTS = ("opt", "decoders", "tokenizer", "tiny")
 
 
 def main() -> None:
@@ -29,8 +31,11 @@ def main() -> None:
     torch.set_num_threads(1)
     if "opt" in parts:
         opt.make(HERE)
+    if "decoders" in parts:
+        decoders.make(HERE)
     if "tokenizer" in parts:
         bpe_goldens.make(HERE / "tokenizer", stories_folder=TINY_MODEL)
+        llama_tokenizer.make(HERE / "tokenizer-llama", stories_folder=TINY_MODEL)
     if "tiny" in parts:
         tiny_goldens.make(HERE / "tiny", model_folder=TINY_MODEL)
 

@@ -1,10 +1,12 @@
 //! What the API answers when all goes well.
 
 use http::{Request, StatusCode};
-use lantern_inference::engine::request::{Event, FinishReason, Submission, TokenLogprobs};
+use lantern_inference::engine::request::{
+    Event, FinishReason, StepTimes, Submission, TokenLogprobs,
+};
 use serde_json::{Value, json};
 
-use crate::harness::{EOS, Harness, MODEL, Options, echo, say, tell};
+use crate::harness::{EOS, Harness, MODEL, Options, attribute, echo, say, tell};
 
 /// A completion of the prompt "hi" with other fields in it.
 fn completion(more: &Value) -> Value {
@@ -262,6 +264,7 @@ fn say_with_logprobs(submission: &Submission, text: &[u8], logprob: f32) {
                 id: byte.into(),
                 logprobs,
                 at,
+                times: StepTimes::default(),
             })
             .unwrap();
     }
@@ -316,6 +319,15 @@ async fn no_tokens_and_echo_give_the_prompt_alone() {
         json!(["</s>", "h", "i"])
     );
     assert_eq!(answer["usage"]["completion_tokens"], 0);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    let span = harness.request_spans(1).await.remove(0);
+    let said = |name: &str| attribute(&span, name).unwrap();
+    assert_eq!(said("gen_ai.usage.completion_tokens"), "0");
+    assert_eq!(said("gen_ai.request.max_tokens"), "0");
+    assert_eq!(said("gen_ai.response.finish_reasons"), "[\"length\"]");
+    let metrics = harness.get("/metrics").await.text;
+    let count = "vllm:generation_tokens_total{model_name=\"scripted\"} 0";
+    assert!(metrics.lines().any(|line| line == count), "{metrics}");
 }
 
 #[tokio::test]
@@ -326,7 +338,11 @@ async fn best_of_keeps_the_most_likely() {
         let logprob = [-2.0, -0.5, -1.0][usize::from(seed)];
         say_with_logprobs(&submission, &[b'0' + seed], logprob);
     };
-    let harness = Harness::start(script).await;
+    let options = Options {
+        capture_content: true,
+        ..Options::default()
+    };
+    let harness = Harness::with(options, script).await;
     for stream in [false, true] {
         let body = completion(&json!({"n": 2, "best_of": 3, "seed": 0, "stream": stream}));
         let answer = harness.post("/v1/completions", &body).await;
@@ -343,6 +359,17 @@ async fn best_of_keeps_the_most_likely() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(texts_seen, ["1", "2"]);
+    }
+    for span in harness.request_spans(2).await {
+        let said = |name: &str| attribute(&span, name).unwrap();
+        let reasons = said("gen_ai.response.finish_reasons");
+        assert_eq!(reasons, "[\"length\",\"length\"]");
+        assert_eq!(said("gen_ai.usage.completion_tokens"), "2");
+        assert_eq!(said("gen_ai.usage.num_sequences"), "3");
+        let captured = said("gen_ai.output.messages");
+        let captured: Value = serde_json::from_str(&captured).unwrap();
+        let content = |at: usize| captured[at]["parts"][0]["content"].as_str().unwrap();
+        assert_eq!((content(0), content(1)), ("1", "2"));
     }
 }
 

@@ -1,9 +1,14 @@
 //! Beam search, driven over HTTP against a language of four tokens.
 
-use lantern_inference::engine::request::{Event, FinishReason, Submission, TokenLogprobs};
+use std::time::Duration;
+
+use http::StatusCode;
+use lantern_inference::engine::request::{
+    Event, FinishReason, StepTimes, Submission, TokenLogprobs,
+};
 use serde_json::{Value, json};
 
-use crate::harness::{EOS, Harness, MODEL, attribute};
+use crate::harness::{EOS, Harness, MODEL, Options, attribute};
 
 const A: u32 = b'a' as u32;
 const B: u32 = b'b' as u32;
@@ -20,7 +25,8 @@ fn next(last: u32) -> [(u32, f32); 4] {
     probabilities.map(|(token, probability)| (token, f32::ln(probability)))
 }
 
-fn speak(submission: &Submission) {
+fn speak(mut submission: Submission) {
+    submission.leave_queue();
     let params = &submission.request.params;
     assert_eq!(params.max_tokens, 1, "one token at a time");
     let last = *submission.request.prompt_tokens.last().expect("a prompt");
@@ -36,10 +42,26 @@ fn speak(submission: &Submission) {
     });
     // A search that has ended or failed may be gone.
     let _ = submission.events.send(Event::Scheduled { at });
+    if params.prompt_logprobs.is_some() {
+        let known = |&id: &u32| TokenLogprobs {
+            token: (id, -2.0),
+            rank: 1,
+            top: vec![],
+        };
+        let prompt = submission.request.prompt_tokens.iter();
+        let prompt = prompt.map(|id| (*id != EOS).then(|| known(id)));
+        let _ = submission
+            .events
+            .send(Event::PromptLogprobs(prompt.collect()));
+    }
     let _ = submission.events.send(Event::Token {
         id: token.0,
         logprobs,
         at,
+        times: StepTimes {
+            scheduler: Duration::from_secs(1),
+            ..StepTimes::default()
+        },
     });
     let _ = submission.events.send(Event::Finished {
         reason: FinishReason::Length,
@@ -94,7 +116,7 @@ fn all_texts(max_tokens: usize, length_penalty: f64) -> Vec<(f64, String)> {
 
 #[tokio::test]
 async fn vllms_dummy_client_gets_three_different_texts_best_first() {
-    let harness = Harness::start(|submission| speak(&submission)).await;
+    let harness = Harness::start(speak).await;
     let body = json!({
         "model": MODEL, "prompt": "San Francisco is a", "max_tokens": 10, "n": 3,
         "use_beam_search": "true", "temperature": 0.0,
@@ -116,7 +138,7 @@ async fn vllms_dummy_client_gets_three_different_texts_best_first() {
 
 #[tokio::test]
 async fn wide_search_finds_what_enumeration_finds() {
-    let harness = Harness::start(|submission| speak(&submission)).await;
+    let harness = Harness::start(speak).await;
     // So wide that no beam is ever pruned, the result is exact. Penalties that favour short and
     // long texts, and the bound that ends the search early, all go through here.
     for length_penalty in [-1.0, 0.0, 1.0, 2.5] {
@@ -131,7 +153,7 @@ async fn wide_search_finds_what_enumeration_finds() {
 
 #[tokio::test]
 async fn likelier_text_with_the_less_likely_beginning_wins() {
-    let harness = Harness::start(|submission| speak(&submission)).await;
+    let harness = Harness::start(speak).await;
     let ended = |text: &str| (text.to_owned(), "stop".to_owned());
     assert_eq!(
         search(&harness, json!({"n": 2, "max_tokens": 4})).await[0],
@@ -143,18 +165,61 @@ async fn likelier_text_with_the_less_likely_beginning_wins() {
 
 #[tokio::test]
 async fn end_of_sequence_is_a_token_like_others_when_ignored() {
-    let harness = Harness::start(|submission| speak(&submission)).await;
+    let harness = Harness::start(speak).await;
     let found = search(
         &harness,
         json!({"n": 1, "max_tokens": 4, "ignore_eos": true}),
     )
     .await;
     assert_eq!(found[0].1, "length");
+    let span = harness.request_spans(1).await.remove(0);
+    let scheduler = attribute(&span, "gen_ai.latency.time_in_scheduler");
+    assert_eq!(scheduler.as_deref(), Some("4"), "a second for each token");
+}
+
+#[tokio::test]
+async fn search_under_way_does_not_fail_because_others_came() {
+    let options = Options {
+        max_waiting_requests: 2,
+        ..Options::default()
+    };
+    let (harness, submissions) = Harness::held(options).await;
+    let body = json!({"prompt": "?", "use_beam_search": true, "n": 2, "max_tokens": 3});
+    let search = harness.post("/v1/completions", &body);
+    let others = async {
+        let begun = tokio::task::spawn_blocking(move || (submissions.recv(), submissions));
+        let (first, submissions) = begun.await.expect("it does not panic");
+        let other = harness
+            .post("/v1/completions", &json!({"prompt": "?"}))
+            .await;
+        assert_eq!(other.status, StatusCode::SERVICE_UNAVAILABLE);
+        speak(first.expect("the search has begun"));
+        std::thread::spawn(move || submissions.iter().for_each(speak));
+    };
+    let (found, ()) = tokio::join!(search, others);
+    assert_eq!(found.status, StatusCode::OK);
+    assert_eq!(choices(&found.json()).len(), 2);
+}
+
+#[tokio::test]
+async fn echo_with_logprobs_begins_with_the_prompts_for_beams_too() {
+    let harness = Harness::start(speak).await;
+    let body = json!({
+        "prompt": "?", "use_beam_search": true, "n": 2, "max_tokens": 2, "temperature": 0,
+        "echo": true, "logprobs": 1,
+    });
+    let answer = harness.post("/v1/completions", &body).await.json();
+    assert_eq!(choices(&answer)[0].0, "?bc");
+    let logprobs = &answer["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["</s>", "?", "b", "c"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 0, 1, 2]));
+    assert_eq!(logprobs["token_logprobs"][0], Value::Null);
+    assert_eq!(logprobs["token_logprobs"][1], -2.0);
 }
 
 #[tokio::test]
 async fn search_is_streamed_at_its_end() {
-    let harness = Harness::start(|submission| speak(&submission)).await;
+    let harness = Harness::start(speak).await;
     let body =
         json!({"prompt": "?", "use_beam_search": true, "n": 2, "max_tokens": 3, "temperature": 0});
     let whole = choices(&harness.post("/v1/completions", &body).await.json());

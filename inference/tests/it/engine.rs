@@ -4,11 +4,12 @@
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Result, Tensor};
 use futures::StreamExt;
 use futures::executor::block_on;
-use lantern_inference::engine::request::{Event, FinishReason, Request};
+use lantern_inference::engine::request::{Event, FinishReason, Request, StepTimes};
 use lantern_inference::engine::{Engine, EngineConfig, EngineError, EngineThread, SubmitError};
 use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions, LoadedModel};
 use lantern_inference::models::{CausalLm, KvCache, KvShape, RaggedBatch};
@@ -141,6 +142,42 @@ fn a_request_is_scheduled_then_gets_its_tokens_then_ends() {
     thread.join().unwrap();
 }
 
+/// What each token says of the steps until it.
+fn step_times(events: &[Event]) -> Vec<StepTimes> {
+    let times = |event: &Event| match event {
+        Event::Token { times, .. } => Some(*times),
+        _ => None,
+    };
+    events.iter().filter_map(times).collect()
+}
+
+#[test]
+fn tokens_tell_the_time_of_all_steps_so_far_those_without_a_token_too() {
+    let script = script(EngineConfig {
+        max_num_seqs: 1,
+        max_num_batched_tokens: 2,
+        ..EngineConfig::default()
+    });
+    let stream = script.engine.submit(greedy(&[1, 2, 3], 3)).unwrap();
+    assert_eq!(script.step_begun().tokens, [1, 2], "a step of prompt alone");
+    let held = Instant::now();
+    while held.elapsed() < Duration::from_millis(20) {}
+    let held = held.elapsed();
+    script.run();
+    let (_engine, _thread) = script.let_go();
+    let times = step_times(&events(stream));
+    assert_eq!(times.len(), 3);
+    assert!(times[0].model_forward >= held, "{times:?}");
+    for times in &times {
+        assert!(times.model_execute >= times.model_forward, "{times:?}");
+    }
+    for pair in times.windows(2) {
+        assert!(pair[0].scheduler < pair[1].scheduler, "{pair:?}");
+        assert!(pair[0].model_forward < pair[1].model_forward, "{pair:?}");
+        assert!(pair[0].model_execute < pair[1].model_execute, "{pair:?}");
+    }
+}
+
 #[test]
 fn end_of_sequence_and_stop_tokens_are_sent_and_end_the_request() {
     let (engine, _thread) = script(EngineConfig::default()).let_go();
@@ -236,6 +273,43 @@ fn a_full_queue_refuses_until_a_place_is_free() {
         assert_eq!(tokens(stream).len(), 50);
     }
     assert_eq!(engine.stats().waiting, 0);
+}
+
+#[test]
+fn places_taken_together_stay_while_others_find_the_queue_full() {
+    let config = EngineConfig {
+        max_waiting_requests: 3,
+        ..EngineConfig::default()
+    };
+    let (engine, _thread) = script(config).let_go();
+    let full = SubmitError::QueueFull { limit: 3 };
+    assert_eq!(engine.reserve(4).unwrap_err(), full);
+    let places = engine.reserve(2).unwrap();
+    let held = engine.reserve(1).unwrap();
+    assert_eq!(engine.stats().waiting, 0, "places are no requests");
+    for _ in 0..3 {
+        assert_eq!(engine.submit(greedy(&[1], 1)).unwrap_err(), full);
+        let streams = [1, 2].map(|token| places.submit(greedy(&[token], 1)).unwrap());
+        assert_eq!(streams.map(tokens), [[2], [3]]);
+    }
+    drop(held);
+    assert_eq!(tokens(engine.submit(greedy(&[1], 1)).unwrap()), [2]);
+}
+
+#[test]
+fn places_hold_no_more_requests_than_they_are() {
+    let script = script(EngineConfig {
+        max_num_seqs: 1,
+        ..EngineConfig::default()
+    });
+    let running = script.engine.submit(greedy(&[1], 2)).unwrap();
+    script.step_begun();
+    let places = script.engine.reserve(1).unwrap();
+    let waiting = places.submit(greedy(&[5], 1)).unwrap();
+    assert!(places.submit(greedy(&[5], 1)).is_err());
+    let (_engine, _thread) = script.let_go();
+    assert_eq!(tokens(running), [2, 3]);
+    assert_eq!(tokens(waiting), [6]);
 }
 
 #[test]
@@ -365,21 +439,23 @@ fn bounds_that_cannot_hold_are_refused() {
         Engine::start(golden_model(&path), config).expect_err("refused")
     };
     let default = EngineConfig::default;
+    let bound = |config: EngineConfig| match refusal(config) {
+        EngineError::Config(error) => error.to_string(),
+        other => panic!("{other}"),
+    };
     assert_eq!(
-        refusal(EngineConfig {
+        bound(EngineConfig {
             max_num_seqs: 0,
             ..default()
-        })
-        .to_string(),
-        "max_num_seqs = 0 is not possible: use at least 1"
+        }),
+        "--max-num-seqs='0' is not supported: use at least 1"
     );
     assert_eq!(
-        refusal(EngineConfig {
+        bound(EngineConfig {
             max_num_batched_tokens: 255,
             ..default()
-        })
-        .to_string(),
-        "max_num_batched_tokens = 255 is not possible: use at least max_num_seqs, 256"
+        }),
+        "--max-num-batched-tokens='255' is not supported: use at least --max-num-seqs, 256"
     );
     let small = refusal(EngineConfig {
         kv_cache_bytes: Some(1000),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use lantern_inference::engine::{Engine, EngineConfig};
 use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions, LoadedModel};
 use lantern_inference::models::{CausalLm, KvCache, RaggedBatch};
@@ -40,15 +40,19 @@ fn model_folders() -> Vec<PathBuf> {
         .filter(|path| path.join("config.json").exists())
         .collect();
     folders.sort();
-    assert!(folders.len() >= 6, "all shapes are there: {folders:?}");
+    assert!(folders.len() >= 12, "all shapes are there: {folders:?}");
     folders
 }
 
-/// The model, and its end-of-sequence tokens disarmed: the goldens generate past them.
+/// The model. The goldens generate past its end-of-sequence tokens: requests ignore them.
 fn load(folder: &Path) -> LoadedModel {
+    load_as(DTypeChoice::Float32, folder)
+}
+
+fn load_as(dtype: DTypeChoice, folder: &Path) -> LoadedModel {
     let path = folder.to_str().unwrap();
     let files = loader::resolve(path, &HubOptions::from_env()).unwrap();
-    loader::load(&files, device(), DTypeChoice::Float32, None).unwrap()
+    loader::load(&files, device(), dtype, None).unwrap()
 }
 
 /// The CPU, or the GPU with LANTERN_TEST_DEVICE=cuda and the feature of that name.
@@ -139,6 +143,37 @@ fn a_prompt_run_in_chunks_has_the_same_logits() {
             assert_close(&logits, 0, &case, &folder.display().to_string());
         }
     }
+}
+
+#[test]
+fn half_precision_stays_near() {
+    // 11 and 8 significant bits, with room for what the layers add up to.
+    for (dtype, share) in [(DTypeChoice::Float16, 0.02), (DTypeChoice::BFloat16, 0.08)] {
+        for folder in model_folders() {
+            let model = load_as(dtype, &folder).into_model();
+            let case = cases(&folder).pop().expect("there are cases");
+            let mut batch = RaggedBatch::default();
+            batch.push(&case.prompt_tokens, 0);
+            let logits = forward(&*model, &batch, &mut empty_caches(&*model, 1));
+            let logits = logits.to_dtype(DType::F32).unwrap();
+            let apart = furthest(&logits, &case);
+            assert!(apart <= share, "{dtype:?}, {}: {apart}", folder.display());
+        }
+    }
+}
+
+/// How far the logits of a prompt are from those expected, as a share of the largest.
+fn furthest(logits: &Tensor, case: &Case) -> f32 {
+    let mut apart = 0f32;
+    let mut largest = 0f32;
+    for (position, expected) in &case.logits {
+        let row = logits.get(position.parse().unwrap()).unwrap();
+        for (a, b) in row.to_vec1::<f32>().unwrap().iter().zip(expected) {
+            apart = apart.max((a - b).abs());
+            largest = largest.max(b.abs());
+        }
+    }
+    apart / largest
 }
 
 /// Greedy tokens of all cases, submitted at once.
@@ -273,11 +308,11 @@ struct DecodeCase {
     decoded_with_special_tokens: String,
 }
 
-fn tokenizer(layout: &str) -> Tokenizer {
+fn tokenizer(folder: &str) -> Tokenizer {
     // The tokenizer's folder beside some model's weights, as a repository has them.
-    let folder = tempfile::tempdir().unwrap();
+    let together = tempfile::tempdir().unwrap();
     let sources = [
-        support::goldens().join("tokenizer").join(layout),
+        support::goldens().join(folder),
         support::goldens().join("opt-pre-ln"),
     ];
     for entry in sources
@@ -285,41 +320,39 @@ fn tokenizer(layout: &str) -> Tokenizer {
         .flat_map(|source| std::fs::read_dir(source).unwrap())
     {
         let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        std::fs::copy(&path, together.path().join(path.file_name().unwrap())).unwrap();
     }
-    let path = folder.path().to_str().unwrap();
+    let path = together.path().to_str().unwrap();
     Tokenizer::load(&loader::resolve(path, &HubOptions::from_env()).unwrap()).unwrap()
+}
+
+/// Encodes and decodes all that a folder's expected.json has.
+fn assert_reads(tokenizer: &Tokenizer, expected: &TokenizerExpected, what: &str) {
+    for case in &expected.cases {
+        let (text, what) = (&case.text, format!("{what}: {:?}", case.text));
+        assert_eq!(tokenizer.encode(text, true).unwrap(), case.ids, "{what}");
+        let without = tokenizer.encode(text, false).unwrap();
+        assert_eq!(without, case.ids_without_special_tokens, "{what}");
+        let decoded = tokenizer.decode(&case.ids, true).unwrap();
+        assert_eq!(decoded, case.decoded, "{what}");
+        let with = tokenizer.decode(&case.ids, false).unwrap();
+        assert_eq!(with, case.decoded_with_special_tokens, "{what}");
+    }
+    for case in &expected.decode_cases {
+        let what = format!("{what}: {:?}", case.ids);
+        let decoded = tokenizer.decode(&case.ids, true).unwrap();
+        assert_eq!(decoded, case.decoded, "{what}");
+        let with = tokenizer.decode(&case.ids, false).unwrap();
+        assert_eq!(with, case.decoded_with_special_tokens, "{what}");
+    }
 }
 
 #[test]
 fn both_layouts_of_a_tokenizer_read_as_transformers_reads_them() {
-    let expected: TokenizerExpected =
-        support::json(&support::goldens().join("tokenizer/expected.json"));
+    let expected = support::json(&support::goldens().join("tokenizer/expected.json"));
     for layout in ["vocab-merges", "tokenizer-json"] {
-        let tokenizer = tokenizer(layout);
-        for case in &expected.cases {
-            let (text, what) = (&case.text, format!("{layout}: {:?}", case.text));
-            assert_eq!(tokenizer.encode(text, true).unwrap(), case.ids, "{what}");
-            let without = tokenizer.encode(text, false).unwrap();
-            assert_eq!(without, case.ids_without_special_tokens, "{what}");
-            assert_eq!(
-                tokenizer.decode(&case.ids, true).unwrap(),
-                case.decoded,
-                "{what}"
-            );
-            let with = tokenizer.decode(&case.ids, false).unwrap();
-            assert_eq!(with, case.decoded_with_special_tokens, "{what}");
-        }
-        for case in &expected.decode_cases {
-            let what = format!("{layout}: {:?}", case.ids);
-            assert_eq!(
-                tokenizer.decode(&case.ids, true).unwrap(),
-                case.decoded,
-                "{what}"
-            );
-            let with = tokenizer.decode(&case.ids, false).unwrap();
-            assert_eq!(with, case.decoded_with_special_tokens, "{what}");
-        }
+        let tokenizer = tokenizer(&format!("tokenizer/{layout}"));
+        assert_reads(&tokenizer, &expected, layout);
         assert!(
             tokenizer.is_special(2) && !tokenizer.is_special(0),
             "{layout}: only </s> and <pad>"
@@ -327,4 +360,20 @@ fn both_layouts_of_a_tokenizer_read_as_transformers_reads_them() {
         assert_eq!(tokenizer.token_text(2).as_deref(), Some("</s>"));
         assert_eq!(tokenizer.token_text(u32::MAX), None);
     }
+}
+
+#[test]
+fn llamas_kind_of_tokenizer_reads_as_transformers_reads_it() {
+    let folder = support::goldens().join("tokenizer-llama");
+    let expected: TokenizerExpected = support::json(&folder.join("expected.json"));
+    let tokenizer = tokenizer("tokenizer-llama");
+    assert_reads(&tokenizer, &expected, "llama");
+    // Decoders of this kind drop the first space of a text; a token's own text has it.
+    let ids = tokenizer.encode("The cat", false).unwrap();
+    let texts: String = ids
+        .iter()
+        .map(|id| tokenizer.token_text(*id).expect("a token"))
+        .collect();
+    assert_eq!(texts, " The cat");
+    assert_eq!(tokenizer.token_text(2).as_deref(), Some("</s>"));
 }

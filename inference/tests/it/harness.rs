@@ -17,7 +17,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use lantern_inference::api::{App, ServedModel};
 use lantern_inference::chat_template::ChatTemplate;
-use lantern_inference::engine::request::{Event, FinishReason, Submission};
+use lantern_inference::engine::request::{Event, FinishReason, StepTimes, Submission};
 use lantern_inference::engine::{Engine, EngineConfig};
 use lantern_inference::generation::Generator;
 use lantern_inference::generation::exchange::Observers;
@@ -131,6 +131,7 @@ impl Harness {
         let exporter = InMemorySpanExporter::default();
         let in_memory = || Telemetry::with_exporter(exporter.clone(), "test");
         let telemetry = options.telemetry.unwrap_or_else(in_memory);
+        let metrics = Metrics::new(MODEL, engine.step_tokens());
         let generator = Generator::new(engine, byte_tokenizer(), Arc::new([EOS]), None);
         let template = options.chat_template.map(|source| {
             ChatTemplate::new(source.to_owned(), None, None).expect("the test's template compiles")
@@ -145,7 +146,7 @@ impl Harness {
         let abandoned = CancellationToken::new();
         let observers = Observers {
             spans: Spans::new(&telemetry, options.capture_content),
-            metrics: Metrics::new(MODEL),
+            metrics,
             abandoned: abandoned.clone(),
         };
         let app = Arc::new(App::new(generator, served, observers, MAX_BODY_BYTES));
@@ -254,6 +255,7 @@ pub(crate) fn tell(submission: &Submission, tokens: &[u32], reason: FinishReason
             id,
             logprobs: None,
             at: at(millis),
+            times: StepTimes::default(),
         });
     }
     send(Event::Finished {

@@ -8,7 +8,7 @@ use http::{Request, Version};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use lantern_inference::engine::request::{Event, FinishReason};
+use lantern_inference::engine::request::{Event, FinishReason, StepTimes};
 use opentelemetry::trace::Status;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,6 +56,7 @@ async fn client_that_leaves_half_way_cancels_its_request_and_leaves_a_span() {
                 id: 97,
                 logprobs: None,
                 at,
+                times: StepTimes::default(),
             })
             .unwrap();
         if stream {
@@ -106,6 +107,7 @@ async fn request_in_flight_finishes_after_the_server_is_told_to_stop() {
             id: 97,
             logprobs: None,
             at,
+            times: StepTimes::default(),
         })
         .unwrap();
     read_until(&mut socket, "\"text\":\"a\"").await;
@@ -123,6 +125,7 @@ async fn request_in_flight_finishes_after_the_server_is_told_to_stop() {
             id: 98,
             logprobs: None,
             at,
+            times: StepTimes::default(),
         })
         .unwrap();
     submission

@@ -1,11 +1,14 @@
 //! Models from directories: what is read, what is refused and how it is said.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use lantern_inference::loader::{
     self, DTypeChoice, DeviceChoice, HubOptions, LoadError, LoadedModel,
 };
+use lantern_inference::models::{KvCache, RaggedBatch};
 use tempfile::TempDir;
 
 use crate::support::goldens;
@@ -88,12 +91,54 @@ fn end_of_sequence_tokens_of_both_configs_count() {
 #[test]
 fn another_architecture_is_refused_by_name() {
     let (_guard, folder) = copy("opt-pre-ln");
-    set(&folder.join("config.json"), "model_type", "llama".into());
+    set(&folder.join("config.json"), "model_type", "mamba".into());
     let error = load(&folder).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "architecture llama is not supported: opt is"
+        "architecture mamba is not supported: gpt2, llama, opt, qwen2 and qwen3 are"
     );
+}
+
+#[test]
+fn grouped_queries_need_a_cache_for_their_heads_of_keys_only() {
+    // 2 layers, 2 heads of keys for 6 of queries, 16 numbers each, keys and values.
+    let model = load_with(&goldens().join("llama3"), DTypeChoice::Float32, None).unwrap();
+    assert_eq!(model.kv_bytes_per_token(), 2 * 2 * 2 * 16 * 4);
+}
+
+#[test]
+fn names_with_and_without_the_models_prefix_are_the_same_tensors() {
+    // Stored are GPT-2 without its prefix and Qwen 2 with it: each is made the other.
+    for (model, prefix, other) in [("gpt2", "", "transformer."), ("qwen2", "model.", "")] {
+        let rename = |name: &str| {
+            let rest = name.strip_prefix(prefix).expect("all names have it");
+            format!("{other}{rest}")
+        };
+        let (_guard, folder) = copy(model);
+        let weights = folder.join("model.safetensors");
+        let stored = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+        let renamed: HashMap<_, _> = stored
+            .into_iter()
+            .map(|(name, tensor)| (rename(&name), tensor))
+            .collect();
+        candle_core::safetensors::save(&renamed, &weights).unwrap();
+        assert_eq!(
+            first_logits(&folder),
+            first_logits(&goldens().join(model)),
+            "{model}"
+        );
+    }
+}
+
+/// Logits after a prompt of one token.
+fn first_logits(folder: &Path) -> Vec<f32> {
+    let model = load(folder).unwrap().into_model();
+    let mut batch = RaggedBatch::default();
+    batch.push(&[7], 0);
+    let mut caches = [KvCache::new(model.kv_shape(), 16)];
+    let hidden = model.forward(&batch, &mut caches).unwrap();
+    let logits = model.logits(&hidden).unwrap();
+    logits.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 #[test]

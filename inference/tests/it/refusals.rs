@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use http::{Request, StatusCode};
-use lantern_inference::engine::request::{Event, Submission};
+use lantern_inference::engine::request::{Event, StepTimes, Submission};
 use lantern_inference::engine::{Engine, EngineConfig};
 use lantern_inference::loader::LoadedModel;
 use lantern_inference::models::{CausalLm, KvCache, KvShape, RaggedBatch};
@@ -58,11 +58,6 @@ fn bad_values() -> Value {
             "frequency_penalty",
             -3,
             "frequency_penalty must be in [-2, 2], got -3"
-        ],
-        [
-            "repetition_penalty",
-            0,
-            "repetition_penalty must be above 0, got 0"
         ],
         ["n", 0, "n must be at least 1, got 0"],
         ["n", 1000, "n must be at most 128, got 1000"],
@@ -121,6 +116,85 @@ async fn bad_parameters_are_named_with_their_values() {
         let answer = harness.post("/v1/completions", &body).await;
         assert_eq!(message(&answer, 400, Some(field)), case[2]);
     }
+}
+
+#[tokio::test]
+async fn repetition_penalty_that_overflows_logits_is_refused() {
+    let harness = idle().await;
+    for penalty in [0.0, 1e-40, 0.009, 100.5, 1e38] {
+        let body = json!({"prompt": "hi", "repetition_penalty": penalty});
+        let answer = harness.post("/v1/completions", &body).await;
+        assert_eq!(
+            message(&answer, 400, Some("repetition_penalty")),
+            format!("repetition_penalty must be in [0.01, 100], got {penalty}")
+        );
+    }
+    let least = json!({"prompt": "hi", "repetition_penalty": 0.01});
+    assert_eq!(
+        harness.post("/v1/completions", &least).await.status,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn fields_that_would_change_the_result_are_not_ignored() {
+    let harness = idle().await;
+    let fields = json!({
+        "structured_outputs": {"choice": ["a"]}, "guided_json": {"type": "object"},
+        "guided_choice": ["a"], "guided_regex": "a+", "guided_grammar": "root ::= a",
+        "bad_words": ["a"], "allowed_token_ids": [97], "truncate_prompt_tokens": 1,
+        "prompt_logprobs": 0,
+    });
+    for (field, value) in fields.as_object().unwrap() {
+        let mut body = json!({"prompt": "hi"});
+        body[field] = value.clone();
+        let answer = harness.post("/v1/completions", &body).await;
+        assert_eq!(
+            message(&answer, 400, Some(field)),
+            format!("{field} is not currently supported")
+        );
+    }
+}
+
+#[tokio::test]
+async fn more_sequences_than_can_ever_wait_are_400() {
+    let options = Options {
+        max_waiting_requests: 4,
+        ..Options::default()
+    };
+    let harness = Harness::with(options, |submission| say(&submission, b"ok")).await;
+    let check = async |body: Value, param: &str, counts: &str| {
+        let answer = harness.post("/v1/completions", &body).await;
+        assert_eq!(
+            message(&answer, 400, Some(param)),
+            format!("{counts}, at most 4 can wait in this server")
+        );
+    };
+    check(
+        json!({"prompt": ["a", "b", "c"], "n": 2}),
+        "prompt",
+        "3 prompts with 2 sequences each are 6 sequences",
+    )
+    .await;
+    check(
+        json!({"prompt": "a", "best_of": 5}),
+        "best_of",
+        "1 prompts with 5 sequences each are 5 sequences",
+    )
+    .await;
+    check(
+        json!({"prompt": "a", "n": 8, "use_beam_search": true}),
+        "n",
+        "1 prompts with 8 sequences each are 8 sequences",
+    )
+    .await;
+    let body = json!({"prompt": ["a", "b"], "n": 2});
+    let answer = harness.post("/v1/completions", &body).await;
+    assert_eq!(
+        answer.status,
+        StatusCode::OK,
+        "just as many as there may be"
+    );
 }
 
 #[tokio::test]
@@ -277,17 +351,27 @@ async fn unknown_paths_and_methods_are_refused_without_a_span() {
 #[tokio::test]
 async fn full_queue_is_503_with_retry_after_and_cancels_what_got_in() {
     let options = Options {
-        max_waiting_requests: 1,
+        max_waiting_requests: 2,
         ..Options::default()
     };
     let (harness, submissions) = Harness::held(options).await;
-    let answer = harness
-        .post("/v1/completions", &json!({"prompt": ["a", "b"]}))
-        .await;
+    let first = json!({"prompt": "first"});
+    let waits = harness.post("/v1/completions", &first);
+    let answer = async {
+        let first = tokio::task::spawn_blocking(move || (submissions.recv(), submissions));
+        let (first, submissions) = first.await.expect("it does not panic");
+        let first = first.expect("the first request got in");
+        let two = json!({"prompt": ["a", "b"]});
+        let answer = harness.post("/v1/completions", &two).await;
+        say(&first, b"ok");
+        (answer, submissions)
+    };
+    let (waited, (answer, submissions)) = tokio::join!(waits, answer);
+    assert_eq!(waited.status, StatusCode::OK);
     let text = message(&answer, 503, None);
     assert_eq!(
         text,
-        "the server is overloaded: 1 requests are already waiting"
+        "the server is overloaded: 2 requests are already waiting"
     );
     assert!(
         answer.headers["retry-after"]
@@ -302,12 +386,9 @@ async fn full_queue_is_503_with_retry_after_and_cancels_what_got_in() {
         .events
         .closed()
         .await;
-    for span in harness.request_spans(2).await {
-        assert_eq!(
-            attribute(&span, "error.type").as_deref(),
-            Some("queue_full")
-        );
-    }
+    let mut spans = harness.request_spans(3).await;
+    spans.retain(|span| attribute(span, "error.type").as_deref() == Some("queue_full"));
+    assert_eq!(spans.len(), 2);
 }
 
 #[tokio::test]
@@ -329,6 +410,7 @@ fn fail(submission: &Submission) {
             id: 97,
             logprobs: None,
             at,
+            times: StepTimes::default(),
         })
         .unwrap();
     submission

@@ -10,10 +10,12 @@ use hyper_util::rt::TokioExecutor;
 use lantern_inference::config::Config;
 use lantern_inference::loader::DeviceChoice;
 use lantern_inference::server::{Server, ServerError};
-use lantern_telemetry::Telemetry;
+use lantern_telemetry::{ConfigError, Telemetry};
 use opentelemetry_sdk::trace::InMemorySpanExporter;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+
+use crate::harness::attribute;
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny")
@@ -106,6 +108,48 @@ async fn real_engine_answers_and_every_request_is_a_whole_tree() {
 }
 
 #[tokio::test]
+async fn steps_of_the_real_engine_are_counted_and_timed() {
+    let exporter = InMemorySpanExporter::default();
+    let telemetry = Telemetry::with_exporter(exporter.clone(), "test");
+    let server = Server::bind(config(&model()), &telemetry).await.unwrap();
+    let address = server.local_addr();
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(server.run(shutdown.clone()));
+    let body = json!({"prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": true});
+    post(address, &body).await;
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let metrics = format!("http://{address}/metrics").parse().unwrap();
+    let metrics = client.get(metrics).await.unwrap().into_body();
+    let metrics = metrics.collect().await.unwrap().to_bytes();
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    // The prompt at once, then one token after the other; what the last is needs no step.
+    for line in [
+        "vllm:iteration_tokens_total_count{model_name=\"small\"} 4",
+        "vllm:iteration_tokens_total_sum{model_name=\"small\"} 6.0",
+        "vllm:iteration_tokens_total_bucket{model_name=\"small\",le=\"1.0\"} 3",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "no {line}\n{metrics}");
+    }
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+    let spans = exporter.get_finished_spans().unwrap();
+    let span = spans.iter().find(|span| span.name == "llm_request");
+    let span = span.expect("its span has ended");
+    let [scheduler, forward, execute, inference] = [
+        "scheduler",
+        "model_forward",
+        "model_execute",
+        "model_inference",
+    ]
+    .map(|part| {
+        let seconds = attribute(span, &format!("gen_ai.latency.time_in_{part}")).unwrap();
+        seconds.parse::<f64>().unwrap()
+    });
+    assert!(0.0 < scheduler && 0.0 < forward && forward <= execute);
+    assert!(execute <= inference, "{execute} {inference}");
+}
+
+#[tokio::test]
 async fn values_that_the_model_cannot_have_name_their_flag() {
     let refused = async |config: Config| match Server::bind(config, &Telemetry::disabled()).await {
         Err(ServerError::Config(error)) => error.to_string(),
@@ -118,6 +162,13 @@ async fn values_that_the_model_cannot_have_name_their_flag() {
         message.starts_with("--max-model-len='1000000' is not supported: use 1 to"),
         "{message}"
     );
+    let mut narrow = config(&model());
+    narrow.engine.max_num_seqs = 0;
+    let error = Server::bind(narrow, &Telemetry::disabled()).await;
+    let error = anyhow::Error::from(error.err().expect("refused"));
+    let named = error.chain().find_map(|cause| cause.downcast_ref());
+    let named: &ConfigError = named.expect("what decides the exit code is there");
+    assert_eq!(named.variable, "--max-num-seqs");
     let message = refused(config(Path::new("./no such model"))).await;
     assert!(
         message.starts_with("--model='./no such model' is not supported"),

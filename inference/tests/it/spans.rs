@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use http::{Request, StatusCode};
-use lantern_inference::engine::request::{Event, FinishReason, Submission};
+use lantern_inference::engine::request::{Event, FinishReason, StepTimes, Submission};
 use lantern_inference::serve::{Lifetime, serve};
 use lantern_telemetry::{Protocol, Settings, Telemetry};
 use opentelemetry::Value as Attribute;
@@ -126,11 +126,13 @@ async fn several_sequences_are_one_span_from_first_to_last() {
             id: 97,
             logprobs: None,
             at: at(1_000 * (seed + 2)),
+            times: StepTimes::default(),
         });
         send(Event::Token {
             id: 97,
             logprobs: None,
             at: at(1_000 * (seed + 5)),
+            times: StepTimes::default(),
         });
         send(Event::Finished {
             reason: FinishReason::Length,
@@ -155,6 +157,42 @@ async fn several_sequences_are_one_span_from_first_to_last() {
         attribute(request, "gen_ai.usage.num_sequences").as_deref(),
         Some("3")
     );
+}
+
+/// One token, after steps of so many seconds.
+fn token_after(submission: &Submission, seconds: u64) -> Event {
+    Event::Token {
+        id: 97,
+        logprobs: None,
+        at: submission.queued,
+        times: StepTimes {
+            scheduler: Duration::from_secs(seconds),
+            model_forward: Duration::from_secs(10 * seconds),
+            model_execute: Duration::from_secs(20 * seconds),
+        },
+    }
+}
+
+#[tokio::test]
+async fn time_in_the_engines_steps_is_that_of_the_longest_sequence_stopped_or_not() {
+    let script = |submission: Submission| {
+        let seed = submission.request.params.seed.expect("a seed each");
+        for step in 1..=2 {
+            let token = token_after(&submission, step + seed);
+            // The second one is not read: the first is the stop string.
+            let _ = submission.events.send(token);
+        }
+    };
+    let harness = Harness::start(script).await;
+    let body = json!({"prompt": "hi", "n": 2, "seed": 3, "stop": "a"});
+    post_in_trace(&harness, &body, "01").await;
+    let span = harness.request_spans(1).await.remove(0);
+    let seconds = |part: &str| attribute(&span, &format!("gen_ai.latency.time_in_{part}")).unwrap();
+    assert_eq!(seconds("scheduler"), "5");
+    assert_eq!(seconds("model_forward"), "50");
+    assert_eq!(seconds("model_execute"), "100");
+    let cached = attribute(&span, "gen_ai.usage.cache_read.input_tokens");
+    assert_eq!(cached.as_deref(), Some("0"));
 }
 
 #[tokio::test]

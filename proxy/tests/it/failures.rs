@@ -162,6 +162,24 @@ async fn an_answer_that_is_no_http_is_a_502() {
 }
 
 #[tokio::test]
+async fn a_chunk_without_a_size_is_an_invalid_answer() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    let (mut client, mut server) = in_flight(&proxy, &upstream).await;
+    server
+        .write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await;
+    client.read_head().await;
+    server.write("not a size\r\n").await;
+    assert_eq!(client.read_to_end().await, "");
+    check_failed(
+        &proxy.spans.next().await,
+        "upstream_invalid_response",
+        Some("200"),
+    );
+}
+
+#[tokio::test]
 async fn an_upstream_that_stays_silent_is_a_504() {
     let upstream = RawUpstream::bind().await;
     let mut config = config(upstream.address());

@@ -1,11 +1,13 @@
 //! `lantern-proxy` as a program: what it says of itself, and how it ends.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Output, Stdio};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::{Echo, Peer, RawUpstream, refuses_connections, request, within};
+use crate::support::{Echo, Peer, RawUpstream, nobody, refuses_connections, request, within};
 
 fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lantern-proxy"));
@@ -94,6 +96,19 @@ fn a_bad_variable_ends_the_program_with_64_and_one_line() {
     assert_eq!(text.trim_end().lines().count(), 1, "{text}");
 }
 
+#[test]
+fn a_variable_that_is_not_unicode_ends_the_program_with_64() {
+    let name = "OTEL_PYTHON_EXCLUDED_URLS";
+    let output = program(&["--upstream", "http://127.0.0.1:1"])
+        .env(name, OsStr::from_bytes(b"health\xff"))
+        .output()
+        .expect("the program starts");
+    assert_eq!(output.status.code(), Some(64));
+    let text = String::from_utf8(output.stderr).expect("text");
+    let expect = format!("{name}='health\u{fffd}' is not supported: use valid UTF-8");
+    assert!(text.contains(&expect), "{text}");
+}
+
 /// A running program, and the address that it says it listens on.
 async fn serving(mut command: Command) -> (tokio::process::Child, SocketAddr) {
     command.stderr(Stdio::piped());
@@ -137,6 +152,50 @@ async fn sigterm_ends_an_idle_program_with_0() {
     let mut command = program(&["--upstream", &upstream, "--listen", "127.0.0.1:0"]);
     command.env("OTEL_TRACES_EXPORTER", "none");
     let (mut child, _) = serving(command).await;
+    terminate(&child);
+    let status = within("the program's end", child.wait()).await;
+    assert_eq!(status.expect("a child").code(), Some(0));
+}
+
+#[tokio::test]
+async fn connections_may_be_more_than_the_soft_limit_of_descriptors() {
+    let upstream = Echo::start().await;
+    let url = format!("http://{}", upstream.address);
+    let mut command = Command::new("sh");
+    let limited = r#"ulimit -S -n 48 && exec "$0" "$@""#;
+    command
+        .args(["-c", limited, env!("CARGO_BIN_EXE_lantern-proxy")])
+        .args(["--upstream", &url, "--listen", "127.0.0.1:0"])
+        .env_clear()
+        .env("OTEL_TRACES_EXPORTER", "none");
+    let (_child, address) = serving(command).await;
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        let mut client = Peer::connect(address).await;
+        client
+            .write(&request(&["GET /health HTTP/1.1", "Host: a"], ""))
+            .await;
+        assert_eq!(client.read_response().await.status, 200);
+        clients.push(client);
+    }
+}
+
+#[tokio::test]
+async fn sigterm_ends_a_program_with_0_though_nobody_takes_its_spans() {
+    let mut upstream = Echo::start().await;
+    let url = format!("http://{}", upstream.address);
+    let mut command = program(&["--upstream", &url, "--listen", "127.0.0.1:0"]);
+    let collector = format!("http://{}", nobody().await);
+    command
+        .env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector)
+        .env("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "100");
+    let (mut child, address) = serving(command).await;
+    let mut client = Peer::connect(address).await;
+    client
+        .write(&request(&["GET /health HTTP/1.1", "Host: a"], ""))
+        .await;
+    assert_eq!(client.read_response().await.status, 200);
+    upstream.received().await;
     terminate(&child);
     let status = within("the program's end", child.wait()).await;
     assert_eq!(status.expect("a child").code(), Some(0));

@@ -100,6 +100,28 @@ async fn b3_of_several_headers_replaces_all_of_them() {
 }
 
 #[tokio::test]
+async fn the_upstream_sees_no_b3_parent_but_the_proxy_whichever_form_the_client_sent() {
+    for written in ["b3", "b3multi", "b3,b3multi"] {
+        let (telemetry, _collector) = telemetry(&[("OTEL_PROPAGATORS", written)]).await;
+        let sent = [
+            format!("b3: {TRACE_ID}-{PARENT_ID}-1"),
+            format!("X-B3-TraceId: {TRACE_ID}"),
+            format!("X-B3-SpanId: {PARENT_ID}"),
+            format!("X-B3-ParentSpanId: {PARENT_ID}"),
+            "X-B3-Sampled: 1".to_owned(),
+        ];
+        let headers = sent_on(telemetry, &sent.each_ref().map(String::as_str)).await;
+        let left = headers
+            .iter()
+            .find(|(_, value)| value.to_str().is_ok_and(|value| value.contains(PARENT_ID)));
+        assert_eq!(left, None, "{written}");
+        let (single, multi) = (headers.get("b3"), headers.get("x-b3-spanid"));
+        assert_eq!(single.is_some(), written != "b3multi", "{written}");
+        assert_eq!(multi.is_some(), written != "b3", "{written}");
+    }
+}
+
+#[tokio::test]
 async fn without_tracing_the_trace_headers_pass_as_they_are() {
     let parent = format!("00-{TRACE_ID}-{PARENT_ID}-01");
     let line = format!("traceparent: {parent}");

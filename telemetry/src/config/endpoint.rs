@@ -20,6 +20,8 @@ pub(super) enum Scope {
 /// An endpoint as somebody named it, and known to be usable.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
+    /// The variable or flag that named it.
+    variable: String,
     named: String,
     /// With scheme `http` or `https`.
     url: String,
@@ -59,6 +61,7 @@ impl Endpoint {
             return Err(error());
         }
         Ok(Self {
+            variable: variable.to_owned(),
             named: named.to_owned(),
             url,
             scope,
@@ -68,6 +71,11 @@ impl Endpoint {
     /// As it was written.
     pub(super) fn named(&self) -> &str {
         &self.named
+    }
+
+    /// What named it.
+    pub(super) fn variable(&self) -> &str {
+        &self.variable
     }
 
     /// The URL to send to by `protocol`.

@@ -4,6 +4,7 @@
 //! The SDK reads some of the same variables by itself, but it warns and goes on where we refuse, and it
 //! lacks several; so every variable is read here and handed to it as a value.
 
+mod connector;
 mod endpoint;
 mod error;
 mod exporter;
@@ -24,11 +25,32 @@ use opentelemetry_semantic_conventions::resource::SERVICE_NAME;
 
 pub use error::ConfigError;
 pub use exporter::{Compression, ExporterSettings, Protocol};
-pub(crate) use sdk::{BatchSettings, PropagatorKind, SpanLimits};
+pub(crate) use sdk::{BatchSettings, OtherSignals, PropagatorKind, SpanLimits};
 pub use tls::PemFile;
 
 use endpoint::{Endpoint, Scope};
 use vars::Vars;
+
+/// Gives `read` the environment of the process. A variable that it asks for and that is not valid UTF-8
+/// is an error: `read` would take it for unset.
+pub fn from_env<T>(
+    read: impl FnOnce(&dyn Fn(&str) -> Option<String>) -> Result<T, ConfigError>,
+) -> Result<T, ConfigError> {
+    let not_unicode = RefCell::new(None);
+    let result = read(&|name| match std::env::var(name) {
+        Ok(value) => Some(value),
+        Err(VarError::NotPresent) => None,
+        Err(VarError::NotUnicode(value)) => {
+            let error = ConfigError::new(name, value.to_string_lossy(), "valid UTF-8");
+            not_unicode.borrow_mut().get_or_insert(error);
+            None
+        }
+    });
+    match not_unicode.into_inner() {
+        Some(error) => Err(error),
+        None => result,
+    }
+}
 
 /// The validated `OTEL_*` environment. The crate's front page lists the variables.
 #[derive(Clone, Debug)]
@@ -45,32 +67,19 @@ pub struct Settings {
     batch: BatchSettings,
     limits: SpanLimits,
     propagators: Vec<PropagatorKind>,
+    other_signals: OtherSignals,
     log_filter: &'static str,
 }
 
 impl Settings {
     /// Reads the environment of the process.
     pub fn from_env() -> Result<Self, ConfigError> {
-        let not_unicode = RefCell::new(None);
-        let settings = Self::from_vars(|name| match std::env::var(name) {
-            Ok(value) => Some(value),
-            Err(VarError::NotPresent) => None,
-            Err(VarError::NotUnicode(value)) => {
-                let error = ConfigError::new(name, value.to_string_lossy(), "valid UTF-8");
-                not_unicode.borrow_mut().get_or_insert(error);
-                None
-            }
-        });
-        match not_unicode.into_inner() {
-            Some(error) => Err(error),
-            None => settings,
-        }
+        from_env(|get| Self::from_vars(get))
     }
 
     /// Reads the variables that `get` gives, as a test does.
     pub fn from_vars(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let vars = Vars::new(&get);
-        sdk::check_other_signals(&vars)?;
         let resource = vars
             .get("OTEL_RESOURCE_ATTRIBUTES")
             .map(|var| var.pairs())
@@ -88,6 +97,7 @@ impl Settings {
             batch: BatchSettings::from_vars(&vars)?,
             limits: SpanLimits::from_vars(&vars)?,
             propagators: sdk::propagators(&vars)?,
+            other_signals: OtherSignals::from_vars(&vars)?,
             log_filter: sdk::log_filter(&vars)?,
         };
         Ok(settings.resolved())
@@ -123,6 +133,11 @@ impl Settings {
     /// The endpoint for traces as the environment or a flag names it; `None` when neither does.
     pub fn traces_endpoint(&self) -> Option<&str> {
         self.named_endpoint.as_ref().map(Endpoint::named)
+    }
+
+    /// The variable or flag that names the endpoint for traces; `None` when none does.
+    pub fn traces_endpoint_variable(&self) -> Option<&str> {
+        self.named_endpoint.as_ref().map(Endpoint::variable)
     }
 
     /// The protocol that traces are sent by.
@@ -187,6 +202,10 @@ impl Settings {
 
     pub(crate) fn propagators(&self) -> &[PropagatorKind] {
         &self.propagators
+    }
+
+    pub(crate) fn other_signals(&self) -> &OtherSignals {
+        &self.other_signals
     }
 
     /// With the URL that endpoint and protocol mean together.

@@ -1,11 +1,12 @@
 //! The SDK's own variables: sampler, batches, limits, propagators, log level, and what is switched off.
 
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use opentelemetry_sdk::trace::Sampler;
 
 use super::ConfigError;
-use super::vars::{Var, Vars};
+use super::vars::Vars;
 
 /// The queue's memory is reserved at the start, so its length has a bound.
 const MAX_QUEUE_SPANS: u64 = 1 << 18;
@@ -193,15 +194,62 @@ pub(super) fn traces_exporter(vars: &Vars<'_>) -> Result<Option<bool>, ConfigErr
     }
 }
 
-/// The signals that are not exported: to ask for one is an error, not silence.
-pub(super) fn check_other_signals(vars: &Vars<'_>) -> Result<(), ConfigError> {
-    let only_none = |var: Var| match var.lowercase().as_str() {
-        "none" => Ok(()),
-        _ => Err(var.error("none, or leave it unset: only traces are exported")),
-    };
-    vars.get("OTEL_METRICS_EXPORTER")
-        .map_or(Ok(()), only_none)?;
-    vars.get("OTEL_LOGS_EXPORTER").map_or(Ok(()), only_none)
+/// What the environment asks of the signals that are not exported. `otlp` is their exporter unless
+/// somebody says otherwise, so to name it is no mistake; to export nothing in silence would be one.
+#[derive(Clone, Debug)]
+pub(crate) struct OtherSignals {
+    asked: Vec<String>,
+    /// Shared by the settings that come of one environment: several programs may run in one process.
+    told: Arc<Once>,
+}
+
+/// The exporters that the specification knows, by signal. <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#exporter-selection>
+const OTHER_SIGNALS: [(&str, &[&str]); 2] = [
+    (
+        "OTEL_METRICS_EXPORTER",
+        &["otlp", "prometheus", "console", "logging", "none"],
+    ),
+    (
+        "OTEL_LOGS_EXPORTER",
+        &["otlp", "console", "logging", "none"],
+    ),
+];
+
+impl OtherSignals {
+    pub(super) fn from_vars(vars: &Vars<'_>) -> Result<Self, ConfigError> {
+        let mut asked = Vec::new();
+        for (name, known) in OTHER_SIGNALS {
+            let Some(var) = vars.get(name) else { continue };
+            let list = var.lowercase();
+            let mut exporters = list.split(',').map(str::trim);
+            if !exporters.clone().all(|exporter| known.contains(&exporter)) {
+                return Err(var.error(format!(
+                    "{}, a list of them, or leave it unset: only traces are exported",
+                    known.join(", ")
+                )));
+            }
+            if exporters.any(|exporter| exporter != "none") {
+                asked.push(format!("{name}='{}'", var.value));
+            }
+        }
+        Ok(Self {
+            asked,
+            told: Arc::new(Once::new()),
+        })
+    }
+
+    /// Says once that nothing will come of it.
+    pub(crate) fn tell(&self) {
+        if let Some(notice) = self.notice() {
+            self.told.call_once(|| tracing::info!("{notice}"));
+        }
+    }
+
+    pub(super) fn notice(&self) -> Option<String> {
+        let asked = self.asked.join(", ");
+        (!asked.is_empty())
+            .then(|| format!("only traces are exported, so this has no effect: {asked}"))
+    }
 }
 
 fn to_usize(number: u64) -> usize {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use super::vars::{Var, Vars};
 use super::{ConfigError, ExporterSettings};
@@ -86,8 +85,8 @@ impl Files {
 }
 
 impl ExporterSettings {
-    /// The TLS of a client that speaks HTTP to the endpoint; application protocols are left to it.
-    pub fn rustls_config(&self) -> ClientConfig {
+    /// The TLS of a client of the endpoint; application protocols are left to it.
+    pub(super) fn rustls_config(&self) -> ClientConfig {
         let checked = "the TLS files were checked when they were read";
         let roots = match &self.certificate {
             Some(file) => roots(file).expect(checked),
@@ -102,20 +101,6 @@ impl ExporterSettings {
                 )
                 .expect(checked),
             _ => builder.with_no_client_auth(),
-        }
-    }
-
-    /// The TLS of a gRPC channel to the endpoint.
-    pub fn grpc_tls_config(&self) -> ClientTlsConfig {
-        let tls = match &self.certificate {
-            Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&file.pem)),
-            None => {
-                ClientTlsConfig::new().trust_anchors(webpki_roots::TLS_SERVER_ROOTS.iter().cloned())
-            }
-        };
-        match (&self.client_certificate, &self.client_key) {
-            (Some(chain), Some(key)) => tls.identity(Identity::from_pem(&chain.pem, &key.pem)),
-            _ => tls,
         }
     }
 }

@@ -53,7 +53,10 @@ impl<E: SpanExporter + Explain + 'static> GuardedExporter<E> {
     /// Sends one request and enters its outcome into the ledger.
     async fn send(&self, spans: Vec<SpanData>) -> OTelSdkResult {
         let count = spans.len();
-        let result = self.send_in_runtime(spans).await;
+        let Some(result) = self.send_in_runtime(spans).await else {
+            let reason = "the program is shutting down".to_owned();
+            return Err(OTelSdkError::InternalFailure(reason));
+        };
         let rejection = self.rejections.take();
         match &result {
             Err(reason) => self.context.ledger.lost(count, reason),
@@ -67,7 +70,9 @@ impl<E: SpanExporter + Explain + 'static> GuardedExporter<E> {
         result.map_err(OTelSdkError::InternalFailure)
     }
 
-    async fn send_in_runtime(&self, spans: Vec<SpanData>) -> Result<(), String> {
+    /// `None` when the runtime ended meanwhile. It ends with the guard, which has told by then how many
+    /// spans still waited: to enter them here would be to tell them twice.
+    async fn send_in_runtime(&self, spans: Vec<SpanData>) -> Option<Result<(), String>> {
         let (exporter, limit) = (Arc::clone(&self.exporter), self.context.limit);
         let send = async move {
             match tokio::time::timeout(limit, exporter.export(spans)).await {
@@ -76,13 +81,7 @@ impl<E: SpanExporter + Explain + 'static> GuardedExporter<E> {
             }
         };
         let send = send.with_subscriber(self.rejections.dispatch());
-        // The runtime ends with the guard: an export it cut off is one that failed.
-        let cut_off = |_| Err("the program is shutting down".to_owned());
-        self.context
-            .runtime
-            .spawn(send)
-            .await
-            .unwrap_or_else(cut_off)
+        self.context.runtime.spawn(send).await.ok()
     }
 }
 

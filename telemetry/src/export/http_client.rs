@@ -1,19 +1,20 @@
 //! The HTTP client under the OTLP/HTTP exporter: hyper and rustls, so that no second HTTP stack is
 //! linked, with a bounded response and a memory of why the last request failed.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use opentelemetry_http::{HttpClient, HttpError, ResponseBodyTooLarge};
 
+use super::last_failure::LastFailure;
+use crate::chain;
 use crate::config::ExporterSettings;
 
 /// An OTLP answer is a few bytes; a misconfigured endpoint may answer with a page. (The value is the
@@ -31,42 +32,21 @@ pub(super) struct OtlpHttpClient {
     headers: HeaderMap,
     /// The longest that one request may take, its response included.
     timeout: Duration,
-    last_failure: Mutex<Option<String>>,
+    last_failure: LastFailure,
 }
 
 impl OtlpHttpClient {
-    pub(super) fn new(settings: &ExporterSettings) -> Self {
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(settings.rustls_config())
-            .https_or_http()
-            .enable_http1()
-            .enable_http2()
-            .build();
+    pub(super) fn new(settings: &ExporterSettings, last_failure: LastFailure) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .build(connector);
+            .build(settings.connector());
         Self {
             client,
             headers: settings.headers.clone(),
             timeout: settings.timeout,
-            last_failure: Mutex::default(),
+            last_failure,
         }
-    }
-
-    /// Why the last request failed; the exporter's own error leaves it out.
-    pub(super) fn last_failure(&self) -> Option<String> {
-        self.last_failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn remember(&self, failure: Option<String>) {
-        *self
-            .last_failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = failure;
     }
 
     /// The exporter merges the environment's headers into its own; the settings have already decided
@@ -113,7 +93,7 @@ impl HttpClient for OtlpHttpClient {
             Ok(result) => result,
             Err(_) => Err(format!("no answer within {:?}", self.timeout).into()),
         };
-        self.remember(match &result {
+        self.last_failure.set(match &result {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(refusal(response)),
             Err(error) => Some(chain(error.as_ref())),
@@ -130,12 +110,4 @@ fn refusal(response: &Response<Bytes>) -> String {
     let shown: String = words.join(" ").chars().take(MAX_REASON_CHARS).collect();
     let colon = if shown.is_empty() { "" } else { ": " };
     format!("it answered {}{colon}{shown}", response.status())
-}
-
-/// An error with its causes on one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
-    texts.dedup();
-    texts.join(": ")
 }

@@ -1,7 +1,8 @@
 //! The ledger of lost spans. It decides when a person is told: at the first loss, then at most once a
-//! minute with what was lost since, once when spans flow again, and at the end for what is left.
+//! minute with what was lost since, once when spans flow again, and at the end for what is left. What is
+//! lost while somebody waits for a flush is theirs to tell.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The shortest time from one warning to the next.
@@ -14,7 +15,7 @@ pub(crate) struct DropLedger {
     state: Mutex<State>,
 }
 
-/// Spans lost over the life of an exporter.
+/// Spans that were lost.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Losses {
     pub(crate) spans: u64,
@@ -52,8 +53,10 @@ impl DropLedger {
         self.tell(notice);
     }
 
-    pub(crate) fn losses(&self) -> Losses {
-        self.state().losses.clone()
+    /// From now on losses are not logged: whoever holds the [`Hush`] returns them as an error.
+    pub(crate) fn hush(self: &Arc<Self>) -> Hush {
+        self.state().hushed += 1;
+        Hush(Arc::clone(self))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -78,6 +81,23 @@ impl DropLedger {
     }
 }
 
+/// A time in which the ledger logs no losses; over when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Hush(Arc<DropLedger>);
+
+impl Hush {
+    /// What nobody was told yet. The caller tells it.
+    pub(crate) fn untold(self) -> Option<Losses> {
+        self.0.state().take_untold(Instant::now())
+    }
+}
+
+impl Drop for Hush {
+    fn drop(&mut self) {
+        self.0.state().hushed -= 1;
+    }
+}
+
 /// What a person is told.
 #[derive(Debug, PartialEq)]
 enum Notice {
@@ -88,47 +108,62 @@ enum Notice {
 /// The decision, with time as an argument.
 #[derive(Debug, Default)]
 struct State {
-    losses: Losses,
     /// Lost and not yet told.
     untold: u64,
+    /// Why the most recent span was lost.
+    reason: String,
     told_at: Option<Instant>,
     /// A warning stands that no export has answered yet.
     warned: bool,
+    /// The flushes that somebody waits for.
+    hushed: u32,
 }
 
 impl State {
     fn lost(&mut self, now: Instant, spans: u64, reason: &str) -> Option<Notice> {
-        self.losses.spans += spans;
-        reason.clone_into(&mut self.losses.reason);
+        reason.clone_into(&mut self.reason);
         self.untold += spans;
         let due = self
             .told_at
             .is_none_or(|told_at| now.duration_since(told_at) >= WARNING_INTERVAL);
-        due.then(|| self.losing(now))
+        (due && self.hushed == 0).then(|| self.losing(now))
     }
 
     fn delivered(&mut self, now: Instant) -> Option<Notice> {
         if self.warned {
             self.warned = false;
-            return Some(Notice::Recovered {
-                spans: std::mem::take(&mut self.untold),
-            });
+            let spans = match self.hushed {
+                0 => std::mem::take(&mut self.untold),
+                _ => 0,
+            };
+            return Some(Notice::Recovered { spans });
         }
         // Losses between two successes wait for the minute like any other.
         let due = self
             .told_at
             .is_some_and(|told_at| now.duration_since(told_at) >= WARNING_INTERVAL);
-        (due && self.untold > 0).then(|| {
+        (due && self.untold > 0 && self.hushed == 0).then(|| {
             let notice = self.losing(now);
             self.warned = false;
             notice
         })
     }
 
+    fn take_untold(&mut self, now: Instant) -> Option<Losses> {
+        (self.untold > 0).then(|| {
+            self.told_at = Some(now);
+            self.warned = true;
+            Losses {
+                spans: std::mem::take(&mut self.untold),
+                reason: self.reason.clone(),
+            }
+        })
+    }
+
     fn close(&mut self) -> Option<Notice> {
         (self.untold > 0).then(|| Notice::Losing {
             spans: std::mem::take(&mut self.untold),
-            reason: self.losses.reason.clone(),
+            reason: self.reason.clone(),
         })
     }
 
@@ -137,7 +172,7 @@ impl State {
         self.warned = true;
         Notice::Losing {
             spans: std::mem::take(&mut self.untold),
-            reason: self.losses.reason.clone(),
+            reason: self.reason.clone(),
         }
     }
 }
@@ -219,12 +254,33 @@ mod tests {
         assert_eq!(state.lost(start + SECOND, 7, "refused"), None);
         assert_eq!(state.close(), losing(7, "refused"));
         assert_eq!(state.close(), None);
-        assert_eq!(
-            state.losses,
-            Losses {
-                spans: 8,
-                reason: "refused".to_owned()
-            }
-        );
+    }
+
+    #[test]
+    fn losses_during_a_flush_are_its_own_to_tell() {
+        let (mut state, start) = (State::default(), Instant::now());
+        state.hushed = 1;
+        assert_eq!(state.lost(start, 3, "refused"), None);
+        assert_eq!(state.delivered(start + SECOND), None);
+        let losses = Losses {
+            spans: 3,
+            reason: "refused".to_owned(),
+        };
+        assert_eq!(state.take_untold(start + SECOND), Some(losses));
+        assert_eq!(state.take_untold(start + SECOND), None);
+        state.hushed = 0;
+        assert_eq!(state.lost(start + SECOND * 2, 1, "refused"), None);
+        let recovered = Some(Notice::Recovered { spans: 1 });
+        assert_eq!(state.delivered(start + SECOND * 3), recovered);
+        assert_eq!(state.close(), None);
+    }
+
+    #[test]
+    fn a_flush_that_nobody_waited_for_leaves_its_losses_to_the_ledger() {
+        let ledger = Arc::new(DropLedger::new("http://a:1"));
+        let hush = ledger.hush();
+        ledger.lost(3, "refused");
+        drop(hush);
+        assert_eq!(ledger.state().close(), losing(3, "refused"));
     }
 }

@@ -6,8 +6,10 @@
 //!                    \______________ DropLedger _________________/    (own runtime)
 //! ```
 
+mod grpc_channel;
 mod guarded;
 mod http_client;
+mod last_failure;
 mod ledger;
 mod limits;
 mod otlp;
@@ -16,6 +18,7 @@ mod rejections;
 mod split;
 
 pub(crate) use guarded::{Explain, ExportContext, GuardedExporter};
-pub(crate) use ledger::DropLedger;
+pub(crate) use last_failure::LastFailure;
+pub(crate) use ledger::{DropLedger, Losses};
 pub(crate) use otlp::build;
 pub(crate) use queue::{CountedQueue, Waiting};

@@ -1,12 +1,7 @@
 //! The OTLP exporter of opentelemetry-otlp, built from our settings.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use http::{Request, Response};
-use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{
     ExporterBuildError, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig,
     WithTonicConfig,
@@ -16,8 +11,11 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use tonic::metadata::MetadataMap;
 
+use super::grpc_channel::channel;
 use super::guarded::Explain;
 use super::http_client::OtlpHttpClient;
+use super::last_failure::LastFailure;
+use crate::chain;
 use crate::config::{Compression, ConfigError, ExporterSettings, Protocol};
 
 /// More retries than fit into an export: its time is the bound, not their number.
@@ -30,22 +28,20 @@ const MAX_RETRY_JITTER: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct OtlpExporter {
     exporter: SpanExporter,
-    http: Option<Arc<OtlpHttpClient>>,
+    last_failure: LastFailure,
 }
 
-/// The exporter for `settings`. It must be built inside the runtime it will run on.
+/// The exporter for `settings`. It must be built inside the runtime it will run on. Why an attempt
+/// failed goes into `last_failure`.
 pub(crate) fn build(
     settings: &ExporterSettings,
     resource: &Resource,
+    last_failure: LastFailure,
 ) -> Result<OtlpExporter, ConfigError> {
-    let (mut exporter, http) = match settings.protocol {
-        Protocol::Grpc => (grpc(settings), None),
+    let mut exporter = match settings.protocol {
+        Protocol::Grpc => grpc(settings, last_failure.clone()),
         Protocol::HttpProtobuf => {
-            let client = Arc::new(OtlpHttpClient::new(settings));
-            (
-                http(settings, SharedClient(Arc::clone(&client))),
-                Some(client),
-            )
+            http(settings, last_failure.clone()).map_err(|error| chain(&error))
         }
     };
     if let Ok(exporter) = &mut exporter {
@@ -60,10 +56,14 @@ pub(crate) fn build(
             format!("another one ({error})"),
         )
     })?;
-    Ok(OtlpExporter { exporter, http })
+    Ok(OtlpExporter {
+        exporter,
+        last_failure,
+    })
 }
 
-fn grpc(settings: &ExporterSettings) -> Result<SpanExporter, ExporterBuildError> {
+fn grpc(settings: &ExporterSettings, last_failure: LastFailure) -> Result<SpanExporter, String> {
+    let channel = channel(settings, last_failure).map_err(|error| chain(&error))?;
     let headers = settings.headers.clone();
     // The exporter merges the environment's headers into its metadata; the settings have already
     // decided which apply.
@@ -73,29 +73,26 @@ fn grpc(settings: &ExporterSettings) -> Result<SpanExporter, ExporterBuildError>
     };
     let mut builder = SpanExporter::builder()
         .with_tonic()
-        .with_endpoint(&settings.endpoint)
+        .with_channel(channel)
         .with_timeout(settings.timeout)
         .with_interceptor(own_metadata)
         .with_retry_policy(retry_policy());
-    if settings.endpoint.starts_with("https://") {
-        builder = builder.with_tls_config(settings.grpc_tls_config());
-    }
     if settings.compression == Compression::Gzip {
         builder = builder.with_compression(opentelemetry_otlp::Compression::Gzip);
     }
-    builder.build()
+    builder.build().map_err(|error| chain(&error))
 }
 
 fn http(
     settings: &ExporterSettings,
-    client: SharedClient,
+    last_failure: LastFailure,
 ) -> Result<SpanExporter, ExporterBuildError> {
     let mut builder = SpanExporter::builder()
         .with_http()
         .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
         .with_endpoint(&settings.endpoint)
         .with_timeout(settings.timeout)
-        .with_http_client(client)
+        .with_http_client(OtlpHttpClient::new(settings, last_failure))
         .with_retry_policy(retry_policy());
     if settings.compression == Compression::Gzip {
         builder = builder.with_compression(opentelemetry_otlp::Compression::Gzip);
@@ -119,8 +116,7 @@ impl opentelemetry_sdk::trace::SpanExporter for OtlpExporter {
 
 impl Explain for OtlpExporter {
     fn explain(&self, error: &OTelSdkError) -> String {
-        let told = self.http.as_ref().and_then(|client| client.last_failure());
-        told.unwrap_or_else(|| match error {
+        self.last_failure.get().unwrap_or_else(|| match error {
             // The exporter's name for itself helps nobody.
             OTelSdkError::InternalFailure(reason) => {
                 let words = reason.strip_prefix("TonicTracesClient export failed with ");
@@ -128,16 +124,5 @@ impl Explain for OtlpExporter {
             }
             other => other.to_string(),
         })
-    }
-}
-
-/// The client in two hands: the exporter's, and ours to ask why a request failed.
-#[derive(Debug)]
-struct SharedClient(Arc<OtlpHttpClient>);
-
-#[async_trait]
-impl HttpClient for SharedClient {
-    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        self.0.send_bytes(request).await
     }
 }

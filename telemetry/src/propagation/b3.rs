@@ -36,18 +36,16 @@ pub(super) enum Form {
 #[derive(Debug)]
 pub(super) struct B3Propagator {
     form: Form,
+    /// Of both forms: a reader may prefer the one that is not written, so neither may be left standing.
     fields: Vec<String>,
 }
 
 impl B3Propagator {
     pub(super) fn new(form: Form) -> Self {
-        let fields: &[&str] = match form {
-            Form::Single => &[SINGLE],
-            Form::Multi => &MULTI,
-        };
+        let fields = MULTI.into_iter().chain([SINGLE]);
         Self {
             form,
-            fields: fields.iter().map(ToString::to_string).collect(),
+            fields: fields.map(ToOwned::to_owned).collect(),
         }
     }
 }
@@ -58,10 +56,6 @@ impl TextMapPropagator for B3Propagator {
         let parent = span.span_context();
         if !parent.is_valid() {
             return;
-        }
-        // What came in belongs to another span, and a reader may prefer the form not written here.
-        for name in MULTI.into_iter().chain([SINGLE]) {
-            injector.set(name, String::new());
         }
         let (trace_id, span_id) = (parent.trace_id().to_string(), parent.span_id().to_string());
         let sampling = Sampling::of(cx);

@@ -81,12 +81,8 @@ impl Injector for HeaderWriter<'_> {
         let Ok(name) = HeaderName::from_bytes(key.as_bytes()) else {
             return;
         };
-        // An empty `tracestate` says that there is none: whatever came in belonged to another span.
-        if value.is_empty() {
-            self.0.remove(name);
-            return;
-        }
-        if let Ok(value) = HeaderValue::try_from(value) {
+        // An empty `tracestate` says that there is none, and is not sent.
+        if let (false, Ok(value)) = (value.is_empty(), HeaderValue::try_from(value)) {
             self.0.insert(name, value);
         }
     }

@@ -13,9 +13,10 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use opentelemetry::Context;
 use opentelemetry::propagation::{TextMapCompositePropagator, TextMapPropagator};
+use opentelemetry::trace::TraceContextExt as _;
 use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
 
 use crate::config::PropagatorKind;
@@ -23,10 +24,15 @@ use b3::{B3Propagator, Form};
 use headers::{HeaderReader, HeaderWriter};
 use jaeger::JaegerPropagator;
 
+/// Baggage is the caller's, whatever span it comes with.
+const BAGGAGE: &str = "baggage";
+
 /// Reads trace context from request headers and writes it into them.
 #[derive(Clone)]
 pub struct Propagator {
     composite: Arc<TextMapCompositePropagator>,
+    /// What belongs to one span, and goes when another takes its place.
+    of_a_span: Arc<[HeaderName]>,
 }
 
 impl fmt::Debug for Propagator {
@@ -38,8 +44,13 @@ impl fmt::Debug for Propagator {
 impl Propagator {
     pub(crate) fn new(kinds: &[PropagatorKind]) -> Self {
         let propagators = kinds.iter().map(|kind| propagator(*kind)).collect();
+        let composite = TextMapCompositePropagator::new(propagators);
+        let of_a_span = composite.fields().filter(|&field| field != BAGGAGE);
         Self {
-            composite: Arc::new(TextMapCompositePropagator::new(propagators)),
+            of_a_span: of_a_span
+                .map(|field| field.parse().expect("propagators name valid headers"))
+                .collect(),
+            composite: Arc::new(composite),
         }
     }
 
@@ -49,17 +60,24 @@ impl Propagator {
             .extract_with_context(&Context::new(), &HeaderReader::new(headers))
     }
 
-    /// Writes `context` into `headers`, in place of what they carried. A context without a valid span
-    /// leaves them as they are.
+    /// Writes `context` into `headers`, in place of what they carried in any of the formats. A context
+    /// without a valid span leaves them as they are.
     pub fn inject(&self, context: &Context, headers: &mut HeaderMap) {
+        // Once and before all formats write: two of them may share headers.
+        if context.span().span_context().is_valid() {
+            for name in &*self.of_a_span {
+                headers.remove(name);
+            }
+        }
         self.composite
             .inject_context(context, &mut HeaderWriter(headers));
     }
 
-    /// The names of the headers that are read and written, sorted.
+    /// The names of the headers that are read or replaced, sorted.
     pub fn fields(&self) -> Vec<&str> {
         let mut fields: Vec<_> = self.composite.fields().collect();
         fields.sort_unstable();
+        fields.dedup();
         fields
     }
 }

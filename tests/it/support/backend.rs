@@ -43,9 +43,9 @@ impl Backend {
         .ready()
     }
 
-    /// Jaeger 1.57 all-in-one, built from its Go module; `None` where Go is missing.
-    pub(crate) fn jaeger() -> Option<Self> {
-        let binary = provided_by("jaeger/build.sh")?;
+    /// Jaeger 1.57 all-in-one, built from its Go module.
+    pub(crate) fn jaeger() -> Self {
+        let binary = provided_by("jaeger/build.sh");
         let [grpc, http, query] = [free_addr(), free_addr(), free_addr()];
         let mut command = Command::new(binary);
         command
@@ -67,15 +67,13 @@ impl Backend {
             command.arg(format!("--{port}={}", free_addr()));
         }
         let process = Process::start(command, &[]);
-        Some(
-            Self {
-                grpc,
-                http,
-                query,
-                _process: process,
-            }
-            .ready(),
-        )
+        Self {
+            grpc,
+            http,
+            query,
+            _process: process,
+        }
+        .ready()
     }
 
     fn ready(mut self) -> Self {

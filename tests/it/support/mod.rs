@@ -57,21 +57,16 @@ pub(crate) fn http() -> ureq::Agent {
 }
 
 /// What `script` (below `tests/`) prints: the path of something that it has built or installed.
-/// `None`, said plainly, when the machine lacks what it needs (exit code 3).
-pub(crate) fn provided_by(script: &str) -> Option<PathBuf> {
+pub(crate) fn provided_by(script: &str) -> PathBuf {
     let output = Command::new(repository().join("tests").join(script))
         .stderr(Stdio::inherit())
         .output()
         .unwrap_or_else(|error| panic!("cannot run tests/{script}: {error}"));
-    match output.status.code() {
-        Some(0) => {
-            let printed = String::from_utf8(output.stdout).expect("a path is text");
-            Some(PathBuf::from(printed.trim()))
-        }
-        Some(3) => {
-            println!("SKIPPED: tests/{script} says that this machine lacks what it needs");
-            None
-        }
-        code => panic!("tests/{script} ended with {code:?}"),
-    }
+    let status = output.status;
+    assert!(status.success(), "tests/{script} ended with {status}");
+    PathBuf::from(
+        String::from_utf8(output.stdout)
+            .expect("a path is text")
+            .trim(),
+    )
 }

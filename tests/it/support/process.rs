@@ -61,6 +61,13 @@ impl Process {
         self.output.lock().expect("no reader panics").clone()
     }
 
+    /// Waits until it has printed `text`; fails at once when it ends before.
+    pub(crate) fn wait_until_output(&mut self, text: &str) {
+        let output = Arc::clone(&self.output);
+        let printed = || output.lock().expect("no reader panics").contains(text);
+        self.wait_until(&format!("{text:?}"), printed);
+    }
+
     /// Waits until `ready` holds; fails at once when the process ends before.
     pub(crate) fn wait_until(&mut self, what: &str, mut ready: impl FnMut() -> bool) {
         wait_for(what, || {

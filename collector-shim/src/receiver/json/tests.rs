@@ -187,3 +187,45 @@ fn nesting_is_bounded_where_it_is_kept_and_harmless_where_it_is_ignored() {
     let error = value(&kept).expect_err("too deep").to_string();
     assert!(error.contains("recursion limit"), "{error}");
 }
+
+#[test]
+fn broken_text_does_not_lose_the_batch() {
+    let name = |written: &[u8]| {
+        let json = [
+            &br#"{"resourceSpans":[{"scopeSpans":[{"spans":[{"name":""#[..],
+            written,
+            br#""}]}]}]}"#,
+        ];
+        let bytes = to_protobuf(&json.concat()).expect("repaired");
+        let request = ExportTraceServiceRequest::decode(bytes).expect("what we encode decodes");
+        request.resource_spans[0].scope_spans[0].spans[0]
+            .name
+            .clone()
+    };
+    assert_eq!(name(br"cut \ud83d"), "cut \u{fffd}");
+    assert_eq!(
+        name(br"\ude00 and \ud83d\ud83d\ude00"),
+        "\u{fffd} and \u{fffd}\u{1f600}"
+    );
+    assert_eq!(name(b"caf\xe9"), "caf?");
+    // An escaped backslash before a `u` is no escape of a character.
+    assert_eq!(name(br"\\ud83d \ud83d"), "\\ud83d \u{fffd}");
+}
+
+#[test]
+fn spans_and_what_they_hold_are_counted_before_they_are_made() {
+    use crate::wire::{MAX_ELEMENTS, MAX_SPANS};
+    let check = |before: &str, count: u64, after: &str| {
+        let json = format!("{before}{}{{}}{after}", "{},".repeat(count as usize));
+        let error = to_protobuf(json.as_bytes()).expect_err("too many");
+        assert!(matches!(error, JsonError::TooMany(_)), "{error}");
+    };
+    check(
+        r#"{"resourceSpans":[{"scopeSpans":[{"spans":["#,
+        MAX_SPANS,
+        "]}]}]}",
+    );
+    check(r#"{"resourceSpans":["#, MAX_ELEMENTS, "]}");
+    // The next request on this thread starts anew.
+    convert("{}").expect("empty");
+}

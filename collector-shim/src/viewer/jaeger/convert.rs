@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use crate::store::{
-    Attribute, Event, Resource, Scope, Span, StatusCode, StoredTrace, Value, double_to_json,
+    Attribute, ERROR_TAG, Event, Resource, Scope, Span, StoredTrace, Value, double_to_json,
+    made_tags,
 };
 
 /// JavaScript's numbers are exact up to here; beyond it an integer is sent as a string.
@@ -168,19 +169,15 @@ fn tags(span: &Span) -> Vec<Tag> {
     add_text(&mut tags, "otel.scope.name", name);
     add_text(&mut tags, "otel.scope.version", version);
     tags.extend(span.attributes.iter().map(tag));
-    add_text(&mut tags, "span.kind", span.kind.as_str());
-    match span.status.code {
-        StatusCode::Unset => {}
-        StatusCode::Ok => add_text(&mut tags, "otel.status_code", "OK"),
-        StatusCode::Error => {
-            add_text(&mut tags, "otel.status_code", "ERROR");
-            tags.push(Tag {
-                key: "error".to_owned(),
-                r#type: "bool",
-                value: true.into(),
-            });
-        }
-    }
+    tags.extend(made_tags(span).into_iter().map(|(key, value)| Tag {
+        key: key.to_owned(),
+        r#type: if key == ERROR_TAG { "bool" } else { "string" },
+        value: if key == ERROR_TAG {
+            true.into()
+        } else {
+            value.into()
+        },
+    }));
     add_text(&mut tags, "otel.status_description", &span.status.message);
     add_text(&mut tags, "w3c.tracestate", &span.trace_state);
     tags

@@ -52,7 +52,8 @@ pub(crate) struct Delivery {
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
-    _stop: DropGuard,
+    stop: CancellationToken,
+    _stop_when_dropped: DropGuard,
 }
 
 struct State {
@@ -144,13 +145,19 @@ impl Backend {
         let address = listener.local_addr().expect("it listens");
         let state = Arc::new(state);
         let stop = CancellationToken::new();
-        let serving = accept(listener, Arc::clone(&state));
+        let serving = accept(listener, Arc::clone(&state), stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
         Backend {
             address,
             state,
-            _stop: stop.drop_guard(),
+            stop: stop.clone(),
+            _stop_when_dropped: stop.drop_guard(),
         }
+    }
+
+    /// Goes away, connections included; what it has recorded stays.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
     }
 
     pub(crate) fn grpc_url(&self) -> String {
@@ -177,18 +184,22 @@ impl Backend {
 
 /// An address that refuses connections until [`Backend::listen`].
 pub(crate) fn reserve() -> TcpSocket {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket
-        .bind(SocketAddr::from(([127, 0, 0, 1], 0)))
-        .expect("a free port");
-    socket
+    reserve_at(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port")
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+/// The same, where a backend was before.
+pub(crate) fn reserve_at(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>, stop: CancellationToken) {
     loop {
         let (stream, _) = listener.accept().await.expect("accepts");
         let state = Arc::clone(&state);
-        tokio::spawn(async move {
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             match state.tls.clone() {
                 None => serve(stream, state).await,
                 // A client that does not trust us ends the handshake.
@@ -198,7 +209,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
                     }
                 }
             }
-        });
+        }));
     }
 }
 

@@ -3,12 +3,14 @@
 
 pub(crate) mod backend;
 pub(crate) mod client;
+pub(crate) mod process;
 pub(crate) mod spans;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use lantern_shim::{Config, Counts, Destination, Shim, ShimHandle};
+use lantern_shim::{Ack, Config, Counts, Destination, QueueDir, Shim, ShimHandle};
 use lantern_telemetry::{ExporterSettings, Settings};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +39,7 @@ pub(crate) struct Running {
     pub(crate) viewer: SocketAddr,
     pub(crate) handle: ShimHandle,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), lantern_shim::Error>>,
 }
 
 impl Running {
@@ -48,7 +50,7 @@ impl Running {
         let viewer = shim.viewer_addr().expect("the tests' shims have one");
         let handle = shim.handle();
         let until = stop.clone();
-        let task = tokio::spawn(async move { shim.run(until).await.expect("runs") });
+        let task = tokio::spawn(shim.run(until));
         Running {
             grpc,
             http,
@@ -64,14 +66,14 @@ impl Running {
         Running::start(Config::embedded()).await
     }
 
-    /// Stops it and waits until it has stopped; what it counted in the end.
-    pub(crate) async fn stop(self) -> Counts {
+    /// Stops it and waits until it has stopped; how it ended and what it counted in the end.
+    pub(crate) async fn stop(self) -> (Result<(), lantern_shim::Error>, Counts) {
         self.stop.cancel();
-        tokio::time::timeout(PATIENCE, self.task)
+        let ended = tokio::time::timeout(PATIENCE, self.task)
             .await
             .expect("stops in time")
             .expect("no panic");
-        self.handle.counts()
+        (ended, self.handle.counts())
     }
 
     /// Waits until all that was received has been answered for.
@@ -99,6 +101,25 @@ pub(crate) fn exporter(url: &str, protocol: &str, more: &[(&str, &str)]) -> Expo
     settings.expect("valid settings").exporter().clone()
 }
 
+/// A forwarding configuration with its queue on disk.
+pub(crate) fn durable(exporter: ExporterSettings, dir: &Path, queue_max_bytes: usize) -> Config {
+    let queue_dir = QueueDir {
+        path: dir.to_owned(),
+        ack: Ack::Disk,
+    };
+    let destination = Destination::Backend {
+        exporter: Box::new(exporter),
+        queue_max_bytes,
+        queue_dir: Some(queue_dir),
+    };
+    Config {
+        destination,
+        // Whatever is left is on disk: no need to wait for a backend that is away.
+        drain_timeout: Duration::from_millis(300),
+        ..Config::embedded()
+    }
+}
+
 /// A forwarding configuration with small bounds.
 pub(crate) fn forwarding(
     exporter: ExporterSettings,
@@ -108,6 +129,7 @@ pub(crate) fn forwarding(
     let destination = Destination::Backend {
         exporter: Box::new(exporter),
         queue_max_bytes,
+        queue_dir: None,
     };
     Config {
         destination,

@@ -98,6 +98,19 @@ pub(crate) fn count(request: &[u8]) -> u64 {
     scopes.map(|scope| scope.spans.len() as u64).sum()
 }
 
+/// The marks of a request's spans.
+pub(crate) fn marks(request: &[u8]) -> Vec<String> {
+    let request = ExportTraceServiceRequest::decode(request).expect("a request");
+    let scopes = request
+        .resource_spans
+        .into_iter()
+        .flat_map(|resource| resource.scope_spans);
+    scopes
+        .flat_map(|scope| scope.spans)
+        .map(|span| span.name)
+        .collect()
+}
+
 /// A trace over two services with everything that a span can hold.
 pub(crate) fn full_trace() -> Bytes {
     let mut client = span(1, 0, "client-span", SpanKind::Client);

@@ -342,3 +342,23 @@ fn tls_files_are_read_and_understood_at_the_start() {
         "the private key of",
     );
 }
+
+#[test]
+fn endpoint_knows_which_variable_or_flag_named_it() {
+    let traces = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    check(
+        |settings| format!("{:?}", settings.traces_endpoint_variable()),
+        &[
+            (&[], "None"),
+            (&[(ENDPOINT, "http://a:1")], &format!("Some({ENDPOINT:?})")),
+            (
+                &[(ENDPOINT, "http://a:1"), (traces, "http://b:2")],
+                &format!("Some({traces:?})"),
+            ),
+        ],
+    );
+    let settings = parse(&[(traces, "http://a:1")]).expect("valid");
+    let settings = settings.with_traces_endpoint("--to", "http://b:2");
+    let settings = settings.expect("a valid flag");
+    assert_eq!(settings.traces_endpoint_variable(), Some("--to"));
+}

@@ -245,23 +245,46 @@ fn traces_are_exported_unless_something_says_no() {
             ),
         ],
     );
-    let only_traces = "is not supported: use none, or leave it unset: only traces are exported";
     check_refused(&[
         (
             &[(exporter, "zipkin")],
             "OTEL_TRACES_EXPORTER='zipkin' is not supported: use otlp or none",
         ),
         (
-            &[("OTEL_METRICS_EXPORTER", "otlp")],
-            &format!("OTEL_METRICS_EXPORTER='otlp' {only_traces}"),
-        ),
-        (
-            &[("OTEL_LOGS_EXPORTER", "otlp")],
-            &format!("OTEL_LOGS_EXPORTER='otlp' {only_traces}"),
-        ),
-        (
             &[("OTEL_SDK_DISABLED", "yes")],
             "OTEL_SDK_DISABLED='yes' is not supported: use true or false",
+        ),
+    ]);
+}
+
+#[test]
+fn signals_that_are_not_exported_may_be_named_and_the_user_is_told() {
+    let shown = |settings: &Settings| settings.other_signals().notice().unwrap_or_default();
+    let (metrics, logs) = ("OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER");
+    let both = "only traces are exported, so this has no effect: OTEL_METRICS_EXPORTER='otlp', \
+                OTEL_LOGS_EXPORTER='otlp,console'";
+    check(
+        shown,
+        &[
+            (&[], ""),
+            (&[(metrics, "none"), (logs, "None")], ""),
+            (&[(metrics, "otlp"), (logs, "otlp,console")], both),
+            (
+                &[(metrics, "Prometheus")],
+                "only traces are exported, so this has no effect: OTEL_METRICS_EXPORTER='Prometheus'",
+            ),
+        ],
+    );
+    check_refused(&[
+        (
+            &[(metrics, "otpl")],
+            "OTEL_METRICS_EXPORTER='otpl' is not supported: use otlp, prometheus, console, \
+             logging, none, a list of them, or leave it unset: only traces are exported",
+        ),
+        (
+            &[(logs, "otlp,prometheus")],
+            "OTEL_LOGS_EXPORTER='otlp,prometheus' is not supported: use otlp, console, logging, \
+             none, a list of them, or leave it unset: only traces are exported",
         ),
     ]);
 }

@@ -1,4 +1,4 @@
-//! The bounded queue between the receivers and the senders.
+//! The queue in memory: what waits is lost with the process.
 //!
 //! It holds requests as the bytes that came in. What is on its way out still counts against the
 //! bound, until the backend has answered for it: memory is held just as long.
@@ -6,61 +6,13 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
-use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
-/// One accepted request, or a part of a large one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Payload {
-    /// An `ExportTraceServiceRequest`, uncompressed.
-    pub(crate) bytes: Bytes,
-    pub(crate) spans: u64,
-}
-
-/// Payloads that leave together.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) payloads: Vec<Payload>,
-}
-
-impl Batch {
-    pub(crate) fn spans(&self) -> u64 {
-        self.payloads.iter().map(|payload| payload.spans).sum()
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.payloads
-            .iter()
-            .map(|payload| payload.bytes.len())
-            .sum()
-    }
-
-    /// All payloads as one request. Every field of the request type is repeated, so protobuf's
-    /// merge of several is their bytes in a row.
-    pub(crate) fn merged(&self) -> Bytes {
-        if let [only] = &self.payloads[..] {
-            return only.bytes.clone();
-        }
-        let mut merged = BytesMut::with_capacity(self.bytes());
-        self.payloads
-            .iter()
-            .for_each(|payload| merged.extend_from_slice(&payload.bytes));
-        merged.freeze()
-    }
-}
-
-/// Why the queue takes nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum OfferError {
-    #[error("the queue is full: {held_bytes} of {max_bytes} bytes are waiting for the backend")]
-    Full { held_bytes: usize, max_bytes: usize },
-    #[error("the shim is shutting down")]
-    Closed,
-}
+use super::{Batch, Level, OfferError, Payload};
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(crate) struct MemoryQueue {
     max_bytes: usize,
     state: Mutex<State>,
     changed: Notify,
@@ -75,16 +27,9 @@ struct State {
     closed: bool,
 }
 
-/// How full the queue is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Level {
-    pub(crate) bytes: usize,
-    pub(crate) spans: u64,
-}
-
-impl Queue {
-    pub(crate) fn new(max_bytes: usize) -> Queue {
-        Queue {
+impl MemoryQueue {
+    pub(crate) fn new(max_bytes: usize) -> MemoryQueue {
+        MemoryQueue {
             max_bytes,
             state: Mutex::default(),
             changed: Notify::new(),
@@ -183,18 +128,17 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn payload(length: usize) -> Payload {
-        Payload {
-            bytes: Bytes::from(vec![0; length]),
-            spans: 1,
-        }
+        Payload::new(Bytes::from(vec![0; length]), 1)
     }
 
     #[tokio::test]
     async fn batches_fill_up_to_the_bound_and_a_larger_payload_goes_alone() {
-        let queue = Queue::new(1_000);
+        let queue = MemoryQueue::new(1_000);
         queue
             .offer([3, 3, 3, 20, 1].map(payload).to_vec())
             .expect("room");
@@ -209,13 +153,13 @@ mod tests {
 
     #[test]
     fn the_bound_holds_until_the_backend_has_answered() {
-        let queue = Queue::new(10);
+        let queue = MemoryQueue::new(10);
         queue.offer(vec![payload(8)]).expect("room");
         let full = OfferError::Full {
             held_bytes: 8,
             max_bytes: 10,
         };
-        assert_eq!(queue.offer(vec![payload(1), payload(2)]), Err(full));
+        assert_eq!(queue.offer(vec![payload(1), payload(2)]), Err(full.clone()));
         assert_eq!(queue.level(), Level { bytes: 8, spans: 1 });
         let batch = queue.lock().take(100).expect("one waits");
         assert_eq!(queue.offer(vec![payload(3)]), Err(full));
@@ -229,7 +173,7 @@ mod tests {
 
     #[tokio::test]
     async fn takers_wake_for_what_arrives_and_for_the_end() {
-        let queue = std::sync::Arc::new(Queue::new(10));
+        let queue = std::sync::Arc::new(MemoryQueue::new(10));
         let taker = tokio::spawn({
             let queue = std::sync::Arc::clone(&queue);
             async move {

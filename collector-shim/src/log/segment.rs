@@ -1,0 +1,181 @@
+//! A segment: a file of records, and the reading of one, damaged or not.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::record::{HEADER_BYTES, Header, find_header};
+use crate::queue::Payload;
+
+const EXTENSION: &str = ".segment";
+/// Read at once, unless a record is longer.
+const CHUNK_BYTES: u64 = 1024 * 1024;
+
+/// What a segment's file name says. It is kept there, and not in the file, so that no flipped bit
+/// of the file can hide it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SegmentName {
+    /// Grows by one with each segment.
+    pub(super) number: u64,
+    /// The sequence number of its first record.
+    pub(super) base_seq: u64,
+    /// What header checksums start from.
+    pub(super) salt: u32,
+}
+
+impl SegmentName {
+    pub(super) fn path(&self, dir: &Path) -> PathBuf {
+        let SegmentName {
+            number,
+            base_seq,
+            salt,
+        } = self;
+        dir.join(format!(
+            "{number:016x}-{base_seq:016x}-{salt:08x}{EXTENSION}"
+        ))
+    }
+
+    pub(super) fn parse(file_name: &str) -> Option<SegmentName> {
+        let mut parts = file_name.strip_suffix(EXTENSION)?.split('-');
+        let mut part = || u64::from_str_radix(parts.next()?, 16).ok();
+        let name = SegmentName {
+            number: part()?,
+            base_seq: part()?,
+            salt: u32::try_from(part()?).ok()?,
+        };
+        parts.next().is_none().then_some(name)
+    }
+}
+
+/// A record whose header is sound.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) seq: u64,
+    /// None when its bytes are damaged.
+    pub(super) payload: Option<Payload>,
+}
+
+/// Reads the records of one segment in order and steps over what is damaged.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    file: File,
+    salt: u32,
+    /// The lowest sequence number that the next record can have.
+    next_seq: u64,
+    /// Where the next segment begins. A crash or a failed write may leave records behind that were
+    /// never acknowledged and whose numbers were then given again.
+    limit_seq: u64,
+    offset: u64,
+    end: u64,
+    /// Where the last record with a sound header ends.
+    sound_end: u64,
+    chunk: Bytes,
+    chunk_at: u64,
+}
+
+impl Scanner {
+    pub(super) fn open(dir: &Path, name: SegmentName, limit_seq: u64) -> io::Result<Scanner> {
+        Ok(Scanner {
+            file: File::open(name.path(dir))?,
+            salt: name.salt,
+            next_seq: name.base_seq,
+            limit_seq,
+            offset: 0,
+            end: 0,
+            sound_end: 0,
+            chunk: Bytes::new(),
+            chunk_at: 0,
+        })
+    }
+
+    /// The file is read up to `end`.
+    pub(super) fn read_to(&mut self, end: u64) {
+        self.end = end;
+    }
+
+    /// After the last record: where it ends, and the number of the next.
+    pub(super) fn sound_end(&self) -> (u64, u64) {
+        (self.sound_end, self.next_seq)
+    }
+
+    /// The next record with a sound header.
+    pub(super) fn next(&mut self) -> io::Result<Option<Found>> {
+        while self.load(HEADER_BYTES)? {
+            match Header::decode(self.ahead(), self.salt) {
+                Some(header)
+                    if self.is_expected(&header) && self.load(header.record_bytes())? =>
+                {
+                    return Ok(Some(self.step_over(&header)));
+                }
+                _ => self.skip_damage(),
+            }
+        }
+        self.chunk = Bytes::new();
+        Ok(None)
+    }
+
+    fn is_expected(&self, header: &Header) -> bool {
+        (self.next_seq..self.limit_seq).contains(&header.seq)
+    }
+
+    fn step_over(&mut self, header: &Header) -> Found {
+        let start = self.position();
+        let bytes = self
+            .chunk
+            .slice(start + HEADER_BYTES..start + header.record_bytes());
+        self.offset += header.record_bytes() as u64;
+        self.sound_end = self.offset;
+        self.next_seq = header.seq + 1;
+        let payload = header.matches(&bytes).then(|| Payload {
+            bytes,
+            spans: header.spans,
+            seq: header.seq,
+        });
+        Found {
+            seq: header.seq,
+            payload,
+        }
+    }
+
+    /// Goes to the next sound header, or as far as no header begins.
+    fn skip_damage(&mut self) {
+        let rest = &self.ahead()[1..];
+        let step = match find_header(rest, self.salt) {
+            Some(at) => 1 + at,
+            // The last bytes may be the beginning of a header, unless there is no more to read.
+            None if self.chunk_at + (self.chunk.len() as u64) < self.end => {
+                (1 + rest.len()).saturating_sub(HEADER_BYTES - 1).max(1)
+            }
+            None => 1 + rest.len(),
+        };
+        self.offset += step as u64;
+    }
+
+    fn position(&self) -> usize {
+        (self.offset - self.chunk_at) as usize
+    }
+
+    fn ahead(&self) -> &[u8] {
+        &self.chunk[self.position()..]
+    }
+
+    /// Sees to it that `count` bytes from the offset are in memory; false when the file has fewer.
+    fn load(&mut self, count: usize) -> io::Result<bool> {
+        let left = self.end.saturating_sub(self.offset);
+        let count = count as u64;
+        if count > left {
+            return Ok(false);
+        }
+        let chunk_end = self.chunk_at + self.chunk.len() as u64;
+        if self.offset < self.chunk_at || self.offset + count > chunk_end {
+            let mut chunk = vec![0; count.max(CHUNK_BYTES).min(left) as usize];
+            self.file.read_exact_at(&mut chunk, self.offset)?;
+            self.chunk = chunk.into();
+            self.chunk_at = self.offset;
+        }
+        Ok(true)
+    }
+}

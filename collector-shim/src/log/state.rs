@@ -1,0 +1,338 @@
+//! What the log's threads share: what waits to be written, which segments there are, how far the
+//! backend has answered.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use super::record::HEADER_BYTES;
+use super::segment::SegmentName;
+use crate::queue::{Level, OfferError, Payload};
+
+/// Requests in memory that wait for the disk; one alone may be larger.
+const MAX_PENDING_BYTES: u64 = 32 * 1024 * 1024;
+/// What one fdatasync covers at most, but for one request that is larger.
+const MAX_GROUP_BYTES: u64 = 8 * 1024 * 1024;
+
+pub(super) type Reply = oneshot::Sender<Result<(), OfferError>>;
+
+/// A request on its way to the disk: all of it is written, or none.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) payloads: Vec<Payload>,
+    /// Headers included.
+    record_bytes: u64,
+    /// None when it has been acknowledged already.
+    pub(super) reply: Option<Reply>,
+}
+
+impl Job {
+    pub(super) fn new(payloads: Vec<Payload>, reply: Option<Reply>) -> Job {
+        let record_bytes = payloads
+            .iter()
+            .map(|payload| (HEADER_BYTES + payload.bytes.len()) as u64)
+            .sum();
+        Job {
+            payloads,
+            record_bytes,
+            reply,
+        }
+    }
+}
+
+/// A file of the log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    pub(super) name: SegmentName,
+    /// Written and synced.
+    pub(super) bytes: u64,
+    /// The number after its last record's.
+    pub(super) end_seq: u64,
+    /// Nothing more is written to it.
+    pub(super) is_finished: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pending: VecDeque<Job>,
+    /// Of `pending`, and of what is being written.
+    pending_bytes: u64,
+    /// Oldest first.
+    pub(super) segments: VecDeque<Segment>,
+    disk_bytes: u64,
+    /// The number of the next record to be on disk.
+    pub(super) durable_seq: u64,
+    /// The number of the first record that the backend has not answered for.
+    pub(super) cursor: u64,
+    held: Level,
+    is_closed: bool,
+    is_stopping: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) max_bytes: u64,
+    state: Mutex<State>,
+    /// Wakes the writer.
+    work: Condvar,
+    /// Wakes who takes batches.
+    pub(super) readable: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(max_bytes: u64, state: State) -> Shared {
+        Shared {
+            max_bytes,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            readable: Notify::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("no holder of the log's lock panics")
+    }
+
+    /// Queues `job` for the writer, if there is room for it on disk.
+    pub(super) fn enqueue(&self, job: Job) -> Result<(), OfferError> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return Err(OfferError::Closed);
+        }
+        // Segments that are delivered whole are removed before the next write.
+        let on_disk = if state.is_all_delivered() {
+            0
+        } else {
+            state.disk_bytes
+        };
+        let held_bytes = on_disk + state.pending_bytes;
+        if held_bytes + job.record_bytes > self.max_bytes {
+            return Err(OfferError::Full {
+                held_bytes: held_bytes as usize,
+                max_bytes: self.max_bytes as usize,
+            });
+        }
+        if state.pending_bytes > 0 && state.pending_bytes + job.record_bytes > MAX_PENDING_BYTES {
+            return Err(OfferError::Behind {
+                pending_bytes: state.pending_bytes as usize,
+            });
+        }
+        state.pending_bytes += job.record_bytes;
+        state.hold(&job.payloads);
+        state.pending.push_back(job);
+        drop(state);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// Waits until there is something to write, to remove or to end, at most `limit`. What is to
+    /// be written together, and whether it is the last.
+    pub(super) fn next_group(&self, limit: Duration) -> (Vec<Job>, bool) {
+        let is_idle = |state: &mut State| {
+            state.pending.is_empty() && !state.is_stopping && !state.has_removable()
+        };
+        let (mut state, _) = self
+            .work
+            .wait_timeout_while(self.lock(), limit, is_idle)
+            .expect("no holder of the log's lock panics");
+        let mut group = Vec::new();
+        let mut group_bytes = 0;
+        while let Some(job) = state.pending.front()
+            && (group.is_empty() || group_bytes + job.record_bytes <= MAX_GROUP_BYTES)
+        {
+            group_bytes += job.record_bytes;
+            group.extend(state.pending.pop_front());
+        }
+        let is_last = state.is_stopping && state.pending.is_empty();
+        (group, is_last)
+    }
+
+    /// `group` is on disk, at the end of the last segment.
+    pub(super) fn committed(&self, group: Vec<Job>, end_seq: u64) {
+        let mut state = self.lock();
+        let bytes = group.iter().map(|job| job.record_bytes).sum::<u64>();
+        let segment = state
+            .segments
+            .back_mut()
+            .expect("a group is written to a segment");
+        segment.bytes += bytes;
+        segment.end_seq = end_seq;
+        state.disk_bytes += bytes;
+        state.pending_bytes -= bytes;
+        state.durable_seq = end_seq;
+        drop(state);
+        self.readable.notify_one();
+        for reply in group.into_iter().filter_map(|job| job.reply) {
+            // Who has gone away needs no answer.
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// The disk did not take `group`. Who waits is told; what was acknowledged before it was
+    /// written goes back to be tried again, until the end. Whether there is any of that.
+    pub(super) fn failed(&self, group: Vec<Job>, error: &OfferError) -> bool {
+        let mut state = self.lock();
+        let is_stopping = state.is_stopping;
+        let (given_up, kept): (Vec<Job>, Vec<Job>) = group
+            .into_iter()
+            .partition(|job| job.reply.is_some() || is_stopping);
+        for job in &given_up {
+            state.pending_bytes -= job.record_bytes;
+            // What was acknowledged stays counted as held, to be told at the end.
+            if job.reply.is_some() {
+                job.payloads
+                    .iter()
+                    .for_each(|payload| state.release(payload));
+            }
+        }
+        let some_are_kept = !kept.is_empty();
+        kept.into_iter()
+            .rev()
+            .for_each(|job| state.pending.push_front(job));
+        drop(state);
+        self.readable.notify_one();
+        for reply in given_up.into_iter().filter_map(|job| job.reply) {
+            let _ = reply.send(Err(error.clone()));
+        }
+        some_are_kept
+    }
+
+    /// Whether the last segment is in the way: delivered whole, and no room beside it for `more`.
+    pub(super) fn must_replace(&self, more: &[Job]) -> bool {
+        let state = self.lock();
+        let more = more.iter().map(|job| job.record_bytes).sum::<u64>();
+        state.cursor == state.durable_seq && state.disk_bytes + more > self.max_bytes
+    }
+
+    /// Takes the delivered segments off the list, for the writer to remove.
+    pub(super) fn take_removable(&self) -> Vec<SegmentName> {
+        let mut state = self.lock();
+        let mut names = Vec::new();
+        while state.has_removable() {
+            let segment = state.segments.pop_front().expect("one was seen");
+            state.disk_bytes -= segment.bytes;
+            names.push(segment.name);
+        }
+        names
+    }
+
+    pub(super) fn settle(&self, payload: &Payload) {
+        let mut state = self.lock();
+        state.release(payload);
+        state.advance(payload.seq + 1);
+        self.wake_if_removable(&state);
+    }
+
+    /// Nothing before `seq` can be delivered any more.
+    pub(super) fn pass_over(&self, seq: u64) {
+        let mut state = self.lock();
+        state.advance(seq);
+        self.wake_if_removable(&state);
+    }
+
+    fn wake_if_removable(&self, state: &State) {
+        if state.has_removable() {
+            self.work.notify_one();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+        self.readable.notify_waiters();
+        self.readable.notify_one();
+    }
+
+    /// Ends the writer, once it has written what it was given.
+    pub(super) fn stop(&self) {
+        let mut state = self.lock();
+        state.is_closed = true;
+        state.is_stopping = true;
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Whether nothing more will become readable.
+    pub(super) fn is_complete(&self) -> bool {
+        let state = self.lock();
+        state.is_closed && state.pending_bytes == 0
+    }
+
+    pub(super) fn level(&self) -> Level {
+        self.lock().held
+    }
+}
+
+impl State {
+    /// What a start has found on disk; `held` of it waits for the backend.
+    pub(super) fn recovered(
+        segments: VecDeque<Segment>,
+        cursor: u64,
+        next_seq: u64,
+        held: Level,
+    ) -> State {
+        State {
+            disk_bytes: segments.iter().map(|segment| segment.bytes).sum(),
+            segments,
+            durable_seq: next_seq,
+            cursor,
+            held,
+            ..State::default()
+        }
+    }
+
+    /// The segment of that number, and the one to read after it.
+    pub(super) fn segments_from(&self, number: Option<u64>) -> (Option<Segment>, Option<Segment>) {
+        let mut segments = self.segments.iter().copied();
+        let current = segments
+            .clone()
+            .find(|segment| Some(segment.name.number) == number);
+        // One in which nothing has been written may yet be given up.
+        let next = segments
+            .find(|segment| segment.bytes > 0 && number.is_none_or(|n| segment.name.number > n));
+        (current, next)
+    }
+
+    /// Where the segment after `number` begins.
+    pub(super) fn limit_seq(&self, number: u64) -> u64 {
+        let mut segments = self.segments.iter();
+        segments
+            .find(|segment| segment.name.number > number)
+            .map_or(u64::MAX, |segment| segment.name.base_seq)
+    }
+
+    fn is_all_delivered(&self) -> bool {
+        self.cursor == self.durable_seq && self.pending_bytes == 0
+    }
+
+    fn has_removable(&self) -> bool {
+        self.segments
+            .front()
+            .is_some_and(|segment| segment.is_finished && segment.end_seq <= self.cursor)
+    }
+
+    fn advance(&mut self, seq: u64) {
+        self.cursor = self.cursor.max(seq);
+        if self.is_all_delivered() {
+            // Records that were damaged while they waited were never released.
+            self.held = Level::default();
+        }
+    }
+
+    fn hold(&mut self, payloads: &[Payload]) {
+        self.held.bytes += payloads
+            .iter()
+            .map(|payload| payload.bytes.len())
+            .sum::<usize>();
+        self.held.spans += payloads.iter().map(|payload| payload.spans).sum::<u64>();
+    }
+
+    fn release(&mut self, payload: &Payload) {
+        self.held.bytes = self.held.bytes.saturating_sub(payload.bytes.len());
+        self.held.spans = self.held.spans.saturating_sub(payload.spans);
+    }
+}

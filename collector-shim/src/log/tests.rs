@@ -1,0 +1,373 @@
+//! The log against a model of it: random appends, deliveries, crashes, torn tails, flipped bits.
+
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::record::{HEADER_BYTES, Header};
+use super::segment::SegmentName;
+use super::{Log, QueueDirError};
+use crate::config::Ack;
+use crate::counts::Counters;
+use crate::queue::{Level, OfferError, Payload};
+
+const ROOM: usize = 1024 * 1024;
+/// Far beyond what any wait here takes on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn directory() -> TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let work = async { tokio::time::timeout(PATIENCE, work).await };
+    runtime.block_on(work).expect("in time")
+}
+
+fn open_with(
+    dir: &Path,
+    max_bytes: usize,
+    ack: Ack,
+) -> Result<(Log, Arc<Counters>), QueueDirError> {
+    let counters: Arc<Counters> = Arc::default();
+    let log = Log::open(dir.to_owned(), max_bytes, ack, Arc::clone(&counters))?;
+    Ok((log, counters))
+}
+
+fn open(dir: &Path) -> (Log, Arc<Counters>) {
+    open_with(dir, ROOM, Ack::Disk).expect("nobody else has it")
+}
+
+/// Told from others by `id`, and with what looks like a record inside.
+fn payload(id: u64, length: usize) -> Payload {
+    let mut bytes = id.to_le_bytes().to_vec();
+    let inner = Header::new(id + 1, 1, b"").expect("short").encode(0);
+    bytes.extend(inner.iter().cycle().take(length));
+    Payload::new(Bytes::from(bytes), 1 + id % 3)
+}
+
+fn id(payload: &Payload) -> u64 {
+    u64::from_le_bytes(*payload.bytes.first_chunk().expect("ours have an id"))
+}
+
+async fn append(log: &Log, payload: Payload) {
+    log.offer(vec![payload]).await.expect("room");
+}
+
+/// Delivers whatever is left, and ends the log.
+async fn drain(log: &Log) -> Vec<Payload> {
+    log.close();
+    let mut delivered = Vec::new();
+    while let Some(batch) = log.take(10_000).await {
+        batch
+            .payloads
+            .iter()
+            .for_each(|payload| log.settle(payload));
+        delivered.extend(batch.payloads);
+    }
+    assert_eq!(log.level(), Level::default());
+    log.finish().await;
+    delivered
+}
+
+fn segments(dir: &Path) -> Vec<SegmentName> {
+    let entries = fs::read_dir(dir).expect("readable").flatten();
+    let mut names: Vec<_> = entries
+        .filter_map(|entry| SegmentName::parse(entry.file_name().to_str()?))
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+fn truncate(path: &Path, bytes: u64) {
+    let file = OpenOptions::new().write(true).open(path).expect("there");
+    file.set_len(bytes).expect("shorter");
+}
+
+fn flip(path: &Path, bit: usize) {
+    let mut bytes = fs::read(path).expect("readable");
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    fs::write(path, bytes).expect("writable");
+}
+
+fn lengths() -> impl Strategy<Value = Vec<usize>> {
+    // Long enough for several segments, and now and then one record longer than a segment.
+    let length = prop_oneof![8 => 0..3_000_usize, 1 => Just(20_000_usize), 1 => Just(70_000)];
+    vec(length, 1..30)
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append(usize),
+    /// Takes a batch and has it answered for.
+    Deliver,
+    /// The process dies; with the cursor as it was before, if it had not been written yet.
+    Crash {
+        cursor_is_old: bool,
+        torn: Vec<u8>,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let crash = (any::<bool>(), vec(any::<u8>(), 0..100));
+    let step = prop_oneof![
+        5 => (0..4_000_usize).prop_map(Step::Append),
+        3 => Just(Step::Deliver),
+        1 => crash.prop_map(|(cursor_is_old, torn)| Step::Crash { cursor_is_old, torn }),
+    ];
+    vec(step, 1..60)
+}
+
+/// Ends `log` as a crash would: what was being written stays unfinished.
+async fn crash(log: Log, dir: &Path, cursor_is_old: bool, torn: &[u8]) {
+    let cursor = dir.join("cursor");
+    let old = fs::read(&cursor);
+    log.finish().await;
+    if cursor_is_old && let Ok(old) = old {
+        fs::write(&cursor, old).expect("writable");
+    }
+    if let Some(last) = segments(dir).last() {
+        let path = last.path(dir);
+        let mut bytes = fs::read(&path).expect("readable");
+        bytes.extend(torn);
+        fs::write(&path, bytes).expect("writable");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_happens_all_that_was_acknowledged_is_delivered_in_order(steps in steps()) {
+        let dir = directory();
+        block_on(async {
+            let (mut log, mut counters) = open(dir.path());
+            let mut appended = Vec::new();
+            // What each run has delivered.
+            let mut runs = vec![Vec::new()];
+            for step in steps {
+                let run = runs.last_mut().expect("never empty");
+                match step {
+                    Step::Append(length) => {
+                        let next = payload(appended.len() as u64, length);
+                        appended.push(next.clone());
+                        append(&log, next).await;
+                    }
+                    Step::Deliver if log.level().spans > 0 => {
+                        let batch = log.take(8_000).await.expect("something waits");
+                        batch.payloads.iter().for_each(|payload| log.settle(payload));
+                        run.extend(batch.payloads.iter().map(id));
+                    }
+                    Step::Deliver => {}
+                    Step::Crash { cursor_is_old, torn } => {
+                        crash(log, dir.path(), cursor_is_old, &torn).await;
+                        (log, counters) = open(dir.path());
+                        runs.push(Vec::new());
+                    }
+                }
+            }
+            let rest = drain(&log).await;
+            for payload in &rest {
+                assert_eq!(payload.bytes, appended[id(payload) as usize].bytes);
+                assert_eq!(payload.spans, appended[id(payload) as usize].spans);
+            }
+            runs.last_mut().expect("never empty").extend(rest.iter().map(id));
+            for run in &runs {
+                assert!(run.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{runs:?}");
+            }
+            let mut seen: Vec<u64> = runs.concat();
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen, (0..appended.len() as u64).collect::<Vec<_>>(), "{runs:?}");
+            assert_eq!(counters.damaged_records.get(), 0);
+        });
+    }
+
+    #[test]
+    fn a_tail_torn_at_any_byte_costs_only_the_torn_record(
+        lengths in lengths(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let dir = directory();
+        block_on(async {
+            let (log, _) = open(dir.path());
+            for (at, length) in lengths.iter().enumerate() {
+                append(&log, payload(at as u64, *length)).await;
+            }
+            log.finish().await;
+            let last = *segments(dir.path()).last().expect("something was written");
+            let path = last.path(dir.path());
+            let whole = fs::metadata(&path).expect("there").len();
+            let cut = cut.index(whole as usize + 1) as u64;
+            truncate(&path, cut);
+            let mut end = 0;
+            let sound = lengths[last.base_seq as usize..]
+                .iter()
+                .map(|length| (HEADER_BYTES + 8 + length) as u64)
+                .take_while(|record| {
+                    let fits = end + record <= cut;
+                    end += if fits { *record } else { 0 };
+                    fits
+                })
+                .count() as u64;
+            let (log, counters) = open(dir.path());
+            assert_eq!(counters.torn_bytes.get(), cut - end);
+            let after = payload(1_000, 5);
+            append(&log, after.clone()).await;
+            let mut expect: Vec<u64> = (0..last.base_seq + sound).collect();
+            expect.push(id(&after));
+            assert_eq!(drain(&log).await.iter().map(id).collect::<Vec<_>>(), expect);
+            assert_eq!(counters.damaged_records.get(), 0);
+        });
+    }
+
+    #[test]
+    fn flipped_bits_cost_only_the_records_they_hit_and_those_are_counted(
+        lengths in lengths(),
+        delivered in 0..10_usize,
+        flips in vec(any::<(prop::sample::Index, prop::sample::Index)>(), 1..4),
+    ) {
+        let dir = directory();
+        block_on(async {
+            let (log, _) = open(dir.path());
+            let mut written = Vec::new();
+            for (at, length) in lengths.iter().enumerate() {
+                written.push(payload(at as u64, *length));
+                append(&log, written[at].clone()).await;
+            }
+            let mut settled = 0;
+            while settled < delivered.min(lengths.len()) {
+                for payload in log.take(1).await.expect("more waits").payloads {
+                    log.settle(&payload);
+                    settled += 1;
+                }
+            }
+            log.finish().await;
+            let names = segments(dir.path());
+            for (segment, bit) in &flips {
+                let Some(name) = names.get(segment.index(names.len().max(1))) else {
+                    continue;
+                };
+                let path = name.path(dir.path());
+                let bits = 8 * fs::metadata(&path).expect("there").len() as usize;
+                flip(&path, bit.index(bits));
+            }
+            let (log, counters) = open(dir.path());
+            let found = drain(&log).await;
+            for payload in &found {
+                assert_eq!(payload.bytes, written[id(payload) as usize].bytes);
+                assert_eq!(payload.spans, written[id(payload) as usize].spans);
+            }
+            let ids: Vec<u64> = found.iter().map(id).collect();
+            assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "{ids:?}");
+            assert!(ids.iter().all(|id| *id >= settled as u64), "{ids:?}");
+            let missing = (written.len() - settled - found.len()) as u64;
+            assert!(missing <= flips.len() as u64, "{ids:?}");
+            // A flip in the last header looks like a torn tail.
+            let torn = u64::from(counters.torn_bytes.get() > 0) * flips.len() as u64;
+            let damaged = counters.damaged_records.get();
+            assert!((damaged..=damaged + torn).contains(&missing), "{damaged} {missing}");
+        });
+    }
+}
+
+#[test]
+fn requests_that_come_together_share_their_syncs_and_all_are_acknowledged() {
+    let dir = directory();
+    block_on(async {
+        let (log, _) = open(dir.path());
+        let log = Arc::new(log);
+        let offers: Vec<_> = (0..200)
+            .map(|id| {
+                let log = Arc::clone(&log);
+                tokio::spawn(async move { append(&log, payload(id, 10)).await })
+            })
+            .collect();
+        for offer in offers {
+            offer.await.expect("acknowledged");
+        }
+        assert_eq!(drain(&log).await.len(), 200);
+    });
+}
+
+#[test]
+fn the_bound_holds_on_disk_and_delivery_makes_room() {
+    let dir = directory();
+    block_on(async {
+        let max_bytes = 200_000;
+        let (log, _) = open_with(dir.path(), max_bytes, Ack::Disk).expect("new");
+        let on_disk = || {
+            let sizes = segments(dir.path())
+                .into_iter()
+                .map(|name| fs::metadata(name.path(dir.path())).map_or(0, |data| data.len()));
+            sizes.sum::<u64>()
+        };
+        let mut taken = 0;
+        let mut delivered = 0;
+        for _ in 0..3 {
+            let refusal = loop {
+                match log.offer(vec![payload(taken, 5_000)]).await {
+                    Ok(()) => taken += 1,
+                    Err(refusal) => break refusal,
+                }
+                assert!(on_disk() <= max_bytes as u64);
+            };
+            assert!(matches!(refusal, OfferError::Full { .. }), "{refusal}");
+            while delivered < taken {
+                for payload in log.take(50_000).await.expect("more waits").payloads {
+                    assert_eq!(id(&payload), delivered);
+                    log.settle(&payload);
+                    delivered += 1;
+                }
+            }
+            // As large as the bound lets it be: nothing of what is delivered may be in its way.
+            append(&log, payload(taken, max_bytes - HEADER_BYTES - 8)).await;
+            taken += 1;
+            assert!(on_disk() <= max_bytes as u64);
+        }
+        assert_eq!(drain(&log).await.len(), 1);
+    });
+}
+
+#[test]
+fn a_disk_that_fails_refuses_and_what_was_queued_in_memory_is_written_later() {
+    for ack in [Ack::Disk, Ack::Memory] {
+        let parent = directory();
+        let dir = parent.path().join("queue");
+        block_on(async {
+            let (log, _) = open_with(&dir, ROOM, ack).expect("new");
+            fs::remove_dir_all(&dir).expect("ours");
+            let offered = log.offer(vec![payload(1, 10)]).await;
+            match ack {
+                Ack::Disk => assert!(matches!(offered, Err(OfferError::Disk(_))), "{offered:?}"),
+                Ack::Memory => assert_eq!(offered, Ok(())),
+            }
+            fs::create_dir(&dir).expect("writable");
+            append(&log, payload(2, 10)).await;
+            let expect: &[u64] = if ack == Ack::Disk { &[2] } else { &[1, 2] };
+            assert_eq!(drain(&log).await.iter().map(id).collect::<Vec<_>>(), expect);
+        });
+    }
+}
+
+#[test]
+fn a_directory_has_one_user_at_a_time() {
+    let dir = directory();
+    block_on(async {
+        let (log, _) = open(dir.path());
+        let second = open_with(dir.path(), ROOM, Ack::Disk).expect_err("in use");
+        assert!(matches!(second, QueueDirError::InUse { .. }), "{second}");
+        log.finish().await;
+        open(dir.path()).0.finish().await;
+    });
+}
