@@ -32,6 +32,11 @@ test:
 ci:
     .ci/run
 
+# Start to the whole trace and the end, five times
+bench-up:
+    cargo build --release
+    bash -c 'for run in 1 2 3 4 5; do time target/release/lantern up --once >/dev/null; done'
+
 # The container stack, really run: a request's trace must be whole in Jaeger, by both protocols
 compose-test:
     tests/compose.sh

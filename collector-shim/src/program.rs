@@ -8,23 +8,23 @@ use crate::{Args, Shim};
 pub const AFTER_HELP: &str = "\
 Examples:
   Look at the traces of anything that speaks OTLP, on http://127.0.0.1:16686:
-    lantern-shim
+    lantern shim
 
   Forward to Jaeger, which listens on other ports:
-    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=grpc://localhost:5317 lantern-shim
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=grpc://localhost:5317 lantern shim
 
   Forward by OTLP/HTTP, compressed, with a token:
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=https://otlp.example.com/v1/traces \\
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf \\
     OTEL_EXPORTER_OTLP_COMPRESSION=gzip \\
-    OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer%20TOKEN' lantern-shim
+    OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer%20TOKEN' lantern shim
 
   Keep what waits for the backend on disk, through crashes and outages:
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=grpc://localhost:5317 \\
-    lantern-shim --queue-dir /var/lib/lantern-shim --queue-max-bytes 4294967296
+    lantern shim --queue-dir /var/lib/lantern-shim --queue-max-bytes 4294967296
 
   Serve other machines, as in a container:
-    lantern-shim --grpc 0.0.0.0:4317 --http 0.0.0.0:4318 --viewer 0.0.0.0:16686
+    lantern shim --grpc 0.0.0.0:4317 --http 0.0.0.0:4318 --viewer 0.0.0.0:16686
 
 Environment (each also as OTEL_EXPORTER_OTLP_TRACES_…, which wins):
   OTEL_EXPORTER_OTLP_ENDPOINT     the backend; without one traces are kept here

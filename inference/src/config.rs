@@ -22,9 +22,9 @@ const CAPTURE_CONTENT: &str = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTEN
 /// What `--help` shows after the flags.
 pub const AFTER_HELP: &str = "\
 Examples:
-  lantern-inference facebook/opt-125m
-  lantern-inference ./models/tiny --served-model-name tiny --port 8001
-  lantern-inference facebook/opt-125m --otlp-traces-endpoint=grpc://localhost:4317
+  lantern serve facebook/opt-125m
+  lantern serve ./models/tiny --served-model-name tiny --port 8001
+  lantern serve facebook/opt-125m --otlp-traces-endpoint=grpc://localhost:4317
 
   curl localhost:8001/v1/completions -H 'Content-Type: application/json' \\
     -d '{\"model\": \"facebook/opt-125m\", \"prompt\": \"San Francisco is a\", \"max_tokens\": 10}'

@@ -16,12 +16,12 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 pub const AFTER_HELP: &str = "\
 Examples:
   # Trace a server on port 8001; spans go to a collector on localhost:4317
-  lantern-proxy --upstream http://127.0.0.1:8001
+  lantern proxy --upstream http://127.0.0.1:8001
 
   # Two servers in turns, reachable from other machines, spans over HTTP
   OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf \\
   OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://collector:4318/v1/traces \\
-  lantern-proxy --listen 0.0.0.0:8000 --upstream http://gpu0:8001 --upstream http://gpu1:8001
+  lantern proxy --listen 0.0.0.0:8000 --upstream http://gpu0:8001 --upstream http://gpu1:8001
 
 Environment (the standard OpenTelemetry variables, among them):
   OTEL_SERVICE_NAME                     name of this service [default: lantern-proxy]
