@@ -1,7 +1,7 @@
 //! A walk over the protobuf bytes of a trace export request, without decoding it.
 //!
 //! Forwarding needs three answers about a request: is it sound, how many spans does it hold, and
-//! where may it be cut ([`split`]). The walk gives them and allocates nothing, so the bytes that came
+//! where may it be cut ([`split()`]). The walk gives them and allocates nothing, so the bytes that came
 //! in are the bytes that go out, fields that we do not know included. What decodes later is
 //! bounded here too: two bytes of a request may be a hundred once decoded ([`Tally`]).
 //!
