@@ -67,9 +67,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ok(Err(error)) => tracing::warn!(%error, "the proxy failed"),
         Err(error) => tracing::warn!(%error, "the proxy panicked"),
     }
-    if let Err(error) = telemetry.shutdown(FLUSH_LIMIT).await {
-        tracing::warn!(%error, "the last spans are lost");
-    }
+    telemetry.shutdown_or_warn(FLUSH_LIMIT).await;
     Ok(exit_code(status))
 }
 

@@ -70,7 +70,6 @@ mod genai;
 mod headers;
 mod instrumentation;
 mod json;
-mod limited_log;
 mod program;
 mod propagation;
 mod redact;

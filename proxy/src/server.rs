@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lantern_telemetry::Telemetry;
+use lantern_telemetry::{LimitedLog, Telemetry};
 use pingora::apps::ServerApp;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
@@ -22,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::connection::ClientConnection;
 use crate::error::{Error, openai_body};
-use crate::limited_log::LimitedLog;
 use crate::service::{MAX_ATTEMPTS, Service};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
@@ -92,7 +91,7 @@ impl Proxy {
         let permits = Arc::new(Semaphore::new(max_connections));
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let mut connections = JoinSet::new();
-        let (mut full_log, mut failed_log) = (LimitedLog::default(), LimitedLog::default());
+        let (full_log, failed_log) = (LimitedLog::default(), LimitedLog::default());
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -110,7 +109,7 @@ impl Proxy {
                         connections.spawn(holding(permit, serving));
                     }
                     Err(_) => {
-                        if let Some(refused) = full_log.due() {
+                        if let Some(refused) = full_log.due(1) {
                             tracing::warn!(max_connections, refused, "too many connections");
                         }
                         if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
@@ -119,7 +118,7 @@ impl Proxy {
                     }
                 },
                 Err(error) => {
-                    if let Some(failures) = failed_log.due() {
+                    if let Some(failures) = failed_log.due(1) {
                         tracing::warn!(%error, failures, "could not accept connections");
                     }
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;

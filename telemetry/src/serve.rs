@@ -10,7 +10,7 @@ use std::future::Future;
 use std::io::{self, Cursor};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
@@ -24,10 +24,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::LimitedLog;
+
 /// Pause after a failed accept: the usual reason, no free file descriptor, passes with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Failed accepts are told at most this often.
-const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// What a client of HTTP/2 opens with (RFC 9113 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// An HTTP/2 connection that says nothing is pinged, and closed when no answer comes.
@@ -89,7 +89,7 @@ pub async fn serve<S, B>(
     let mut acceptor = Acceptor {
         listener,
         places: Arc::new(Semaphore::new(limits.connections)),
-        failures: Failures::default(),
+        failures: LimitedLog::default(),
     };
     while let Some((socket, place)) = lifetime
         .shutdown
@@ -131,7 +131,8 @@ async fn drain(tracker: &TaskTracker, lifetime: &Lifetime) {
 struct Acceptor {
     listener: TcpListener,
     places: Arc<Semaphore>,
-    failures: Failures,
+    /// Without descriptors there are ten a second.
+    failures: LimitedLog,
 }
 
 impl Acceptor {
@@ -145,35 +146,13 @@ impl Acceptor {
             match self.listener.accept().await {
                 Ok((socket, _)) => return (socket, place),
                 Err(error) => {
-                    if let Some(failures) = self.failures.due(Instant::now()) {
+                    if let Some(failures) = self.failures.due(1) {
                         tracing::warn!(%error, failures, "connections cannot be accepted");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
-    }
-}
-
-/// Failed accepts, told at most once a minute: without descriptors there are ten a second.
-#[derive(Debug, Default)]
-struct Failures {
-    told: Option<Instant>,
-    untold: u64,
-}
-
-impl Failures {
-    /// Counts one; how many to tell of when a line is due.
-    fn due(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
-        if self
-            .told
-            .is_some_and(|told| now.duration_since(told) < ACCEPT_LOG_INTERVAL)
-        {
-            return None;
-        }
-        self.told = Some(now);
-        Some(std::mem::take(&mut self.untold))
     }
 }
 

@@ -6,19 +6,17 @@
 
 mod grpc;
 mod http;
-mod limited_log;
 mod retry;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lantern_telemetry::{ExporterSettings, Protocol};
+use lantern_telemetry::{ExporterSettings, LimitedLog, Protocol};
 use tokio::task::JoinSet;
 
 use crate::counts::Counters;
 use crate::queue::{Batch, Payload, Queue};
-pub(crate) use limited_log::LimitedLog;
 use retry::Backoff;
 
 /// The largest batch that is merged. gRPC servers refuse 4 MiB and more unless told otherwise;

@@ -26,11 +26,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use lantern_telemetry::LimitedLog;
 use tokio::sync::oneshot;
 
 use crate::config::Ack;
 use crate::counts::Counters;
-use crate::exporter::LimitedLog;
 use crate::queue::{Batch, Level, OfferError, Payload};
 use dead_letters::DeadLetters;
 use reader::Reader;

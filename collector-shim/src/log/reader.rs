@@ -7,10 +7,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use lantern_telemetry::LimitedLog;
+
 use super::segment::{Found, Scanner};
 use super::state::Shared;
 use crate::counts::Counters;
-use crate::exporter::LimitedLog;
 use crate::queue::{Batch, Payload};
 
 /// See the module.

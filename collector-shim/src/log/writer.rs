@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lantern_telemetry::LimitedLog;
+
 use super::cursor;
 use super::record::Header;
 use super::segment::SegmentName;
 use super::state::{Job, Segment, Shared};
-use crate::exporter::LimitedLog;
 use crate::queue::OfferError;
 
 /// How far the cursor on disk may lag behind. What lies between is sent twice after a crash.

@@ -149,12 +149,3 @@ async fn requests_in_flight_are_dropped_when_the_grace_is_over() {
         assert!(answer.expect("no panic").is_err());
     }
 }
-
-#[test]
-fn failed_accepts_are_told_once_a_minute_with_their_number() {
-    let mut failures = Failures::default();
-    let start = Instant::now();
-    assert_eq!(failures.due(start), Some(1));
-    assert_eq!(failures.due(start + Duration::from_secs(59)), None);
-    assert_eq!(failures.due(start + Duration::from_secs(60)), Some(2));
-}

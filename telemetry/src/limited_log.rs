@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// Counts what happens and says when a line about it is due.
 #[derive(Debug, Default)]
-pub(crate) struct LimitedLog {
+pub struct LimitedLog {
     state: Mutex<State>,
 }
 
@@ -19,7 +19,7 @@ struct State {
 
 impl LimitedLog {
     /// Counts `amount`; the sum to tell when a line is due.
-    pub(crate) fn due(&self, amount: u64) -> Option<u64> {
+    pub fn due(&self, amount: u64) -> Option<u64> {
         self.due_at(amount, Instant::now())
     }
 
