@@ -6,7 +6,8 @@ pub(crate) mod process;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,18 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
     }
 }
 
+/// Held while a port is tried and while a process is started. Between fork and exec a child has all
+/// descriptors of its parent, and a listener among them would keep its port taken for that moment.
+static NO_FORK_WHILE_A_PORT_IS_TRIED: Mutex<()> = Mutex::new(());
+
+/// Starts `command` while no port is being tried.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let _held = NO_FORK_WHILE_A_PORT_IS_TRIED
+        .lock()
+        .expect("no holder panics");
+    command.spawn()
+}
+
 /// A loopback address that nobody listens on. Below the range that outgoing connections take their
 /// ports from, so that nothing takes it before the process under test does.
 pub(crate) fn free_addr() -> SocketAddr {
@@ -37,6 +50,9 @@ pub(crate) fn free_addr() -> SocketAddr {
     loop {
         let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let _held = NO_FORK_WHILE_A_PORT_IS_TRIED
+            .lock()
+            .expect("no holder panics");
         if TcpListener::bind(addr).is_ok() {
             return addr;
         }
@@ -58,9 +74,10 @@ pub(crate) fn http() -> ureq::Agent {
 
 /// What `script` (below `tests/`) prints: the path of something that it has built or installed.
 pub(crate) fn provided_by(script: &str) -> PathBuf {
-    let output = Command::new(repository().join("tests").join(script))
-        .stderr(Stdio::inherit())
-        .output()
+    let mut command = Command::new(repository().join("tests").join(script));
+    command.stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let output = spawn(&mut command)
+        .and_then(Child::wait_with_output)
         .unwrap_or_else(|error| panic!("cannot run tests/{script}: {error}"));
     let status = output.status;
     assert!(status.success(), "tests/{script} ended with {status}");

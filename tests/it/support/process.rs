@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{repository, wait_for};
+use super::{repository, spawn, wait_for};
 
 /// A running child process. Dropping it kills it.
 pub(crate) struct Process {
@@ -38,14 +38,14 @@ impl Process {
             }
         }
         let name = format!("{command:?}");
-        let mut child = command
+        command
             .envs(env.iter().copied())
             .current_dir(repository())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+            .stderr(Stdio::piped());
+        let mut child =
+            spawn(&mut command).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         let output = Arc::default();
         collect(child.stdout.take().expect("stdout is piped"), &output);
         collect(child.stderr.take().expect("stderr is piped"), &output);
