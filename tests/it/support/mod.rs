@@ -46,7 +46,8 @@ pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
 /// ports from, so that nothing takes it before the process under test does.
 pub(crate) fn free_addr() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 15_000 + (std::process::id() % 1_000) as u16 * 10;
+    // Far apart for neighbouring process ids: two runs at once stay out of each other's way.
+    let first = 15_000 + (std::process::id() % 64) as u16 * 256;
     loop {
         let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
