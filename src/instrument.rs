@@ -48,6 +48,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         proxy.upstreams.push(upstream_of(&command)?);
     }
     let config = proxy.into_config()?;
+    let settings = if config.keep.is_any() {
+        settings.recording_unsampled()
+    } else {
+        settings
+    };
     let telemetry = Telemetry::start(&settings, "lantern-proxy")?;
     let proxy = Proxy::bind(config, &telemetry).await?;
     let mut signals = Signals::catch()?;

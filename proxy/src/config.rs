@@ -6,6 +6,7 @@ use std::time::Duration;
 use lantern_telemetry::config::ConfigError;
 
 use crate::instrumentation::Instrumentation;
+use crate::keep::Keep;
 use crate::origin::TrustedProxies;
 use crate::upstream::Upstream;
 
@@ -47,6 +48,18 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "16384")]
     pub max_connections: String,
 
+    /// Address to serve Prometheus metrics on, at /metrics [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<String>,
+
+    /// Record requests that fail or are aborted though nobody sampled them
+    #[arg(long)]
+    pub keep_errors: bool,
+
+    /// Record requests that take longer (500ms, 2s, 1m) though nobody sampled them
+    #[arg(long, value_name = "DURATION")]
+    pub keep_slower_than: Option<String>,
+
     /// Proxies in front of this one whose Forwarded and X-Forwarded-* are believed: addresses and
     /// networks (10.0.0.0/8), separated by commas or given several times [default: none]
     #[arg(long, value_name = "CIDR")]
@@ -56,13 +69,11 @@ pub struct Args {
 impl Args {
     /// Checks every value, and reads how spans are to be written from the environment.
     pub fn into_config(self) -> Result<Config, ConfigError> {
-        let listen = self.listen.parse().map_err(|_| {
-            ConfigError::new(
-                "--listen",
-                &self.listen,
-                "an IP address and a port, 127.0.0.1:8000",
-            )
-        })?;
+        let listen = address("--listen", &self.listen)?;
+        let metrics = self.metrics.as_deref();
+        let metrics = metrics.map(|metrics| address("--metrics", metrics));
+        let slower_than = self.keep_slower_than.as_deref();
+        let slower_than = slower_than.map(|limit| duration("--keep-slower-than", limit));
         if self.upstreams.is_empty() {
             return Err(ConfigError::new(
                 "--upstream",
@@ -82,6 +93,11 @@ impl Args {
             read_timeout: seconds("--read-timeout-seconds", &self.read_timeout_seconds)?,
             drain_timeout: seconds("--drain-timeout-seconds", &self.drain_timeout_seconds)?,
             max_connections: connections(&self.max_connections)?,
+            metrics: metrics.transpose()?,
+            keep: Keep {
+                errors: self.keep_errors,
+                slower_than: slower_than.transpose()?,
+            },
             trusted_proxies: TrustedProxies::parse("--trusted-proxies", &self.trusted_proxies)?,
             instrumentation: Instrumentation::from_env()?,
         })
@@ -103,6 +119,11 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Most client connections at once.
     pub max_connections: usize,
+    /// Where Prometheus finds the metrics, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// Which requests leave a span though nobody sampled them. The telemetry must record unsampled
+    /// spans for it.
+    pub keep: Keep,
     /// Proxies in front of this one that are believed.
     pub trusted_proxies: TrustedProxies,
     /// How HTTP spans are written.
@@ -120,10 +141,31 @@ impl Config {
             read_timeout: DEFAULT_READ_TIMEOUT,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            metrics: None,
+            keep: Keep::default(),
             trusted_proxies: TrustedProxies::default(),
             instrumentation: Instrumentation::default(),
         }
     }
+}
+
+fn address(flag: &'static str, value: &str) -> Result<SocketAddr, ConfigError> {
+    let allowed = "an IP address and a port, 127.0.0.1:8000";
+    value
+        .parse()
+        .map_err(|_| ConfigError::new(flag, value, allowed))
+}
+
+/// A number and its unit: `500ms`, `2s`, `1.5m`.
+fn duration(flag: &'static str, value: &str) -> Result<Duration, ConfigError> {
+    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0)];
+    let unit = units
+        .iter()
+        .find_map(|(unit, seconds)| Some((value.strip_suffix(unit)?, seconds)));
+    unit.and_then(|(number, seconds)| Some(number.trim().parse::<f64>().ok()? * seconds))
+        .filter(|&seconds| seconds > 0.0 && seconds <= MAX_SECONDS)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| ConfigError::new(flag, value, "a time above 0 with its unit, 500ms or 2s"))
 }
 
 fn seconds(flag: &'static str, value: &str) -> Result<Duration, ConfigError> {
@@ -163,6 +205,22 @@ mod tests {
             .expect("known flags")
             .args
             .into_config()
+    }
+
+    #[test]
+    fn a_time_has_its_unit() {
+        for (value, limit) in [
+            ("500ms", Duration::from_millis(500)),
+            ("2s", Duration::from_secs(2)),
+            ("1.5m", Duration::from_secs(90)),
+        ] {
+            let config = config(&["--keep-slower-than", value]).expect(value);
+            assert_eq!(config.keep.slower_than, Some(limit));
+        }
+        for value in ["2", "s", "0s", "1h", "NaNs"] {
+            let error = config(&["--keep-slower-than", value]).expect_err(value);
+            assert!(error.to_string().contains("--keep-slower-than"), "{error}");
+        }
     }
 
     #[test]

@@ -38,7 +38,10 @@ Environment (the standard OpenTelemetry variables, among them):
 /// Proxies until SIGINT or SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let config = args.into_config()?;
-    let settings = Settings::from_env()?;
+    let mut settings = Settings::from_env()?;
+    if config.keep.is_any() {
+        settings = settings.recording_unsampled();
+    }
     process::init_logging(settings.log_filter());
     let shutdown = process::shutdown_on_signals();
     let telemetry = Telemetry::start(&settings, DEFAULT_SERVICE_NAME)?;

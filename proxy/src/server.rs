@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::connection::ClientConnection;
 use crate::error::{Error, Failure};
+use crate::metrics::{Endpoint, Metrics};
 use crate::observer::Observer;
 use crate::refusal::{Ends, Refusals};
 use crate::service::{MAX_ATTEMPTS, Service};
@@ -42,6 +43,7 @@ pub struct Proxy {
     local_addr: SocketAddr,
     app: Arc<HttpProxy<Service>>,
     refusals: Refusals,
+    metrics: Option<Endpoint>,
     max_connections: usize,
     drain_timeout: Duration,
 }
@@ -64,7 +66,12 @@ impl Proxy {
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
             ..ServerConf::default()
         };
-        let observer = Arc::new(Observer::new(&config, telemetry));
+        let metrics = match config.metrics {
+            Some(address) => Some(Endpoint::bind(address, Metrics::new()).await?),
+            None => None,
+        };
+        let measured = metrics.as_ref().map(Endpoint::metrics);
+        let observer = Arc::new(Observer::new(&config, telemetry, measured));
         let refusals = Refusals::new(Arc::clone(&observer));
         let mut app = HttpProxy::new(Service::new(config, observer), Arc::new(conf));
         // The service refuses CONNECT itself, as it refuses everything else.
@@ -77,9 +84,15 @@ impl Proxy {
             local_addr,
             app: Arc::new(app),
             refusals,
+            metrics,
             max_connections,
             drain_timeout,
         })
+    }
+
+    /// The bound address of the metrics, if they are served.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(Endpoint::local_addr)
     }
 
     /// The bound address, with the port that was taken for port 0.
@@ -94,10 +107,15 @@ impl Proxy {
             listener,
             app,
             refusals,
+            metrics,
             max_connections,
             drain_timeout,
             ..
         } = self;
+        let scraped = CancellationToken::new();
+        let scraping = metrics.map(|metrics| tokio::spawn(metrics.serve(scraped.clone())));
+        // However this ends, the port is closed.
+        let _scraped = scraped.clone().drop_guard();
         let (closing, closing_watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(max_connections));
         let refusal_permits = Arc::new(Semaphore::new(MAX_REFUSALS));
@@ -151,6 +169,11 @@ impl Proxy {
         closing.send_replace(true);
         app.cleanup().await;
         drain(connections, drain_timeout).await;
+        // Last, so that the last requests are measured.
+        scraped.cancel();
+        if let Some(scraping) = scraping {
+            report(scraping.await);
+        }
         Ok(())
     }
 }
