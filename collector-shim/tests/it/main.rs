@@ -8,4 +8,5 @@ mod program;
 mod receiving;
 mod support;
 mod tls;
+mod tool;
 mod viewer;
