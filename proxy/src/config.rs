@@ -6,6 +6,7 @@ use std::time::Duration;
 use lantern_telemetry::config::ConfigError;
 
 use crate::instrumentation::Instrumentation;
+use crate::origin::TrustedProxies;
 use crate::upstream::Upstream;
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +46,11 @@ pub struct Args {
     /// Most client connections at once; one more is answered 503
     #[arg(long, value_name = "N", default_value = "16384")]
     pub max_connections: String,
+
+    /// Proxies in front of this one whose Forwarded and X-Forwarded-* are believed: addresses and
+    /// networks (10.0.0.0/8), separated by commas or given several times [default: none]
+    #[arg(long, value_name = "CIDR")]
+    pub trusted_proxies: Vec<String>,
 }
 
 impl Args {
@@ -76,6 +82,7 @@ impl Args {
             read_timeout: seconds("--read-timeout-seconds", &self.read_timeout_seconds)?,
             drain_timeout: seconds("--drain-timeout-seconds", &self.drain_timeout_seconds)?,
             max_connections: connections(&self.max_connections)?,
+            trusted_proxies: TrustedProxies::parse("--trusted-proxies", &self.trusted_proxies)?,
             instrumentation: Instrumentation::from_env()?,
         })
     }
@@ -96,6 +103,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Most client connections at once.
     pub max_connections: usize,
+    /// Proxies in front of this one that are believed.
+    pub trusted_proxies: TrustedProxies,
     /// How HTTP spans are written.
     pub instrumentation: Instrumentation,
 }
@@ -111,6 +120,7 @@ impl Config {
             read_timeout: DEFAULT_READ_TIMEOUT,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            trusted_proxies: TrustedProxies::default(),
             instrumentation: Instrumentation::default(),
         }
     }

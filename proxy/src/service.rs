@@ -8,26 +8,29 @@
 //! 6. `fail_to_proxy` if there is no answer: one of ours.
 //! 7. `logging`: the span ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
-use lantern_telemetry::Telemetry;
-use opentelemetry_sdk::trace::SdkTracer;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
+use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
 
+use crate::attempt::Destination;
 use crate::config::Config;
-use crate::error::{Failure, UNRESOLVED};
-use crate::instrumentation::Instrumentation;
-use crate::propagation::TraceHeaders;
-use crate::span::{Arrival, RequestSpan, Transferred};
+use crate::connection::ConnectionPhase;
+use crate::error::{CONNECT, Failure, UNRESOLVED};
+use crate::identity::{Identity, X_REQUEST_ID};
+use crate::observer::{Observed, Observer};
+use crate::origin::Arrival;
+use crate::span::{RequestSpan, Transferred};
 use crate::upstream::{Cursor, Upstreams};
 
 /// How long an upstream connection is kept for the next request. uvicorn closes an idle connection
@@ -56,9 +59,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// The proxy as pingora calls it.
 pub(crate) struct Service {
-    tracer: SdkTracer,
-    trace_headers: TraceHeaders,
-    instrumentation: Instrumentation,
+    observer: Arc<Observer>,
     upstreams: Upstreams,
     connect_timeout: Duration,
     read_timeout: Duration,
@@ -67,53 +68,36 @@ pub(crate) struct Service {
 /// What is known of one request. Dropping it ends its span.
 #[derive(Default)]
 pub(crate) struct RequestContext {
-    /// `None` before the first phase, and for a URL that is excluded.
-    span: Option<RequestSpan>,
+    /// `None` before the first phase.
+    observed: Option<Observed>,
     cursor: Option<Cursor>,
     /// Whether the upstream has said anything, a 1xx included.
     answered: bool,
 }
 
 impl Service {
-    pub(crate) fn new(config: Config, telemetry: &Telemetry) -> Self {
+    pub(crate) fn new(config: Config, observer: Arc<Observer>) -> Self {
         Self {
-            tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
-            trace_headers: TraceHeaders::new(telemetry.propagator()),
-            instrumentation: config.instrumentation,
+            observer,
             upstreams: Upstreams::new(config.upstreams, config.connect_timeout),
             connect_timeout: config.connect_timeout,
             read_timeout: config.read_timeout,
         }
     }
 
-    fn start_span(&self, session: &Session) -> Option<RequestSpan> {
-        let arrival = Arrival {
+    fn observe(&self, session: &Session) -> Observed {
+        let inet = |address: Option<&SocketAddr>| address.and_then(SocketAddr::as_inet).copied();
+        let digest = session.digest();
+        self.observer.begin(&Arrival {
             head: session.req_header().as_ref(),
-            peer: session
-                .client_addr()
-                .and_then(|address| address.as_inet())
-                .copied(),
-            local: session
-                .server_addr()
-                .and_then(|address| address.as_inet())
-                .copied(),
-        };
-        if self.instrumentation.has_excluded_urls()
-            && self.instrumentation.is_excluded(&arrival.url())
-        {
-            return None;
-        }
-        let parent = self.trace_headers.extract(&arrival.head.headers);
-        Some(RequestSpan::start(
-            &self.tracer,
-            &self.instrumentation,
-            &parent,
-            &arrival,
-        ))
+            peer: inet(session.client_addr()),
+            local: inet(session.server_addr()),
+            tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
+        })
     }
 
     fn finish_span(session: &Session, failure: Option<Failure>, ctx: &mut RequestContext) {
-        let Some(span) = &mut ctx.span else { return };
+        let Some(span) = ctx.span() else { return };
         let status = session.response_written().map(|response| response.status);
         span.finish(
             failure,
@@ -123,6 +107,19 @@ impl Service {
                 response_body_bytes: session.body_bytes_sent(),
             },
         );
+    }
+}
+
+impl RequestContext {
+    /// `None` for a URL that is excluded.
+    fn span(&mut self) -> Option<&mut RequestSpan> {
+        self.observed.as_mut()?.span.as_mut()
+    }
+
+    fn end_attempt(&mut self, failure: Option<Failure>) {
+        if let Some(attempt) = self.span().and_then(RequestSpan::attempt) {
+            attempt.end(failure);
+        }
     }
 }
 
@@ -149,13 +146,27 @@ impl ProxyHttp for Service {
         if session.get_keepalive() == Some(KEEPALIVE_FOR_EVER) {
             session.set_keepalive(Some(CLIENT_KEEPALIVE_SECONDS));
         }
-        ctx.span = self.start_span(session);
+        if let Some(phase) = ConnectionPhase::of(session.digest()) {
+            phase.request_taken();
+        }
+        ctx.observed = Some(self.observe(session));
         Ok(())
+    }
+
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        _ctx: &mut RequestContext,
+    ) -> Result<bool> {
+        if session.req_header().method == Method::CONNECT {
+            return Err(PingoraError::new_down(CONNECT));
+        }
+        Ok(false)
     }
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<Box<HttpPeer>> {
         let cursor = ctx.cursor.get_or_insert_with(|| self.upstreams.take_turn());
@@ -163,6 +174,20 @@ impl ProxyHttp for Service {
             let context = "no upstream's name has an address";
             return Err(PingoraError::explain(UNRESOLVED, context).into_up());
         };
+        if let Some(span) = ctx
+            .observed
+            .as_mut()
+            .and_then(|observed| observed.span.as_mut())
+        {
+            let upstream = self.upstreams.upstream(cursor);
+            let destination = Destination {
+                host: upstream.host(),
+                port: upstream.port(),
+                address,
+            };
+            let head = session.req_header();
+            self.observer.start_attempt(span, head, &destination);
+        }
         let mut peer = HttpPeer::new(address, false, String::new());
         peer.options.connection_timeout = Some(self.connect_timeout);
         peer.options.total_connection_timeout = Some(self.connect_timeout);
@@ -180,6 +205,7 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
         mut error: Box<PingoraError>,
     ) -> Box<PingoraError> {
+        ctx.end_attempt(Some(Failure::of(&error)));
         let elsewhere = ctx
             .cursor
             .as_mut()
@@ -198,9 +224,6 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         ctx.answered = false;
-        if let Some(span) = &mut ctx.span {
-            span.attempt_started();
-        }
         Ok(())
     }
 
@@ -210,15 +233,23 @@ impl ProxyHttp for Service {
         request: &mut RequestHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let Some(context) = ctx.span.as_ref().and_then(RequestSpan::context) {
-            self.trace_headers.replace(context, request)?;
+        let observed = ctx.observed.as_mut().expect("the request has begun");
+        request.insert_header(X_REQUEST_ID, observed.identity.request_id.clone())?;
+        if let Some(span) = &mut observed.span {
+            if let Some(context) = span.attempt_context() {
+                self.observer.trace_headers.replace(context, request)?;
+            }
+            if let Some(attempt) = span.attempt() {
+                attempt.request_head(&self.observer.instrumentation, &request.headers);
+            }
         }
         let peer = session.client_addr().and_then(|address| address.as_inet());
         if let Some(peer) = peer {
             let forwarded = forwarded_for(&request.headers, &peer.ip().to_canonical().to_string());
             request.insert_header(X_FORWARDED_FOR, forwarded)?;
         }
-        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static("http"))
+        let scheme = HeaderValue::from_static(observed.scheme);
+        request.insert_header(X_FORWARDED_PROTO, scheme)
     }
 
     async fn request_body_filter(
@@ -228,7 +259,7 @@ impl ProxyHttp for Service {
         _end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let (Some(span), Some(body)) = (&mut ctx.span, body) {
+        if let (Some(span), Some(body)) = (ctx.span(), body) {
             span.request_body(body);
         }
         Ok(())
@@ -244,6 +275,12 @@ impl ProxyHttp for Service {
         if !is_final(response.status) {
             return Ok(());
         }
+        let observed = ctx.observed.as_mut().expect("the request has begun");
+        if let Some(span) = &mut observed.span {
+            let head = (response.status, &response.headers);
+            span.response_started(&self.observer.instrumentation, &observed.identity, head);
+        }
+        observed.identity.sign(response)?;
         response.remove_header(&KEEP_ALIVE);
         response.remove_header(&PROXY_CONNECTION);
         if session.req_header().version == Version::HTTP_10 {
@@ -253,9 +290,6 @@ impl ProxyHttp for Service {
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
-        if let Some(span) = &mut ctx.span {
-            span.response_started(&self.instrumentation, response.status, &response.headers);
-        }
         Ok(())
     }
 
@@ -263,11 +297,14 @@ impl ProxyHttp for Service {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<Option<Duration>> {
-        if let (Some(span), Some(body)) = (&mut ctx.span, body) {
+        if let (Some(span), Some(body)) = (ctx.span(), body) {
             span.response_body(body);
+        }
+        if end_of_stream {
+            ctx.end_attempt(None);
         }
         Ok(None)
     }
@@ -284,6 +321,7 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
         client_reused: bool,
     ) -> Box<PingoraError> {
+        ctx.end_attempt(Some(Failure::of(&error)));
         let retry = client_reused
             && !ctx.answered
             && !session.as_ref().retry_buffer_truncated()
@@ -308,8 +346,10 @@ impl ProxyHttp for Service {
         let unanswered = session
             .response_written()
             .is_none_or(|response| !is_final(response.status));
+        let identity = ctx.observed.as_ref().map(|observed| &observed.identity);
         if let Some(status) = failure.status().filter(|_| unanswered)
-            && let Err(error) = answer_failure(session, failure, status).await
+            && let Some(identity) = identity
+            && let Err(error) = answer_failure(session, failure, status, identity).await
         {
             tracing::debug!(%error, "the client left before its error answer");
         }
@@ -332,6 +372,10 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
     ) {
         Self::finish_span(session, error.map(Failure::of), ctx);
+        let body_is_read = session.is_body_done();
+        if let Some(phase) = ConnectionPhase::of(session.digest()) {
+            phase.request_over(body_is_read);
+        }
     }
 
     /// `fail_to_proxy` logs.
@@ -389,12 +433,18 @@ fn closed_without_a_byte(error: &PingoraError) -> bool {
     }
 }
 
-async fn answer_failure(session: &mut Session, failure: Failure, status: StatusCode) -> Result<()> {
-    let body = failure.openai_body();
-    let mut response = ResponseHeader::build(status, Some(4))?;
+async fn answer_failure(
+    session: &mut Session,
+    failure: Failure,
+    status: StatusCode,
+    identity: &Identity,
+) -> Result<()> {
+    let body = failure.openai_body(identity.trace_id());
+    let mut response = ResponseHeader::build(status, Some(6))?;
     response.insert_header(CONTENT_TYPE, "application/json")?;
     response.insert_header(CONTENT_LENGTH, body.len())?;
     response.insert_header(CACHE_CONTROL, "no-store")?;
+    identity.sign(&mut response)?;
     let is_head = session.req_header().method == Method::HEAD;
     let body = if is_head { Bytes::new() } else { body };
     session

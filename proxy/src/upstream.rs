@@ -21,7 +21,7 @@ const DEFAULT_HTTP_PORT: u16 = 80;
 /// One server behind the proxy, `http://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    host: String,
+    host: Arc<str>,
     port: u16,
 }
 
@@ -57,16 +57,25 @@ impl Upstream {
             .trim_start_matches('[')
             .trim_end_matches(']');
         Some(Self {
-            host: host.to_owned(),
+            host: host.into(),
             port,
         })
+    }
+
+    /// The name or address, without brackets.
+    pub(crate) fn host(&self) -> &Arc<str> {
+        &self.host
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 }
 
 impl From<SocketAddr> for Upstream {
     fn from(address: SocketAddr) -> Self {
         Self {
-            host: address.ip().to_string(),
+            host: address.ip().to_string().into(),
             port: address.port(),
         }
     }
@@ -84,6 +93,7 @@ impl fmt::Display for Upstream {
 
 /// All upstreams, and whose turn it is.
 pub(crate) struct Upstreams {
+    upstreams: Vec<Upstream>,
     targets: Vec<Target>,
     next: AtomicUsize,
 }
@@ -108,9 +118,10 @@ pub(crate) struct Cursor {
 impl Upstreams {
     /// `upstreams` is not empty. A request waits for an address at most `limit`.
     pub(crate) fn new(upstreams: Vec<Upstream>, limit: Duration) -> Self {
-        let target = |upstream| Target::new(upstream, limit);
-        let targets = upstreams.into_iter().map(target).collect();
+        let target = |upstream: &Upstream| Target::new(upstream, limit);
+        let targets = upstreams.iter().map(target).collect();
         Self {
+            upstreams,
             targets,
             next: AtomicUsize::new(0),
         }
@@ -124,6 +135,11 @@ impl Upstreams {
             upstream: first,
             address: 0,
         }
+    }
+
+    /// The upstream that `cursor` stands at.
+    pub(crate) fn upstream(&self, cursor: &Cursor) -> &Upstream {
+        &self.upstreams[cursor.upstream]
     }
 
     /// The address that `cursor` stands at. It moves on past upstreams whose name has no address;
@@ -156,10 +172,13 @@ impl Upstreams {
 }
 
 impl Target {
-    fn new(upstream: Upstream, limit: Duration) -> Self {
+    fn new(upstream: &Upstream, limit: Duration) -> Self {
         match upstream.host.parse() {
             Ok(ip) => Self::Fixed(Arc::from([SocketAddr::new(ip, upstream.port)])),
-            Err(_) => Self::Named(Resolver::new(upstream.host, upstream.port, limit, look_up)),
+            Err(_) => {
+                let name = upstream.host.to_string();
+                Self::Named(Resolver::new(name, upstream.port, limit, look_up))
+            }
         }
     }
 
