@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::connection::ClientConnection;
 use crate::error::{Error, openai_body};
 use crate::service::{MAX_ATTEMPTS, Service};
+use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
 const POOLED_CONNECTIONS: usize = 1024;
@@ -39,6 +40,7 @@ pub struct Proxy {
     listener: TcpListener,
     local_addr: SocketAddr,
     app: Arc<HttpProxy<Service>>,
+    upstreams: Arc<Upstreams>,
     max_connections: usize,
     drain_timeout: Duration,
 }
@@ -61,12 +63,15 @@ impl Proxy {
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
             ..ServerConf::default()
         };
-        let mut app = HttpProxy::new(Service::new(config, telemetry), Arc::new(conf));
+        let upstreams = Arc::new(Upstreams::new(&config));
+        let service = Service::new(config, Arc::clone(&upstreams), telemetry);
+        let mut app = HttpProxy::new(service, Arc::new(conf));
         app.handle_init_modules();
         Ok(Self {
             listener,
             local_addr,
             app: Arc::new(app),
+            upstreams,
             max_connections,
             drain_timeout,
         })
@@ -83,10 +88,13 @@ impl Proxy {
         let Self {
             listener,
             app,
+            upstreams,
             max_connections,
             drain_timeout,
             ..
         } = self;
+        let mut checks = JoinSet::new();
+        checks.spawn(check_for_ever(upstreams));
         let (closing, closing_watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(max_connections));
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));

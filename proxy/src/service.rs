@@ -1,18 +1,20 @@
 //! The life of a request in pingora's phases:
 //!
 //! 1. `early_request_filter`: the span starts.
-//! 2. `upstream_peer`: whose turn it is; again after a failed attempt.
+//! 2. `request_filter`: the start of the body is looked at, if the choice of upstream depends on it.
+//!    `upstream_peer`: the choice; again after a failed attempt.
 //! 3. `upstream_request_filter`: trace context and forwarding headers.
 //! 4. `request_body_filter`: the request's body passes by, piece by piece; again for each attempt.
 //! 5. `response_filter`, `response_body_filter`: the answer passes by, piece by piece.
 //! 6. `fail_to_proxy` if there is no answer: one of ours.
 //! 7. `logging`: the span ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use lantern_telemetry::Telemetry;
 use opentelemetry_sdk::trace::SdkTracer;
@@ -23,16 +25,13 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
 
+use crate::bodies::{has_type, is_plain};
 use crate::config::Config;
 use crate::error::{Failure, UNRESOLVED};
 use crate::instrumentation::Instrumentation;
 use crate::propagation::TraceHeaders;
 use crate::span::{Arrival, RequestSpan, Transferred};
-use crate::upstream::{Cursor, Upstreams};
-
-/// How long an upstream connection is kept for the next request. uvicorn closes an idle connection
-/// after five seconds; closing first avoids most requests on connections that are just going away.
-const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+use crate::upstream::{Cursor, PrefixKey, Upstreams};
 
 /// How long an error answer waits for the rest of the request's body. Closing a connection with
 /// unread bytes resets it, and the client would never see the answer.
@@ -59,9 +58,7 @@ pub(crate) struct Service {
     tracer: SdkTracer,
     trace_headers: TraceHeaders,
     instrumentation: Instrumentation,
-    upstreams: Upstreams,
-    connect_timeout: Duration,
-    read_timeout: Duration,
+    upstreams: Arc<Upstreams>,
 }
 
 /// What is known of one request. Dropping it ends its span.
@@ -75,14 +72,12 @@ pub(crate) struct RequestContext {
 }
 
 impl Service {
-    pub(crate) fn new(config: Config, telemetry: &Telemetry) -> Self {
+    pub(crate) fn new(config: Config, upstreams: Arc<Upstreams>, telemetry: &Telemetry) -> Self {
         Self {
             tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
             trace_headers: TraceHeaders::new(telemetry.propagator()),
             instrumentation: config.instrumentation,
-            upstreams: Upstreams::new(config.upstreams, config.connect_timeout),
-            connect_timeout: config.connect_timeout,
-            read_timeout: config.read_timeout,
+            upstreams,
         }
     }
 
@@ -153,23 +148,33 @@ impl ProxyHttp for Service {
         Ok(())
     }
 
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<bool> {
+        let key = if self.upstreams.balances_by_prefix() {
+            prefix_key(session).await?
+        } else {
+            None
+        };
+        ctx.cursor = Some(Cursor::new(Arc::clone(&self.upstreams), key));
+        Ok(false)
+    }
+
     async fn upstream_peer(
         &self,
         _session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<Box<HttpPeer>> {
-        let cursor = ctx.cursor.get_or_insert_with(|| self.upstreams.take_turn());
-        let Some(address) = self.upstreams.address(cursor).await else {
-            let context = "no upstream's name has an address";
-            return Err(PingoraError::explain(UNRESOLVED, context).into_up());
-        };
-        let mut peer = HttpPeer::new(address, false, String::new());
-        peer.options.connection_timeout = Some(self.connect_timeout);
-        peer.options.total_connection_timeout = Some(self.connect_timeout);
-        peer.options.read_timeout = Some(self.read_timeout);
-        peer.options.write_timeout = Some(self.read_timeout);
-        peer.options.idle_timeout = Some(UPSTREAM_IDLE_TIMEOUT);
-        Ok(Box::new(peer))
+        let cursor = ctx.cursor.as_mut().expect("`request_filter` came first");
+        match cursor.peer().await {
+            Some(peer) => Ok(Box::new(peer)),
+            None => {
+                let context = "no upstream's name has an address";
+                Err(PingoraError::explain(UNRESOLVED, context).into_up())
+            }
+        }
     }
 
     /// Nothing was sent, so trying elsewhere is safe.
@@ -180,10 +185,7 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
         mut error: Box<PingoraError>,
     ) -> Box<PingoraError> {
-        let elsewhere = ctx
-            .cursor
-            .as_mut()
-            .is_some_and(|cursor| self.upstreams.advance(cursor));
+        let elsewhere = ctx.cursor.as_mut().is_some_and(Cursor::connect_failed);
         error.set_retry(elsewhere);
         error
     }
@@ -198,6 +200,9 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         ctx.answered = false;
+        if let Some(cursor) = &ctx.cursor {
+            cursor.connected();
+        }
         if let Some(span) = &mut ctx.span {
             span.attempt_started();
         }
@@ -360,6 +365,38 @@ impl ProxyHttp for Service {
 /// no HTTP.
 fn is_final(status: StatusCode) -> bool {
     !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// The key of the prompt that the request's body starts with, if it does. Only what comes with the first
+/// read decides, at most the 64 KiB that pingora keeps for a retry: from there the upstream gets it.
+async fn prefix_key(session: &mut Session) -> Result<Option<u64>> {
+    let head = session.req_header();
+    if head.method != Method::POST
+        || !has_type(&head.headers, b"application/json")
+        || !is_plain(&head.headers)
+        // It sends no body before the upstream has said that it wants one.
+        || head.headers.contains_key(EXPECT)
+    {
+        return Ok(None);
+    }
+    let client = session.as_downstream_mut();
+    client.enable_retry_buffering();
+    let mut key = PrefixKey::new();
+    while let Some(bytes) = client
+        .read_request_body()
+        .await
+        .map_err(|error| error.into_down())?
+    {
+        key.push(&bytes);
+        if !bytes.is_empty() {
+            break;
+        }
+    }
+    if client.retry_buffer_truncated() {
+        let context = "one read gave more of the body than can be kept";
+        return Err(PingoraError::explain(ErrorType::InternalError, context));
+    }
+    Ok(key.finish())
 }
 
 /// The addresses in X-Forwarded-For and, behind them, the peer.

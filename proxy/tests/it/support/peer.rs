@@ -169,8 +169,12 @@ pub(crate) struct RawUpstream {
 
 impl RawUpstream {
     pub(crate) async fn bind() -> Self {
+        Self::bind_to(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    pub(crate) async fn bind_to(address: SocketAddr) -> Self {
         Self {
-            listener: TcpListener::bind("127.0.0.1:0").await.expect("a free port"),
+            listener: TcpListener::bind(address).await.expect("a free port"),
         }
     }
 
