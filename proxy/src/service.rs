@@ -193,15 +193,15 @@ impl ProxyHttp for Service {
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        _reused: bool,
+        reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::fd::RawFd,
-        _digest: Option<&Digest>,
+        digest: Option<&Digest>,
         ctx: &mut RequestContext,
     ) -> Result<()> {
         ctx.answered = false;
-        if let Some(cursor) = &ctx.cursor {
-            cursor.connected();
+        if let Some(cursor) = &mut ctx.cursor {
+            cursor.connected(digest, reused);
         }
         if let Some(span) = &mut ctx.span {
             span.attempt_started();
@@ -277,10 +277,10 @@ impl ProxyHttp for Service {
         Ok(None)
     }
 
-    /// Whether a request that broke may be sent again. HTTP forbids it for a POST in general; it is
-    /// safe when the connection came from the pool and ended without a byte of an answer, since an
-    /// upstream closes an idle connection without reading from it. pingora keeps the first 64 KiB
-    /// of a body for this; a longer one cannot be sent again.
+    /// Whether a request that broke may be sent again: if the connection came from the pool and ended
+    /// without a byte of an answer, as it does when the upstream gives up an idle connection; and, unless
+    /// the method is idempotent, only if the upstream cannot have read the whole request. pingora keeps
+    /// the first 64 KiB of a body for this; a longer one cannot be sent again.
     fn error_while_proxy(
         &self,
         peer: &HttpPeer,
@@ -289,7 +289,12 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
         client_reused: bool,
     ) -> Box<PingoraError> {
+        let left_unread = ctx.cursor.as_ref().is_some_and(Cursor::left_bytes_unread);
+        let is_harmless = left_unread
+            || !session.as_downstream_mut().is_body_done()
+            || session.req_header().method.is_idempotent();
         let retry = client_reused
+            && is_harmless
             && !ctx.answered
             && !session.as_ref().retry_buffer_truncated()
             && closed_without_a_byte(&error);

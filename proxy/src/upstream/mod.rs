@@ -2,11 +2,12 @@
 //! answers there.
 //!
 //! [`Upstream`] is what the configuration says of one; `pool` has all of them; `balance` chooses by load
-//! or by the prompt's `prefix`; `health` knows who is out; `check` asks them how they are; `resolver` is
-//! where a name is.
+//! or by the prompt's `prefix`; `health` knows who is out; `check` asks them how they are; `ending`
+//! knows whether one can have read a request; `resolver` is where a name is.
 
 mod balance;
 mod check;
+mod ending;
 mod health;
 mod pool;
 mod prefix;

@@ -8,9 +8,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pingora::protocols::{Digest, SocketDigest};
 use pingora::upstreams::peer::HttpPeer;
 
 use super::balance::Balancer;
+use super::ending::{Witness, left_bytes_unread};
 use super::health::{Change, State};
 use super::resolver::{Resolver, look_up};
 use super::{Balance, Health, Upstream};
@@ -137,6 +139,10 @@ pub(crate) struct Cursor {
     address: usize,
     /// Those that could not be reached.
     tried: Vec<usize>,
+    /// Of the connection that is made next, if one is made.
+    witness: Witness,
+    /// The connection of the current attempt.
+    socket: Option<Arc<SocketDigest>>,
 }
 
 impl Cursor {
@@ -147,6 +153,8 @@ impl Cursor {
             current: None,
             address: 0,
             tried: Vec::new(),
+            witness: Witness::default(),
+            socket: None,
         }
     }
 
@@ -160,17 +168,29 @@ impl Cursor {
             };
             let addresses = self.upstreams.members[index].target.addresses().await;
             if let Some(&address) = addresses.get(self.address) {
-                return Some(self.upstreams.peer(address));
+                self.witness = Witness::default();
+                let mut peer = self.upstreams.peer(address);
+                peer.options.tracer = Some(self.witness.tracer());
+                return Some(peer);
             }
             self.give_up(index);
         }
     }
 
-    /// There is a connection to the current upstream.
-    pub(crate) fn connected(&self) {
+    /// There is a connection to the current upstream: this one, new or from the pool.
+    pub(crate) fn connected(&mut self, connection: Option<&Digest>, is_reused: bool) {
+        self.socket = connection.and_then(|digest| digest.socket_digest.clone());
+        if let Some(socket) = self.socket.as_ref().filter(|_| !is_reused) {
+            self.witness.watch(socket);
+        }
         if let Some(index) = self.current {
             lock(&self.upstreams.members[index].state).connected();
         }
+    }
+
+    /// Whether the connection, gone just now, ended before the upstream had read the whole request.
+    pub(crate) fn left_bytes_unread(&self) -> bool {
+        self.socket.as_ref().is_some_and(left_bytes_unread)
     }
 
     /// There is none: moves on, or says `false` when every address was tried.

@@ -59,6 +59,13 @@ impl Peer {
         self.write(&format!("{:x}\r\n{text}\r\n", text.len())).await;
     }
 
+    /// Waits for bytes and leaves them there.
+    pub(crate) async fn readable(&self) {
+        within("bytes", self.stream.readable())
+            .await
+            .expect("an open connection");
+    }
+
     /// Everything up to and with `end`.
     pub(crate) async fn read_until(&mut self, end: &str) -> String {
         loop {
