@@ -25,6 +25,7 @@ use crate::error::{Error, Failure};
 use crate::observer::Observer;
 use crate::refusal::{Ends, Refusals};
 use crate::service::{MAX_ATTEMPTS, Service};
+use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
 const POOLED_CONNECTIONS: usize = 1024;
@@ -42,6 +43,7 @@ pub struct Proxy {
     local_addr: SocketAddr,
     app: Arc<HttpProxy<Service>>,
     refusals: Refusals,
+    upstreams: Arc<Upstreams>,
     max_connections: usize,
     drain_timeout: Duration,
 }
@@ -66,7 +68,9 @@ impl Proxy {
         };
         let observer = Arc::new(Observer::new(&config, telemetry));
         let refusals = Refusals::new(Arc::clone(&observer));
-        let mut app = HttpProxy::new(Service::new(config, observer), Arc::new(conf));
+        let upstreams = Arc::new(Upstreams::new(&config));
+        let service = Service::new(Arc::clone(&upstreams), observer);
+        let mut app = HttpProxy::new(service, Arc::new(conf));
         // The service refuses CONNECT itself, as it refuses everything else.
         let mut options = HttpServerOptions::default();
         options.allow_connect_method_proxying = true;
@@ -77,6 +81,7 @@ impl Proxy {
             local_addr,
             app: Arc::new(app),
             refusals,
+            upstreams,
             max_connections,
             drain_timeout,
         })
@@ -94,10 +99,13 @@ impl Proxy {
             listener,
             app,
             refusals,
+            upstreams,
             max_connections,
             drain_timeout,
             ..
         } = self;
+        let mut checks = JoinSet::new();
+        checks.spawn(check_for_ever(upstreams));
         let (closing, closing_watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(max_connections));
         let refusal_permits = Arc::new(Semaphore::new(MAX_REFUSALS));
