@@ -42,6 +42,10 @@ Examples:
   Serve other machines, as in a container:
     lantern shim --grpc 0.0.0.0:4317 --http 0.0.0.0:4318 --viewer 0.0.0.0:16686
 
+  The same, encrypted and for those who have a token; and for pages of one origin:
+    lantern shim --grpc 0.0.0.0:4317 --http 0.0.0.0:4318 --tls-cert cert.pem --tls-key key.pem \\
+      --bearer-token-file tokens --cors-origin https://app.example.com
+
 Environment (each also as OTEL_EXPORTER_OTLP_TRACES_…, which wins):
   OTEL_EXPORTER_OTLP_ENDPOINT     the backend; without one traces are kept here
   OTEL_EXPORTER_OTLP_PROTOCOL     grpc (default) or http/protobuf

@@ -3,6 +3,7 @@
 mod crash;
 mod crossing;
 mod delivery;
+mod doors;
 mod durable;
 mod program;
 mod receiving;
