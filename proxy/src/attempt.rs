@@ -25,9 +25,9 @@ use crate::redact::redact_query;
 const UPSTREAM_REQUEST_ID: Key = Key::from_static_str("lantern.upstream.request.id");
 
 /// Where an attempt goes.
-pub(crate) struct Destination<'a> {
+pub(crate) struct Destination {
     /// The upstream as it was configured, which is `server.address`.
-    pub(crate) host: &'a Arc<str>,
+    pub(crate) host: Arc<str>,
     pub(crate) port: u16,
     /// Where it was found.
     pub(crate) address: SocketAddr,
@@ -50,14 +50,14 @@ impl Attempt {
         tracer: &SdkTracer,
         instrumentation: &Instrumentation,
         (request, head): (&Context, &Parts),
-        destination: &Destination<'_>,
+        destination: &Destination,
         resends: usize,
     ) -> Self {
         let mut attributes = Vec::with_capacity(10);
         // Without `url.template`, which no client of a proxy tells it, the method alone is the name.
         let name = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
         attributes.push(KeyValue::new(semconv::URL_FULL, url(head, destination)));
-        let host = Arc::clone(destination.host);
+        let host = Arc::clone(&destination.host);
         attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, host));
         let port = i64::from(destination.port);
         attributes.push(KeyValue::new(semconv::SERVER_PORT, port));
@@ -170,7 +170,7 @@ impl Attempt {
 }
 
 /// `url.full`, with credentials redacted.
-fn url(head: &Parts, destination: &Destination<'_>) -> String {
+fn url(head: &Parts, destination: &Destination) -> String {
     let Destination { host, port, .. } = destination;
     let path = head.uri.path();
     let mut url = if host.contains(':') {

@@ -9,12 +9,12 @@
 //!
 //! # Layout
 //!
-//! - [`Args`] → [`Config`]: flags, checked before anything binds (`config`), and the environment of
-//!   the HTTP instrumentation ([`Instrumentation`]).
+//! - [`Args`] → [`Config`]: flags, variables and the file, checked before anything binds (`config`), and
+//!   the environment of the HTTP instrumentation ([`Instrumentation`]).
 //! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
 //!   socket as pingora sees it.
-//! - `service`: a request's life in pingora's phases; retries; `upstream`: whose turn it is;
-//!   `resolver`: where a name is.
+//! - `service`: a request's life in pingora's phases; retries; `upstream`: where a request goes, by load
+//!   or by prompt, and who is out.
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
 //!   `attempt`: the CLIENT spans. `origin`, `route`, `redact` and `headers` find out what goes onto
 //!   them; `propagation`: trace headers in and out; `identity`: what the client is told of them.
@@ -87,7 +87,6 @@ mod program;
 mod propagation;
 mod redact;
 mod refusal;
-mod resolver;
 mod route;
 mod server;
 mod service;
@@ -95,11 +94,11 @@ mod span;
 mod sse;
 mod upstream;
 
-pub use config::{Args, Config};
+pub use config::{Args, Config, Flags};
 pub use error::Error;
 pub use instrumentation::Instrumentation;
 pub use keep::Keep;
 pub use origin::TrustedProxies;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
 pub use server::Proxy;
-pub use upstream::Upstream;
+pub use upstream::{Balance, Health, Upstream};

@@ -87,7 +87,7 @@ impl Observer {
         &self,
         span: &mut RequestSpan,
         head: &http::request::Parts,
-        destination: &Destination<'_>,
+        destination: &Destination,
     ) {
         span.start_attempt(&self.tracer, &self.instrumentation, head, destination);
     }

@@ -26,24 +26,19 @@ const MAX_HOPS: usize = 32;
 pub struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
-    /// From the values of `--trusted-proxies`: addresses and networks, several of them separated by
-    /// commas.
-    pub fn parse(flag: &'static str, values: &[String]) -> Result<Self, ConfigError> {
-        let network = |entry: &str| {
-            IpNet::from_str(entry)
+    /// Those of `value` too: addresses and networks, several of them separated by commas. An error
+    /// names `place`, where the value was found.
+    pub fn add(&mut self, place: &str, value: &str) -> Result<(), ConfigError> {
+        for entry in value.split(',').map(str::trim) {
+            let network = IpNet::from_str(entry)
                 .or_else(|_| IpAddr::from_str(entry).map(IpNet::from))
                 .map_err(|_| {
                     let allowed = "an IP address or a network in CIDR form, 10.0.0.0/8";
-                    ConfigError::new(flag, entry, allowed)
-                })
-        };
-        let entries = values.iter().flat_map(|value| value.split(','));
-        entries
-            .map(str::trim)
-            .filter(|entry| !entry.is_empty())
-            .map(network)
-            .collect::<Result<_, _>>()
-            .map(Self)
+                    ConfigError::new(place, entry, allowed)
+                })?;
+            self.0.push(network);
+        }
+        Ok(())
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
@@ -289,8 +284,9 @@ mod tests {
             local: None,
             tls: false,
         };
-        let trusted = TrustedProxies::parse("--trusted-proxies", &[TRUSTED.to_owned()]);
-        Origin::of(&arrival, &trusted.expect("networks"))
+        let mut trusted = TrustedProxies::default();
+        trusted.add("--trusted-proxies", TRUSTED).expect("networks");
+        Origin::of(&arrival, &trusted)
     }
 
     fn expect(client: &str, scheme: &'static str, host: &str, port: Option<u16>) -> Origin {
@@ -403,7 +399,7 @@ mod tests {
     #[test]
     fn what_is_no_network_is_an_error_that_names_it() {
         for value in ["10.0.0.0/33", "localhost", "10.0.0", "1.2.3.4, x"] {
-            let error = TrustedProxies::parse("--trusted-proxies", &[value.to_owned()]);
+            let error = TrustedProxies::default().add("--trusted-proxies", value);
             let error = error.expect_err(value).to_string();
             assert!(error.contains("--trusted-proxies"), "{error}");
         }

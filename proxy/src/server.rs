@@ -26,6 +26,7 @@ use crate::metrics::{Endpoint, Metrics};
 use crate::observer::Observer;
 use crate::refusal::{Ends, Refusals};
 use crate::service::{MAX_ATTEMPTS, Service};
+use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
 const POOLED_CONNECTIONS: usize = 1024;
@@ -44,6 +45,7 @@ pub struct Proxy {
     app: Arc<HttpProxy<Service>>,
     refusals: Refusals,
     metrics: Option<Endpoint>,
+    upstreams: Arc<Upstreams>,
     max_connections: usize,
     drain_timeout: Duration,
 }
@@ -73,7 +75,9 @@ impl Proxy {
         let measured = metrics.as_ref().map(Endpoint::metrics);
         let observer = Arc::new(Observer::new(&config, telemetry, measured));
         let refusals = Refusals::new(Arc::clone(&observer));
-        let mut app = HttpProxy::new(Service::new(config, observer), Arc::new(conf));
+        let upstreams = Arc::new(Upstreams::new(&config));
+        let service = Service::new(Arc::clone(&upstreams), observer);
+        let mut app = HttpProxy::new(service, Arc::new(conf));
         // The service refuses CONNECT itself, as it refuses everything else.
         let mut options = HttpServerOptions::default();
         options.allow_connect_method_proxying = true;
@@ -85,6 +89,7 @@ impl Proxy {
             app: Arc::new(app),
             refusals,
             metrics,
+            upstreams,
             max_connections,
             drain_timeout,
         })
@@ -108,6 +113,7 @@ impl Proxy {
             app,
             refusals,
             metrics,
+            upstreams,
             max_connections,
             drain_timeout,
             ..
@@ -116,6 +122,8 @@ impl Proxy {
         let scraping = metrics.map(|metrics| tokio::spawn(metrics.serve(scraped.clone())));
         // However this ends, the port is closed.
         let _scraped = scraped.clone().drop_guard();
+        let mut checks = JoinSet::new();
+        checks.spawn(check_for_ever(upstreams));
         let (closing, closing_watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(max_connections));
         let refusal_permits = Arc::new(Semaphore::new(MAX_REFUSALS));

@@ -1,7 +1,8 @@
 //! The life of a request in pingora's phases:
 //!
 //! 1. `early_request_filter`: the span starts.
-//! 2. `upstream_peer`: whose turn it is; again after a failed attempt.
+//! 2. `request_filter`: the start of the body is looked at, if the choice of upstream depends on it.
+//!    `upstream_peer`: the choice; again after a failed attempt.
 //! 3. `upstream_request_filter`: trace context and forwarding headers.
 //! 4. `request_body_filter`: the request's body passes by, piece by piece; again for each attempt.
 //! 5. `response_filter`, `response_body_filter`: the answer passes by, piece by piece.
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -23,19 +24,14 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
 
-use crate::attempt::Destination;
-use crate::config::Config;
+use crate::bodies::{has_type, is_plain};
 use crate::connection::ConnectionPhase;
 use crate::error::{CONNECT, Failure, UNRESOLVED};
 use crate::identity::{Identity, X_REQUEST_ID};
 use crate::observer::{Observed, Observer};
 use crate::origin::Arrival;
 use crate::span::{RequestSpan, Transferred};
-use crate::upstream::{Cursor, Upstreams};
-
-/// How long an upstream connection is kept for the next request. uvicorn closes an idle connection
-/// after five seconds; closing first avoids most requests on connections that are just going away.
-const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+use crate::upstream::{Cursor, PrefixKey, Upstreams};
 
 /// How long an error answer waits for the rest of the request's body. Closing a connection with
 /// unread bytes resets it, and the client would never see the answer.
@@ -60,9 +56,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// The proxy as pingora calls it.
 pub(crate) struct Service {
     observer: Arc<Observer>,
-    upstreams: Upstreams,
-    connect_timeout: Duration,
-    read_timeout: Duration,
+    upstreams: Arc<Upstreams>,
 }
 
 /// What is known of one request. Dropping it ends its span.
@@ -76,12 +70,10 @@ pub(crate) struct RequestContext {
 }
 
 impl Service {
-    pub(crate) fn new(config: Config, observer: Arc<Observer>) -> Self {
+    pub(crate) fn new(upstreams: Arc<Upstreams>, observer: Arc<Observer>) -> Self {
         Self {
             observer,
-            upstreams: Upstreams::new(config.upstreams, config.connect_timeout),
-            connect_timeout: config.connect_timeout,
-            read_timeout: config.read_timeout,
+            upstreams,
         }
     }
 
@@ -156,11 +148,17 @@ impl ProxyHttp for Service {
     async fn request_filter(
         &self,
         session: &mut Session,
-        _ctx: &mut RequestContext,
+        ctx: &mut RequestContext,
     ) -> Result<bool> {
         if session.req_header().method == Method::CONNECT {
             return Err(PingoraError::new_down(CONNECT));
         }
+        let key = if self.upstreams.balances_by_prefix() {
+            prefix_key(session).await?
+        } else {
+            None
+        };
+        ctx.cursor = Some(Cursor::new(Arc::clone(&self.upstreams), key));
         Ok(false)
     }
 
@@ -169,31 +167,16 @@ impl ProxyHttp for Service {
         session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<Box<HttpPeer>> {
-        let cursor = ctx.cursor.get_or_insert_with(|| self.upstreams.take_turn());
-        let Some(address) = self.upstreams.address(cursor).await else {
+        let cursor = ctx.cursor.as_mut().expect("`request_filter` came first");
+        let Some((peer, destination)) = cursor.peer().await else {
             let context = "no upstream's name has an address";
             return Err(PingoraError::explain(UNRESOLVED, context).into_up());
         };
-        if let Some(span) = ctx
-            .observed
-            .as_mut()
-            .and_then(|observed| observed.span.as_mut())
-        {
-            let upstream = self.upstreams.upstream(cursor);
-            let destination = Destination {
-                host: upstream.host(),
-                port: upstream.port(),
-                address,
-            };
+        let observed = ctx.observed.as_mut();
+        if let Some(span) = observed.and_then(|observed| observed.span.as_mut()) {
             let head = session.req_header();
             self.observer.start_attempt(span, head, &destination);
         }
-        let mut peer = HttpPeer::new(address, false, String::new());
-        peer.options.connection_timeout = Some(self.connect_timeout);
-        peer.options.total_connection_timeout = Some(self.connect_timeout);
-        peer.options.read_timeout = Some(self.read_timeout);
-        peer.options.write_timeout = Some(self.read_timeout);
-        peer.options.idle_timeout = Some(UPSTREAM_IDLE_TIMEOUT);
         Ok(Box::new(peer))
     }
 
@@ -206,10 +189,7 @@ impl ProxyHttp for Service {
         mut error: Box<PingoraError>,
     ) -> Box<PingoraError> {
         ctx.end_attempt(Some(Failure::of(&error)));
-        let elsewhere = ctx
-            .cursor
-            .as_mut()
-            .is_some_and(|cursor| self.upstreams.advance(cursor));
+        let elsewhere = ctx.cursor.as_mut().is_some_and(Cursor::connect_failed);
         error.set_retry(elsewhere);
         error
     }
@@ -217,13 +197,16 @@ impl ProxyHttp for Service {
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        _reused: bool,
+        reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::fd::RawFd,
-        _digest: Option<&Digest>,
+        digest: Option<&Digest>,
         ctx: &mut RequestContext,
     ) -> Result<()> {
         ctx.answered = false;
+        if let Some(cursor) = &mut ctx.cursor {
+            cursor.connected(digest, reused);
+        }
         Ok(())
     }
 
@@ -309,10 +292,10 @@ impl ProxyHttp for Service {
         Ok(None)
     }
 
-    /// Whether a request that broke may be sent again. HTTP forbids it for a POST in general; it is
-    /// safe when the connection came from the pool and ended without a byte of an answer, since an
-    /// upstream closes an idle connection without reading from it. pingora keeps the first 64 KiB
-    /// of a body for this; a longer one cannot be sent again.
+    /// Whether a request that broke may be sent again: if the connection came from the pool and ended
+    /// without a byte of an answer, as it does when the upstream gives up an idle connection; and, unless
+    /// the method is idempotent, only if the upstream cannot have read the whole request. pingora keeps
+    /// the first 64 KiB of a body for this; a longer one cannot be sent again.
     fn error_while_proxy(
         &self,
         peer: &HttpPeer,
@@ -322,7 +305,12 @@ impl ProxyHttp for Service {
         client_reused: bool,
     ) -> Box<PingoraError> {
         ctx.end_attempt(Some(Failure::of(&error)));
+        let left_unread = ctx.cursor.as_ref().is_some_and(Cursor::left_bytes_unread);
+        let is_harmless = left_unread
+            || !session.as_downstream_mut().is_body_done()
+            || session.req_header().method.is_idempotent();
         let retry = client_reused
+            && is_harmless
             && !ctx.answered
             && !session.as_ref().retry_buffer_truncated()
             && closed_without_a_byte(&error);
@@ -404,6 +392,38 @@ impl ProxyHttp for Service {
 /// no HTTP.
 fn is_final(status: StatusCode) -> bool {
     !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// The key of the prompt that the request's body starts with, if it does. Only what comes with the first
+/// read decides, at most the 64 KiB that pingora keeps for a retry: from there the upstream gets it.
+async fn prefix_key(session: &mut Session) -> Result<Option<u64>> {
+    let head = session.req_header();
+    if head.method != Method::POST
+        || !has_type(&head.headers, b"application/json")
+        || !is_plain(&head.headers)
+        // It sends no body before the upstream has said that it wants one.
+        || head.headers.contains_key(EXPECT)
+    {
+        return Ok(None);
+    }
+    let client = session.as_downstream_mut();
+    client.enable_retry_buffering();
+    let mut key = PrefixKey::new();
+    while let Some(bytes) = client
+        .read_request_body()
+        .await
+        .map_err(|error| error.into_down())?
+    {
+        key.push(&bytes);
+        if !bytes.is_empty() {
+            break;
+        }
+    }
+    if client.retry_buffer_truncated() {
+        let context = "one read gave more of the body than can be kept";
+        return Err(PingoraError::explain(ErrorType::InternalError, context));
+    }
+    Ok(key.finish())
 }
 
 /// The addresses in X-Forwarded-For and, behind them, the peer.

@@ -160,7 +160,7 @@ impl RequestSpan {
         tracer: &SdkTracer,
         instrumentation: &Instrumentation,
         head: &Parts,
-        destination: &Destination<'_>,
+        destination: &Destination,
     ) {
         if let Some(bodies) = &mut self.bodies {
             bodies.restart_request();

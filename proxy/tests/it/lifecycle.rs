@@ -75,28 +75,26 @@ async fn pooled_connection(proxy: &mut TestProxy, upstream: &RawUpstream) -> (Pe
     (client, pooled)
 }
 
+const POST: &[&str] = &[
+    "POST /v1/completions HTTP/1.1",
+    "Host: a",
+    "Content-Length: 15",
+];
+const PROMPT: &str = r#"{"prompt":"hi"}"#;
+
 /// The race of a server that closes an idle connection: the request is already on its way.
 #[tokio::test]
-async fn a_post_on_a_pooled_connection_that_the_upstream_closes_succeeds() {
+async fn a_post_that_the_upstream_had_not_read_when_it_closed_the_connection_is_sent_again() {
     let upstream = RawUpstream::bind().await;
     let mut proxy = TestProxy::in_front_of(upstream.address()).await;
-    let (mut client, mut pooled) = pooled_connection(&mut proxy, &upstream).await;
-    let lines = [
-        "POST /v1/completions HTTP/1.1",
-        "Host: a",
-        "Content-Length: 15",
-    ];
-    client.write(&request(&lines, r#"{"prompt":"hi"}"#)).await;
-    let (_, body) = pooled.read_message().await;
-    assert_eq!(
-        body, r#"{"prompt":"hi"}"#,
-        "it came on the pooled connection"
-    );
+    let (mut client, pooled) = pooled_connection(&mut proxy, &upstream).await;
+    client.write(&request(POST, PROMPT)).await;
+    pooled.readable().await;
     drop(pooled);
     let mut fresh = upstream.accept().await;
     let (head, body) = fresh.read_message().await;
     assert!(head.starts_with("POST /v1/completions "), "{head}");
-    assert_eq!(body, r#"{"prompt":"hi"}"#);
+    assert_eq!(body, PROMPT);
     fresh.write(OK).await;
     assert_eq!(client.read_response().await.body, "ok");
 
@@ -117,6 +115,36 @@ async fn a_post_on_a_pooled_connection_that_the_upstream_closes_succeeds() {
         .map(|attempt| attribute(attempt, "http.request.resend_count"))
         .collect();
     assert_eq!(resends.last(), Some(&Some("1".to_owned())));
+}
+
+#[tokio::test]
+async fn a_post_that_the_upstream_had_read_is_not_sent_again() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    let (mut client, mut pooled) = pooled_connection(&mut proxy, &upstream).await;
+    client.write(&request(POST, PROMPT)).await;
+    assert_eq!(pooled.read_message().await.1, PROMPT);
+    drop(pooled);
+    assert_eq!(client.read_response().await.status, 502);
+    let span = proxy.spans.next().await;
+    assert_eq!(
+        attribute(&span, "error.type").as_deref(),
+        Some("upstream_closed")
+    );
+}
+
+#[tokio::test]
+async fn a_get_is_sent_again_whether_the_upstream_had_read_it_or_not() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    let (mut client, mut pooled) = pooled_connection(&mut proxy, &upstream).await;
+    client.write(&request(GET, "")).await;
+    pooled.read_message().await;
+    drop(pooled);
+    let mut fresh = upstream.accept().await;
+    fresh.read_message().await;
+    fresh.write(OK).await;
+    assert_eq!(client.read_response().await.body, "ok");
 }
 
 #[tokio::test]

@@ -9,5 +9,7 @@ mod metrics;
 mod program;
 mod propagation;
 mod sampling;
+mod settings;
 mod streaming;
 mod support;
+mod upstreams;

@@ -8,7 +8,7 @@ mod requests;
 use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use lantern_proxy::{Instrumentation, TrustedProxies};
+use lantern_proxy::Instrumentation;
 use opentelemetry::trace::{SpanId, SpanKind, Status};
 use opentelemetry_sdk::trace::SpanData;
 
@@ -305,8 +305,10 @@ fn check_received(case: &Case, attempt: &SpanData, received: &HeaderMap) {
 async fn a_trusted_proxy_is_believed_and_its_scheme_goes_on() {
     let mut echo = Echo::start().await;
     let mut config = config(echo.address);
-    config.trusted_proxies =
-        TrustedProxies::parse("--trusted-proxies", &["127.0.0.0/8".to_owned()]).expect("networks");
+    config
+        .trusted_proxies
+        .add("--trusted-proxies", "127.0.0.0/8")
+        .expect("networks");
     let mut proxy = TestProxy::with(config).await;
     let lines = [
         "GET /health HTTP/1.1",
