@@ -23,6 +23,7 @@
 //!   the APIs mean by it.
 //! - `metrics`: what is measured of all requests, for Prometheus. [`Keep`]: which unsampled ones leave
 //!   their spans.
+//! - `usage`: asks upstreams for a stream's usage, where that is wanted.
 //! - `program`: arguments to exit, for `lantern-proxy` and for `lantern proxy`.
 //! - [`Error`], and what a failed request looks like to its client and on its span (`error`).
 //!
@@ -93,6 +94,7 @@ mod service;
 mod span;
 mod sse;
 mod upstream;
+mod usage;
 
 pub use config::{Args, Config, Flags};
 pub use error::Error;

@@ -76,7 +76,7 @@ impl Proxy {
         let observer = Arc::new(Observer::new(&config, telemetry, measured));
         let refusals = Refusals::new(Arc::clone(&observer));
         let upstreams = Arc::new(Upstreams::new(&config));
-        let service = Service::new(Arc::clone(&upstreams), observer);
+        let service = Service::new(Arc::clone(&upstreams), observer, config.ask_for_usage);
         let mut app = HttpProxy::new(service, Arc::new(conf));
         // The service refuses CONNECT itself, as it refuses everything else.
         let mut options = HttpServerOptions::default();

@@ -157,6 +157,11 @@ pub(crate) const KEYS: &[Key] = &[
         "Address to serve Prometheus metrics on, at /metrics",
     ),
     switch(
+        "ask-for-usage",
+        "Ask upstreams for the token usage of streams whose client did not, and hide the event that comes \
+         of it from the client",
+    ),
+    switch(
         "keep-errors",
         "Record requests that fail or are aborted though nobody sampled them",
     ),

@@ -106,6 +106,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Where Prometheus finds the metrics, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// Whether upstreams are asked for the usage of streams whose client did not.
+    pub ask_for_usage: bool,
     /// Which requests leave a span though nobody sampled them. The telemetry must record unsampled
     /// spans for it.
     pub keep: Keep,
@@ -144,6 +146,7 @@ impl Config {
                 .required("max-connections")
                 .count(tokio::sync::Semaphore::MAX_PERMITS)?,
             metrics: sources.get("metrics").map(address).transpose()?,
+            ask_for_usage: sources.required("ask-for-usage").switch()?,
             keep: keep(sources)?,
             trusted_proxies: trusted_proxies(sources)?,
             instrumentation,
