@@ -43,7 +43,7 @@ Environment (the standard OpenTelemetry variables, among them):
 
 /// Proxies until SIGINT or SIGTERM; or, with `--check`, prints the settings.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let mut settings = Settings::from_env()?;
+    let mut settings = Settings::from_env()?.with_metrics();
     if let Some(description) = args.checked()? {
         print!("{description}");
         return Ok(());

@@ -139,6 +139,17 @@ pub(crate) struct Facts {
     pub(crate) generation: Option<Duration>,
 }
 
+impl Facts {
+    /// With the names of models as `bound` has them. What no server has answered for is no model: its
+    /// name is whatever somebody sent.
+    pub(crate) fn bounded(mut self, bound: impl Fn(String) -> String) -> Self {
+        let answered = self.response_model.is_some();
+        self.request_model = self.request_model.filter(|_| answered).map(&bound);
+        self.response_model = self.response_model.map(&bound);
+        self
+    }
+}
+
 struct Events<'a> {
     response: &'a mut Response,
     pace: &'a mut Pace,
