@@ -1,4 +1,5 @@
-//! A client's connection as pingora sees it: a TCP stream that collects small writes.
+//! A client's connection as pingora sees it: plain or encrypted, HTTP/1 or HTTP/2, collecting small
+//! writes.
 //!
 //! pingora flushes each SSE event but leaves an answer that has a Content-Length in the write
 //! buffer until it is complete. Its own stream would hold such an answer back when the upstream
@@ -16,21 +17,40 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::{ALPN, SslDigest};
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::transport::Transport;
 
 /// Holds the head and body of a short answer; larger writes pass by the buffer.
 const WRITE_BUFFER_BYTES: usize = 2048;
 
+/// What a client says first that speaks HTTP/2 without being asked.
+/// <https://www.rfc-editor.org/rfc/rfc9113.html#section-3.4>
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 #[derive(Debug)]
 pub(crate) struct ClientConnection {
-    stream: BufWriter<TcpStream>,
+    stream: BufWriter<Transport>,
     socket: Arc<SocketDigest>,
+    tls: Option<Arc<SslDigest>>,
     accepted: SystemTime,
+    first: First,
+}
+
+/// The first bytes of a connection, read to tell HTTP/2 from HTTP/1, and not yet taken by pingora.
+#[derive(Debug, Default)]
+struct First {
+    bytes: [u8; HTTP2_PREFACE.len()],
+    taken: usize,
+    read: usize,
 }
 
 impl ClientConnection {
@@ -44,10 +64,62 @@ impl ClientConnection {
             .expect("the digest is new");
         socket.local_addr.set(local).expect("the digest is new");
         Ok(Self {
-            stream: BufWriter::with_capacity(WRITE_BUFFER_BYTES, stream),
+            stream: BufWriter::with_capacity(WRITE_BUFFER_BYTES, Transport::Plain(stream)),
             socket: Arc::new(socket),
+            tls: None,
             accepted: SystemTime::now(),
+            first: First::default(),
         })
+    }
+
+    /// Comes to terms with the client: the TLS handshake if there is TLS, else the version of HTTP, which
+    /// its first bytes tell. The caller bounds the time.
+    pub(crate) async fn prepare(self, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
+        match tls {
+            Some(config) => self.encrypt(config).await,
+            None => self.read_first_bytes().await,
+        }
+    }
+
+    async fn encrypt(self, config: Arc<ServerConfig>) -> io::Result<Self> {
+        let Transport::Plain(stream) = self.stream.into_inner() else {
+            return Err(io::Error::other("the connection is encrypted already"));
+        };
+        let stream = TlsAcceptor::from(config).accept(stream).await?;
+        let session = stream.get_ref().1;
+        let suite = session.negotiated_cipher_suite();
+        let cipher = suite.and_then(|suite| suite.suite().as_str());
+        let version = session
+            .protocol_version()
+            .and_then(|version| version.as_str());
+        let digest = SslDigest::new(
+            cipher.unwrap_or_default(),
+            version.unwrap_or_default(),
+            None,
+            None,
+            Vec::new(),
+        );
+        let transport = Transport::Encrypted(Box::new(stream));
+        Ok(Self {
+            stream: BufWriter::with_capacity(WRITE_BUFFER_BYTES, transport),
+            tls: Some(Arc::new(digest)),
+            ..self
+        })
+    }
+
+    /// Reads until what came is the preface of HTTP/2 or cannot become it. pingora would peek for all 24
+    /// bytes, and wait for ever: a request of HTTP/1 may be shorter.
+    async fn read_first_bytes(mut self) -> io::Result<Self> {
+        let first = &mut self.first;
+        while first.read < first.bytes.len()
+            && HTTP2_PREFACE.starts_with(&first.bytes[..first.read])
+        {
+            match self.stream.read(&mut first.bytes[first.read..]).await? {
+                0 => break,
+                count => first.read += count,
+            }
+        }
+        Ok(self)
     }
 }
 
@@ -57,10 +129,18 @@ impl AsyncRead for ClientConnection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_pending() && !self.stream.buffer().is_empty() {
+        let this = &mut *self;
+        if this.first.taken < this.first.read {
+            let rest = &this.first.bytes[this.first.taken..this.first.read];
+            let count = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..count]);
+            this.first.taken += count;
+            return Poll::Ready(Ok(()));
+        }
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if read.is_pending() && !this.stream.buffer().is_empty() {
             // Nothing to read and nothing more to add: what is buffered must not wait.
-            if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
+            if let Poll::Ready(Err(error)) = Pin::new(&mut this.stream).poll_flush(cx) {
                 return Poll::Ready(Err(error));
             }
         }
@@ -113,9 +193,28 @@ impl UniqueID for ClientConnection {
     }
 }
 
-impl Ssl for ClientConnection {}
+impl Ssl for ClientConnection {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.tls.clone()
+    }
 
-impl Peek for ClientConnection {}
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        match self.stream.get_ref().application_protocol()? {
+            b"h2" => Some(ALPN::H2),
+            _ => Some(ALPN::H1),
+        }
+    }
+}
+
+#[async_trait]
+impl Peek for ClientConnection {
+    /// The first bytes; zeros for those that did not come.
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        let peeked = &self.first.bytes[..buf.len().min(self.first.read)];
+        buf[..peeked.len()].copy_from_slice(peeked);
+        Ok(true)
+    }
+}
 
 impl GetTimingDigest for ClientConnection {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {

@@ -1,8 +1,10 @@
 //! What can go wrong: [`Error`] for whoever embeds the proxy, and `Failure` for one request, with
 //! its one mapping to `error.type`, to a status and to the body that OpenAI's clients understand.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -23,6 +25,28 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// A file of the configuration cannot be used any more.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl FileError {
+    pub(crate) fn new(path: &Path, reason: impl fmt::Display) -> Self {
+        Self {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
 }
 
 /// pingora's type for the error of an upstream whose name has no address.
@@ -58,8 +82,9 @@ impl Failure {
     pub(crate) fn of(error: &PingoraError) -> Self {
         use ErrorType::{
             BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
-            ConnectionClosed, Custom, CustomCode, H1Error, H2Error, InvalidH2, InvalidHTTPHeader,
-            ReadError, ReadTimedout, SocketError, WriteError, WriteTimedout,
+            ConnectionClosed, Custom, CustomCode, H1Error, H2Error, HandshakeError, InvalidCert,
+            InvalidH2, InvalidHTTPHeader, ReadError, ReadTimedout, SocketError,
+            TLSHandshakeFailure, TLSHandshakeTimedout, WriteError, WriteTimedout,
         };
         if is_out_of_descriptors(error) {
             return Self::OutOfDescriptors;
@@ -72,10 +97,9 @@ impl Failure {
             (ErrorSource::Downstream, _) => Self::InvalidRequest,
             (ErrorSource::Upstream, etype) => match etype {
                 ConnectRefused => Self::UpstreamConnectionRefused,
-                ConnectTimedout => Self::UpstreamConnectTimeout,
-                ConnectNoRoute | ConnectError | SocketError | BindError => {
-                    Self::UpstreamConnectFailed
-                }
+                ConnectTimedout | TLSHandshakeTimedout => Self::UpstreamConnectTimeout,
+                ConnectNoRoute | ConnectError | SocketError | BindError | TLSHandshakeFailure
+                | HandshakeError | InvalidCert => Self::UpstreamConnectFailed,
                 ReadTimedout | WriteTimedout => Self::UpstreamTimeout,
                 ConnectionClosed | ReadError | WriteError => Self::UpstreamClosed,
                 etype if *etype == UNRESOLVED => Self::UpstreamUnresolved,

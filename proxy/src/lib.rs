@@ -11,7 +11,8 @@
 //! - [`Args`] → [`Config`]: flags, variables and the file, checked before anything binds (`config`), and
 //!   the environment of the HTTP instrumentation ([`Instrumentation`]).
 //! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
-//!   socket as pingora sees it.
+//!   connection as pingora sees it, over a `transport` that is plain or encrypted.
+//! - `tls`: certificates and keys on both sides; `reload`: what is made again when its files change.
 //! - `service`: a request's life in pingora's phases; retries; `upstream`: where a request goes, by load
 //!   or by prompt, and who is out.
 //! - `span`: the span and the guard that ends it; `route`, `redact` and `headers` find out what goes
@@ -73,16 +74,20 @@ mod json;
 mod program;
 mod propagation;
 mod redact;
+mod reload;
 mod route;
 mod server;
 mod service;
 mod span;
 mod sse;
+mod tls;
+mod transport;
 mod upstream;
 
 pub use config::{Args, Config, Flags};
-pub use error::Error;
+pub use error::{Error, FileError};
 pub use instrumentation::Instrumentation;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
 pub use server::Proxy;
+pub use tls::{Identity, ServerTls, UpstreamTls};
 pub use upstream::{Balance, Health, Upstream};

@@ -10,27 +10,37 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lantern_telemetry::{LimitedLog, Telemetry};
-use pingora::apps::ServerApp;
+use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
+use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::connection::ClientConnection;
 use crate::error::{Error, openai_body};
+use crate::reload::Reloaded;
 use crate::service::{MAX_ATTEMPTS, Service};
 use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
 const POOLED_CONNECTIONS: usize = 1024;
 
+/// How long a client's connection of HTTP/2 is kept for its next request.
+const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Connections over the bound that are told so at once; more are closed without a word.
 const MAX_REFUSALS: usize = 64;
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long requests may take to end once their connections are gone.
+const ABORT_LIMIT: Duration = Duration::from_secs(1);
 
 /// The wait after a failed accept. Out of file descriptors, it would fail again at once.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -40,9 +50,18 @@ pub struct Proxy {
     listener: TcpListener,
     local_addr: SocketAddr,
     app: Arc<HttpProxy<Service>>,
-    upstreams: Arc<Upstreams>,
+    front: Arc<Front>,
+    background: JoinSet<()>,
+    /// Requests of HTTP/2 have tasks of their own.
+    requests: TaskTracker,
     max_connections: usize,
     drain_timeout: Duration,
+}
+
+/// What a connection needs to know before its first request.
+struct Front {
+    tls: Option<Arc<Reloaded<ServerConfig>>>,
+    header_timeout: Duration,
 }
 
 impl Proxy {
@@ -63,15 +82,43 @@ impl Proxy {
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
             ..ServerConf::default()
         };
-        let upstreams = Arc::new(Upstreams::new(&config));
-        let service = Service::new(config, Arc::clone(&upstreams), telemetry);
+        let interval = config.reload_interval;
+        let mut background = JoinSet::new();
+        let tls = match config.tls.clone() {
+            None => None,
+            Some(tls) => {
+                let files = tls.files();
+                let tls = Arc::new(Reloaded::new(files, move || tls.load())?);
+                background.spawn(Arc::clone(&tls).watch(interval));
+                Some(tls)
+            }
+        };
+        let upstream_tls = config.upstream_tls.clone();
+        let trust = Arc::new(Reloaded::new(upstream_tls.files(), move || {
+            upstream_tls.load()
+        })?);
+        background.spawn(Arc::clone(&trust).watch(interval));
+        let upstreams = Arc::new(Upstreams::new(&config, trust));
+        background.spawn(check_for_ever(Arc::clone(&upstreams)));
+        let front = Front {
+            tls,
+            header_timeout: config.header_timeout,
+        };
+        let requests = TaskTracker::new();
+        let service = Service::new(config, upstreams, requests.clone(), telemetry);
         let mut app = HttpProxy::new(service, Arc::new(conf));
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        options.h2_idle_timeout = Some(HTTP2_IDLE_TIMEOUT);
+        app.server_options = Some(options);
         app.handle_init_modules();
         Ok(Self {
             listener,
             local_addr,
             app: Arc::new(app),
-            upstreams,
+            front: Arc::new(front),
+            background,
+            requests,
             max_connections,
             drain_timeout,
         })
@@ -88,13 +135,14 @@ impl Proxy {
         let Self {
             listener,
             app,
-            upstreams,
+            front,
+            // Ends with this function.
+            background: _background,
+            requests,
             max_connections,
             drain_timeout,
             ..
         } = self;
-        let mut checks = JoinSet::new();
-        checks.spawn(check_for_ever(upstreams));
         let (closing, closing_watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(max_connections));
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
@@ -113,7 +161,9 @@ impl Proxy {
             match accepted {
                 Ok((stream, peer)) => match Arc::clone(&permits).try_acquire_owned() {
                     Ok(permit) => {
-                        let serving = serve(Arc::clone(&app), stream, peer, closing_watch.clone());
+                        let client = Client { stream, peer };
+                        let (app, front) = (Arc::clone(&app), Arc::clone(&front));
+                        let serving = serve(app, front, client, closing_watch.clone());
                         connections.spawn(holding(permit, serving));
                     }
                     Err(_) => {
@@ -138,21 +188,43 @@ impl Proxy {
         closing.send_replace(true);
         app.cleanup().await;
         drain(connections, drain_timeout).await;
+        requests.close();
+        if timeout(ABORT_LIMIT, requests.wait()).await.is_err() {
+            tracing::warn!(requests = requests.len(), "aborted requests have not ended");
+        }
         Ok(())
     }
 }
 
-async fn serve(
-    app: Arc<HttpProxy<Service>>,
+/// A connection that was accepted.
+struct Client {
     stream: TcpStream,
     peer: SocketAddr,
-    closing: watch::Receiver<bool>,
+}
+
+async fn serve(
+    app: Arc<HttpProxy<Service>>,
+    front: Arc<Front>,
+    client: Client,
+    mut closing: watch::Receiver<bool>,
 ) {
-    match ClientConnection::new(stream, peer) {
-        Ok(connection) => {
+    let Client { stream, peer } = client;
+    let preparing = async {
+        let tls = front.tls.as_ref().map(|tls| tls.current());
+        ClientConnection::new(stream, peer)?.prepare(tls).await
+    };
+    let prepared = tokio::select! {
+        biased;
+        // It has sent no request yet.
+        _ = closing.wait_for(|&closing| closing) => return,
+        prepared = timeout(front.header_timeout, preparing) => prepared,
+    };
+    match prepared {
+        Ok(Ok(connection)) => {
             app.process_new(Box::new(connection), &closing).await;
         }
-        Err(error) => tracing::debug!(%peer, %error, "a connection ended before it began"),
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection ended before it began"),
+        Err(_) => tracing::debug!(%peer, "a connection began with silence"),
     }
 }
 
@@ -163,7 +235,7 @@ async fn holding(permit: OwnedSemaphorePermit, work: impl Future<Output = ()>) {
 }
 
 async fn drain(mut connections: JoinSet<()>, limit: Duration) {
-    let drained = tokio::time::timeout(limit, async {
+    let drained = timeout(limit, async {
         while let Some(joined) = connections.join_next().await {
             report(joined);
         }
@@ -198,7 +270,7 @@ async fn refuse(mut stream: TcpStream) {
         while stream.read(&mut ignored).await? > 0 {}
         std::io::Result::Ok(())
     };
-    let _ = tokio::time::timeout(REFUSAL_LIMIT, work).await;
+    let _ = timeout(REFUSAL_LIMIT, work).await;
 }
 
 fn refusal() -> Bytes {

@@ -24,6 +24,8 @@ use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::bodies::{has_type, is_plain};
 use crate::config::Config;
@@ -59,6 +61,7 @@ pub(crate) struct Service {
     trace_headers: TraceHeaders,
     instrumentation: Instrumentation,
     upstreams: Arc<Upstreams>,
+    requests: TaskTracker,
 }
 
 /// What is known of one request. Dropping it ends its span.
@@ -69,21 +72,30 @@ pub(crate) struct RequestContext {
     cursor: Option<Cursor>,
     /// Whether the upstream has said anything, a 1xx included.
     answered: bool,
+    /// Tells the server that the request is there. Dropped last, when the span has ended.
+    _in_flight: Option<TaskTrackerToken>,
 }
 
 impl Service {
-    pub(crate) fn new(config: Config, upstreams: Arc<Upstreams>, telemetry: &Telemetry) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        upstreams: Arc<Upstreams>,
+        requests: TaskTracker,
+        telemetry: &Telemetry,
+    ) -> Self {
         Self {
             tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
             trace_headers: TraceHeaders::new(telemetry.propagator()),
             instrumentation: config.instrumentation,
             upstreams,
+            requests,
         }
     }
 
     fn start_span(&self, session: &Session) -> Option<RequestSpan> {
         let arrival = Arrival {
             head: session.req_header().as_ref(),
+            scheme: scheme(session),
             peer: session
                 .client_addr()
                 .and_then(|address| address.as_inet())
@@ -126,7 +138,10 @@ impl ProxyHttp for Service {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::default()
+        RequestContext {
+            _in_flight: Some(self.requests.token()),
+            ..RequestContext::default()
+        }
     }
 
     /// None: bodies pass as they are, so there is no use for pingora's compression.
@@ -223,7 +238,8 @@ impl ProxyHttp for Service {
             let forwarded = forwarded_for(&request.headers, &peer.ip().to_canonical().to_string());
             request.insert_header(X_FORWARDED_FOR, forwarded)?;
         }
-        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static("http"))
+        let scheme = HeaderValue::from_static(scheme(session));
+        request.insert_header(X_FORWARDED_PROTO, scheme)
     }
 
     async fn request_body_filter(
@@ -277,15 +293,16 @@ impl ProxyHttp for Service {
         Ok(None)
     }
 
-    /// Whether a request that broke may be sent again: if the connection came from the pool and ended
-    /// without a byte of an answer, as it does when the upstream gives up an idle connection; and, unless
-    /// the method is idempotent, only if the upstream cannot have read the whole request. pingora keeps
-    /// the first 64 KiB of a body for this; a longer one cannot be sent again.
+    /// Whether a request that broke may be sent again: if the upstream says in HTTP/2 that it has not
+    /// looked at it; or if the connection came from the pool and ended without a byte of an answer, as it
+    /// does when the upstream gives up an idle connection, and, unless the method is idempotent, the
+    /// upstream cannot have read the whole request. pingora keeps the first 64 KiB of a body for this; a
+    /// longer one cannot be sent again.
     fn error_while_proxy(
         &self,
         peer: &HttpPeer,
         session: &mut Session,
-        error: Box<PingoraError>,
+        mut error: Box<PingoraError>,
         ctx: &mut RequestContext,
         client_reused: bool,
     ) -> Box<PingoraError> {
@@ -293,11 +310,10 @@ impl ProxyHttp for Service {
         let is_harmless = left_unread
             || !session.as_downstream_mut().is_body_done()
             || session.req_header().method.is_idempotent();
-        let retry = client_reused
-            && is_harmless
-            && !ctx.answered
+        let is_going_away = client_reused && is_harmless && closed_without_a_byte(&error);
+        let retry = !ctx.answered
             && !session.as_ref().retry_buffer_truncated()
-            && closed_without_a_byte(&error);
+            && (is_going_away || is_refused(&mut error));
         let mut error = error.more_context(format!("upstream {peer}"));
         error.set_retry(retry);
         error
@@ -366,6 +382,15 @@ impl ProxyHttp for Service {
     }
 }
 
+/// What the client speaks.
+fn scheme(session: &Session) -> &'static str {
+    let digest = session.digest();
+    match digest.and_then(|digest| digest.ssl_digest.as_ref()) {
+        Some(_) => "https",
+        None => "http",
+    }
+}
+
 /// Whether an answer with this status is the last one of its request. 101 is: what follows is
 /// no HTTP.
 fn is_final(status: StatusCode) -> bool {
@@ -429,6 +454,15 @@ fn closed_without_a_byte(error: &PingoraError) -> bool {
             .is_some_and(|context| context.as_str().ends_with("bytes already read: 0")),
         _ => false,
     }
+}
+
+/// Whether the upstream has told that it did not look at the request: by REFUSED_STREAM, by a GOAWAY without
+/// an error that counts the request out, or by HTTP_1_1_REQUIRED.
+fn is_refused(error: &mut PingoraError) -> bool {
+    // What may be tried again only on connections from the pool is no such word.
+    error.retry.decide_reuse(false);
+    let is_word_of_http2 = matches!(error.etype(), ErrorType::H2Error | ErrorType::H2Downgrade);
+    is_word_of_http2 && error.retry()
 }
 
 async fn answer_failure(session: &mut Session, failure: Failure, status: StatusCode) -> Result<()> {

@@ -36,6 +36,8 @@ const ATTRIBUTES_AT_START: usize = 16;
 /// A request's head and the two ends of its connection.
 pub(crate) struct Arrival<'a> {
     pub(crate) head: &'a Parts,
+    /// What the client speaks, `http` or `https`.
+    pub(crate) scheme: &'static str,
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) local: Option<SocketAddr>,
 }
@@ -44,7 +46,7 @@ impl Arrival<'_> {
     /// The URL that excluded URLs are searched in: scheme, host and path.
     pub(crate) fn url(&self) -> String {
         let authority = self.authority().unwrap_or_default();
-        format!("http://{authority}{}", self.head.uri.path())
+        format!("{}://{authority}{}", self.scheme, self.head.uri.path())
     }
 
     fn authority(&self) -> Option<&str> {
@@ -121,7 +123,7 @@ impl RequestSpan {
         if let Some(operation) = operation {
             attributes.push(KeyValue::new(genai::OPERATION_NAME, operation));
         }
-        url_attributes(arrival.head, &mut attributes);
+        url_attributes(arrival, &mut attributes);
         network_attributes(arrival, &mut attributes);
         if let Some(agent) = arrival.head.headers.get(USER_AGENT) {
             attributes.push(KeyValue::new(semconv::USER_AGENT_ORIGINAL, text(agent)));
@@ -255,9 +257,9 @@ impl Drop for RequestSpan {
     }
 }
 
-fn url_attributes(head: &Parts, attributes: &mut Vec<KeyValue>) {
-    // TLS ends in front of this proxy, or nowhere.
-    attributes.push(KeyValue::new(semconv::URL_SCHEME, "http"));
+fn url_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
+    let head = arrival.head;
+    attributes.push(KeyValue::new(semconv::URL_SCHEME, arrival.scheme));
     attributes.push(KeyValue::new(semconv::URL_PATH, head.uri.path().to_owned()));
     if let Some(query) = head.uri.query() {
         attributes.push(KeyValue::new(

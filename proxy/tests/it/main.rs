@@ -10,4 +10,5 @@ mod propagation;
 mod settings;
 mod streaming;
 mod support;
+mod tls;
 mod upstreams;
