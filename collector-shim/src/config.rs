@@ -6,7 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
+use lantern_telemetry::serve::Limits;
 use lantern_telemetry::{ConfigError, ExporterSettings, Settings};
+
+pub use door::{Door, DoorArgs, Origins};
+pub use limits::{LimitArgs, Pace};
+
+mod door;
+mod limits;
 
 /// A year: what is longer is a mistake, and would be past what the clock can tell.
 const MAX_DRAIN_SECONDS: u64 = 365 * 86_400;
@@ -60,6 +67,14 @@ pub struct Args {
     /// How long shutdown may take to send what still waits
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_DRAIN_TIMEOUT.as_secs())]
     pub drain_timeout_seconds: u64,
+
+    /// Who may send.
+    #[command(flatten)]
+    pub door: DoorArgs,
+
+    /// What clients may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// When a request is acknowledged to its sender.
@@ -116,6 +131,12 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// How long shutdown may take to send what still waits.
     pub drain_timeout: Duration,
+    /// Who may send.
+    pub door: Door,
+    /// What clients may take on each port.
+    pub limits: Limits,
+    /// How slow a sender may be.
+    pub pace: Pace,
     /// Where the spans go.
     pub destination: Destination,
 }
@@ -151,6 +172,9 @@ impl Config {
             viewer: Some(LOOPBACK),
             max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+            door: Door::default(),
+            limits: limits::DEFAULTS.ports(),
+            pace: limits::DEFAULTS.pace(),
             destination: Destination::Store {
                 max_bytes: DEFAULT_STORE_MAX_BYTES,
             },
@@ -205,6 +229,9 @@ impl Args {
             },
             max_request_bytes: self.max_request_bytes,
             drain_timeout: Duration::from_secs(self.drain_timeout_seconds),
+            limits: self.limits.ports(),
+            pace: self.limits.pace(),
+            door: self.door.into_door()?,
             destination,
         })
     }

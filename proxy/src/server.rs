@@ -4,11 +4,11 @@
 //! pingora's own server would take over the process: signals, runtimes, listening sockets. Its
 //! HTTP engine alone can be handed connections, so several proxies fit into one process.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use lantern_telemetry::{LimitedLog, Telemetry};
 use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::proxy::HttpProxy;
@@ -24,9 +24,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::connection::ClientConnection;
-use crate::error::{Error, openai_body};
+use crate::error::{Error, Failure};
+use crate::observer::Observer;
+use crate::refusal::{Ends, Refusals};
 use crate::reload::Reloaded;
 use crate::service::{MAX_ATTEMPTS, Service};
+use crate::transport::Transport;
 use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
@@ -62,6 +65,7 @@ pub struct Proxy {
 struct Front {
     tls: Option<Arc<Reloaded<ServerConfig>>>,
     header_timeout: Duration,
+    refusals: Refusals,
 }
 
 impl Proxy {
@@ -82,6 +86,7 @@ impl Proxy {
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
             ..ServerConf::default()
         };
+        let observer = Arc::new(Observer::new(&config, telemetry));
         let interval = config.reload_interval;
         let mut background = JoinSet::new();
         let tls = match config.tls.clone() {
@@ -94,20 +99,22 @@ impl Proxy {
             }
         };
         let upstream_tls = config.upstream_tls.clone();
-        let trust = Arc::new(Reloaded::new(upstream_tls.files(), move || {
-            upstream_tls.load()
-        })?);
+        let files = upstream_tls.files();
+        let trust = Arc::new(Reloaded::new(files, move || upstream_tls.load())?);
         background.spawn(Arc::clone(&trust).watch(interval));
         let upstreams = Arc::new(Upstreams::new(&config, trust));
         background.spawn(check_for_ever(Arc::clone(&upstreams)));
         let front = Front {
             tls,
             header_timeout: config.header_timeout,
+            refusals: Refusals::new(Arc::clone(&observer)),
         };
         let requests = TaskTracker::new();
-        let service = Service::new(config, upstreams, requests.clone(), telemetry);
+        let service = Service::new(upstreams, requests.clone(), observer);
         let mut app = HttpProxy::new(service, Arc::new(conf));
+        // The service refuses CONNECT itself, as it refuses everything else.
         let mut options = HttpServerOptions::default();
+        options.allow_connect_method_proxying = true;
         options.h2c = true;
         options.h2_idle_timeout = Some(HTTP2_IDLE_TIMEOUT);
         app.server_options = Some(options);
@@ -145,7 +152,7 @@ impl Proxy {
         } = self;
         let (closing, closing_watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(max_connections));
-        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+        let refusal_permits = Arc::new(Semaphore::new(MAX_REFUSALS));
         let mut connections = JoinSet::new();
         let (full_log, failed_log) = (LimitedLog::default(), LimitedLog::default());
         loop {
@@ -170,8 +177,19 @@ impl Proxy {
                         if let Some(refused) = full_log.due(1) {
                             tracing::warn!(max_connections, refused, "too many connections");
                         }
-                        if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
-                            connections.spawn(holding(permit, refuse(stream)));
+                        let ends = Ends {
+                            peer,
+                            local: stream.local_addr().ok(),
+                            tls: false,
+                        };
+                        match Arc::clone(&refusal_permits).try_acquire_owned() {
+                            Ok(permit) => {
+                                let refusing = refuse(stream, ends, front.refusals.clone());
+                                connections.spawn(holding(permit, refusing));
+                            }
+                            Err(_) => front
+                                .refusals
+                                .record(Failure::TooManyConnections, ends, &[]),
                         }
                     }
                 },
@@ -209,21 +227,30 @@ async fn serve(
     mut closing: watch::Receiver<bool>,
 ) {
     let Client { stream, peer } = client;
-    let preparing = async {
-        let tls = front.tls.as_ref().map(|tls| tls.current());
-        ClientConnection::new(stream, peer)?.prepare(tls).await
+    let tls = front.tls.as_ref().map(|tls| tls.current());
+    let ends = Ends {
+        peer,
+        local: stream.local_addr().ok(),
+        tls: tls.is_some(),
     };
     let prepared = tokio::select! {
         biased;
         // It has sent no request yet.
         _ = closing.wait_for(|&closing| closing) => return,
-        prepared = timeout(front.header_timeout, preparing) => prepared,
+        prepared = timeout(front.header_timeout, Transport::prepare(stream, tls)) => prepared,
     };
     match prepared {
-        Ok(Ok(connection)) => {
+        Ok(Ok(transport)) => {
+            let connection = ClientConnection::new(transport, ends, front.refusals.clone());
             app.process_new(Box::new(connection), &closing).await;
         }
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection ended before it began"),
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "a connection ended before it began");
+            // One that merely ends is a look at whether the port is open.
+            if ends.tls && error.kind() == io::ErrorKind::InvalidData {
+                front.refusals.record(Failure::TlsHandshake, ends, &[]);
+            }
+        }
         Err(_) => tracing::debug!(%peer, "a connection began with silence"),
     }
 }
@@ -261,9 +288,10 @@ fn report(joined: Result<(), JoinError>) {
 }
 
 /// Answers a connection over the bound without reading its request.
-async fn refuse(mut stream: TcpStream) {
+async fn refuse(mut stream: TcpStream, ends: Ends, refusals: Refusals) {
+    let answer = refusals.answer(Failure::TooManyConnections, ends, &[]);
     let work = async {
-        stream.write_all(&refusal()).await?;
+        stream.write_all(&answer).await?;
         stream.shutdown().await?;
         // Closing with unread bytes would reset the connection before the answer is read.
         let mut ignored = [0; 1024];
@@ -271,18 +299,4 @@ async fn refuse(mut stream: TcpStream) {
         std::io::Result::Ok(())
     };
     let _ = timeout(REFUSAL_LIMIT, work).await;
-}
-
-fn refusal() -> Bytes {
-    let body = openai_body(
-        "the proxy has too many connections",
-        "server_error",
-        "too_many_connections",
-    );
-    let head = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    [head.as_bytes(), &body].concat().into()
 }

@@ -16,11 +16,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
-use lantern_telemetry::Telemetry;
-use opentelemetry_sdk::trace::SdkTracer;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
+use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
@@ -28,11 +27,12 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::bodies::{has_type, is_plain};
-use crate::config::Config;
-use crate::error::{Failure, UNRESOLVED};
-use crate::instrumentation::Instrumentation;
-use crate::propagation::TraceHeaders;
-use crate::span::{Arrival, RequestSpan, Transferred};
+use crate::connection::ConnectionPhase;
+use crate::error::{CONNECT, Failure, UNRESOLVED};
+use crate::identity::{Identity, X_REQUEST_ID};
+use crate::observer::{Observed, Observer};
+use crate::origin::Arrival;
+use crate::span::{RequestSpan, Transferred};
 use crate::upstream::{Cursor, PrefixKey, Upstreams};
 
 /// How long an error answer waits for the rest of the request's body. Closing a connection with
@@ -57,9 +57,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// The proxy as pingora calls it.
 pub(crate) struct Service {
-    tracer: SdkTracer,
-    trace_headers: TraceHeaders,
-    instrumentation: Instrumentation,
+    observer: Arc<Observer>,
     upstreams: Arc<Upstreams>,
     requests: TaskTracker,
 }
@@ -67,8 +65,8 @@ pub(crate) struct Service {
 /// What is known of one request. Dropping it ends its span.
 #[derive(Default)]
 pub(crate) struct RequestContext {
-    /// `None` before the first phase, and for a URL that is excluded.
-    span: Option<RequestSpan>,
+    /// `None` before the first phase.
+    observed: Option<Observed>,
     cursor: Option<Cursor>,
     /// Whether the upstream has said anything, a 1xx included.
     answered: bool,
@@ -78,49 +76,30 @@ pub(crate) struct RequestContext {
 
 impl Service {
     pub(crate) fn new(
-        config: Config,
         upstreams: Arc<Upstreams>,
         requests: TaskTracker,
-        telemetry: &Telemetry,
+        observer: Arc<Observer>,
     ) -> Self {
         Self {
-            tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
-            trace_headers: TraceHeaders::new(telemetry.propagator()),
-            instrumentation: config.instrumentation,
+            observer,
             upstreams,
             requests,
         }
     }
 
-    fn start_span(&self, session: &Session) -> Option<RequestSpan> {
-        let arrival = Arrival {
+    fn observe(&self, session: &Session) -> Observed {
+        let inet = |address: Option<&SocketAddr>| address.and_then(SocketAddr::as_inet).copied();
+        let digest = session.digest();
+        self.observer.begin(&Arrival {
             head: session.req_header().as_ref(),
-            scheme: scheme(session),
-            peer: session
-                .client_addr()
-                .and_then(|address| address.as_inet())
-                .copied(),
-            local: session
-                .server_addr()
-                .and_then(|address| address.as_inet())
-                .copied(),
-        };
-        if self.instrumentation.has_excluded_urls()
-            && self.instrumentation.is_excluded(&arrival.url())
-        {
-            return None;
-        }
-        let parent = self.trace_headers.extract(&arrival.head.headers);
-        Some(RequestSpan::start(
-            &self.tracer,
-            &self.instrumentation,
-            &parent,
-            &arrival,
-        ))
+            peer: inet(session.client_addr()),
+            local: inet(session.server_addr()),
+            tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
+        })
     }
 
     fn finish_span(session: &Session, failure: Option<Failure>, ctx: &mut RequestContext) {
-        let Some(span) = &mut ctx.span else { return };
+        let Some(span) = ctx.span() else { return };
         let status = session.response_written().map(|response| response.status);
         span.finish(
             failure,
@@ -130,6 +109,19 @@ impl Service {
                 response_body_bytes: session.body_bytes_sent(),
             },
         );
+    }
+}
+
+impl RequestContext {
+    /// `None` for a URL that is excluded.
+    fn span(&mut self) -> Option<&mut RequestSpan> {
+        self.observed.as_mut()?.span.as_mut()
+    }
+
+    fn end_attempt(&mut self, failure: Option<Failure>) {
+        if let Some(attempt) = self.span().and_then(RequestSpan::attempt) {
+            attempt.end(failure);
+        }
     }
 }
 
@@ -159,7 +151,10 @@ impl ProxyHttp for Service {
         if session.get_keepalive() == Some(KEEPALIVE_FOR_EVER) {
             session.set_keepalive(Some(CLIENT_KEEPALIVE_SECONDS));
         }
-        ctx.span = self.start_span(session);
+        if let Some(phase) = ConnectionPhase::of(session.digest()) {
+            phase.request_taken();
+        }
+        ctx.observed = Some(self.observe(session));
         Ok(())
     }
 
@@ -168,6 +163,9 @@ impl ProxyHttp for Service {
         session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<bool> {
+        if session.req_header().method == Method::CONNECT {
+            return Err(PingoraError::new_down(CONNECT));
+        }
         let key = if self.upstreams.balances_by_prefix() {
             prefix_key(session).await?
         } else {
@@ -179,17 +177,20 @@ impl ProxyHttp for Service {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<Box<HttpPeer>> {
         let cursor = ctx.cursor.as_mut().expect("`request_filter` came first");
-        match cursor.peer().await {
-            Some(peer) => Ok(Box::new(peer)),
-            None => {
-                let context = "no upstream's name has an address";
-                Err(PingoraError::explain(UNRESOLVED, context).into_up())
-            }
+        let Some((peer, destination)) = cursor.peer().await else {
+            let context = "no upstream's name has an address";
+            return Err(PingoraError::explain(UNRESOLVED, context).into_up());
+        };
+        let observed = ctx.observed.as_mut();
+        if let Some(span) = observed.and_then(|observed| observed.span.as_mut()) {
+            let head = session.req_header();
+            self.observer.start_attempt(span, head, &destination);
         }
+        Ok(Box::new(peer))
     }
 
     /// Nothing was sent, so trying elsewhere is safe.
@@ -200,6 +201,7 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
         mut error: Box<PingoraError>,
     ) -> Box<PingoraError> {
+        ctx.end_attempt(Some(Failure::of(&error)));
         let elsewhere = ctx.cursor.as_mut().is_some_and(Cursor::connect_failed);
         error.set_retry(elsewhere);
         error
@@ -218,9 +220,6 @@ impl ProxyHttp for Service {
         if let Some(cursor) = &mut ctx.cursor {
             cursor.connected(digest, reused);
         }
-        if let Some(span) = &mut ctx.span {
-            span.attempt_started();
-        }
         Ok(())
     }
 
@@ -230,15 +229,22 @@ impl ProxyHttp for Service {
         request: &mut RequestHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let Some(context) = ctx.span.as_ref().and_then(RequestSpan::context) {
-            self.trace_headers.replace(context, request)?;
+        let observed = ctx.observed.as_mut().expect("the request has begun");
+        request.insert_header(X_REQUEST_ID, observed.identity.request_id.clone())?;
+        if let Some(span) = &mut observed.span {
+            if let Some(context) = span.attempt_context() {
+                self.observer.trace_headers.replace(context, request)?;
+            }
+            if let Some(attempt) = span.attempt() {
+                attempt.request_head(&self.observer.instrumentation, &request.headers);
+            }
         }
         let peer = session.client_addr().and_then(|address| address.as_inet());
         if let Some(peer) = peer {
             let forwarded = forwarded_for(&request.headers, &peer.ip().to_canonical().to_string());
             request.insert_header(X_FORWARDED_FOR, forwarded)?;
         }
-        let scheme = HeaderValue::from_static(scheme(session));
+        let scheme = HeaderValue::from_static(observed.scheme);
         request.insert_header(X_FORWARDED_PROTO, scheme)
     }
 
@@ -249,7 +255,7 @@ impl ProxyHttp for Service {
         _end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let (Some(span), Some(body)) = (&mut ctx.span, body) {
+        if let (Some(span), Some(body)) = (ctx.span(), body) {
             span.request_body(body);
         }
         Ok(())
@@ -265,6 +271,12 @@ impl ProxyHttp for Service {
         if !is_final(response.status) {
             return Ok(());
         }
+        let observed = ctx.observed.as_mut().expect("the request has begun");
+        if let Some(span) = &mut observed.span {
+            let head = (response.status, &response.headers);
+            span.response_started(&self.observer.instrumentation, &observed.identity, head);
+        }
+        observed.identity.sign(response)?;
         response.remove_header(&KEEP_ALIVE);
         response.remove_header(&PROXY_CONNECTION);
         if session.req_header().version == Version::HTTP_10 {
@@ -274,9 +286,6 @@ impl ProxyHttp for Service {
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
-        if let Some(span) = &mut ctx.span {
-            span.response_started(&self.instrumentation, response.status, &response.headers);
-        }
         Ok(())
     }
 
@@ -284,11 +293,14 @@ impl ProxyHttp for Service {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<Option<Duration>> {
-        if let (Some(span), Some(body)) = (&mut ctx.span, body) {
+        if let (Some(span), Some(body)) = (ctx.span(), body) {
             span.response_body(body);
+        }
+        if end_of_stream {
+            ctx.end_attempt(None);
         }
         Ok(None)
     }
@@ -306,6 +318,7 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
         client_reused: bool,
     ) -> Box<PingoraError> {
+        ctx.end_attempt(Some(Failure::of(&error)));
         let left_unread = ctx.cursor.as_ref().is_some_and(Cursor::left_bytes_unread);
         let is_harmless = left_unread
             || !session.as_downstream_mut().is_body_done()
@@ -334,8 +347,10 @@ impl ProxyHttp for Service {
         let unanswered = session
             .response_written()
             .is_none_or(|response| !is_final(response.status));
+        let identity = ctx.observed.as_ref().map(|observed| &observed.identity);
         if let Some(status) = failure.status().filter(|_| unanswered)
-            && let Err(error) = answer_failure(session, failure, status).await
+            && let Some(identity) = identity
+            && let Err(error) = answer_failure(session, failure, status, identity).await
         {
             tracing::debug!(%error, "the client left before its error answer");
         }
@@ -358,6 +373,10 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
     ) {
         Self::finish_span(session, error.map(Failure::of), ctx);
+        let body_is_read = session.is_body_done();
+        if let Some(phase) = ConnectionPhase::of(session.digest()) {
+            phase.request_over(body_is_read);
+        }
     }
 
     /// `fail_to_proxy` logs.
@@ -379,15 +398,6 @@ impl ProxyHttp for Service {
     ) -> bool {
         tracing::debug!(%error, "another attempt");
         true
-    }
-}
-
-/// What the client speaks.
-fn scheme(session: &Session) -> &'static str {
-    let digest = session.digest();
-    match digest.and_then(|digest| digest.ssl_digest.as_ref()) {
-        Some(_) => "https",
-        None => "http",
     }
 }
 
@@ -465,12 +475,18 @@ fn is_refused(error: &mut PingoraError) -> bool {
     is_word_of_http2 && error.retry()
 }
 
-async fn answer_failure(session: &mut Session, failure: Failure, status: StatusCode) -> Result<()> {
-    let body = failure.openai_body();
-    let mut response = ResponseHeader::build(status, Some(4))?;
+async fn answer_failure(
+    session: &mut Session,
+    failure: Failure,
+    status: StatusCode,
+    identity: &Identity,
+) -> Result<()> {
+    let body = failure.openai_body(identity.trace_id());
+    let mut response = ResponseHeader::build(status, Some(6))?;
     response.insert_header(CONTENT_TYPE, "application/json")?;
     response.insert_header(CONTENT_LENGTH, body.len())?;
     response.insert_header(CACHE_CONTROL, "no-store")?;
+    identity.sign(&mut response)?;
     let is_head = session.req_header().method == Method::HEAD;
     let body = if is_head { Bytes::new() } else { body };
     session

@@ -64,6 +64,7 @@ where
     B: HttpBody<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
+    receiver.admit(request.headers())?;
     let gzip = is_gzip(request.headers())?;
     let mut room = receiver.room();
     let max_bytes = receiver.intake.max_request_bytes;
@@ -72,7 +73,7 @@ where
         _ => Ok(()),
     };
     let most = max_bytes + FRAME_HEADER_BYTES;
-    let framed = body::read(request.into_body(), most, &mut room, check).await?;
+    let framed = body::read(request.into_body(), most, &mut room, check, receiver.pace).await?;
     let message = match unframe(&framed)? {
         Frame::Plain(message) => message,
         Frame::Compressed(message) if gzip => {

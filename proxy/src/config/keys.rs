@@ -171,6 +171,12 @@ pub(crate) const KEYS: &[Key] = &[
         "10",
         "How often certificates and keys are looked at, to load them again when they have changed",
     ),
+    list(
+        "trusted-proxies",
+        "CIDR",
+        "Proxies in front of this one whose Forwarded and X-Forwarded-* are believed: addresses and \
+         networks (10.0.0.0/8), separated by commas or given several times [default: none]",
+    ),
 ];
 
 impl Key {

@@ -13,6 +13,7 @@ use lantern_telemetry::config::{ConfigError, from_env};
 
 use crate::error::FileError;
 use crate::instrumentation::Instrumentation;
+use crate::origin::TrustedProxies;
 use crate::tls::{Identity, ServerTls, UpstreamTls};
 use crate::upstream::{Balance, Health, Upstream};
 use keys::UPSTREAM;
@@ -122,6 +123,8 @@ pub struct Config {
     pub upstream_tls: UpstreamTls,
     /// How often files of certificates and keys are looked at.
     pub reload_interval: Duration,
+    /// Proxies in front of this one that are believed.
+    pub trusted_proxies: TrustedProxies,
     /// How HTTP spans are written.
     pub instrumentation: Instrumentation,
 }
@@ -162,6 +165,7 @@ impl Config {
             tls: server_tls(sources)?,
             upstream_tls: upstream_tls(sources)?,
             reload_interval: seconds("reload-interval-seconds")?,
+            trusted_proxies: trusted_proxies(sources)?,
             instrumentation,
         })
     }
@@ -177,6 +181,14 @@ fn upstreams(sources: &Sources) -> Result<Vec<Upstream>, ConfigError> {
         Upstream::parse(&setting.value).ok_or_else(|| setting.error(Upstream::ALLOWED))
     };
     named.iter().map(parse).collect()
+}
+
+fn trusted_proxies(sources: &Sources) -> Result<TrustedProxies, ConfigError> {
+    let mut trusted = TrustedProxies::default();
+    for setting in sources.all("trusted-proxies") {
+        trusted.add(&setting.place, &setting.value)?;
+    }
+    Ok(trusted)
 }
 
 fn balance(sources: &Sources) -> Result<Balance, ConfigError> {

@@ -16,6 +16,7 @@ mod resolver;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
@@ -70,7 +71,7 @@ enum Scheme {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     scheme: Scheme,
-    host: String,
+    host: Arc<str>,
     port: u16,
     /// How many times the requests of an upstream of weight 1 it gets.
     weight: u32,
@@ -87,9 +88,9 @@ impl Upstream {
             Some((url, option)) => (url, option.strip_prefix("weight=")?.parse().ok()?),
         };
         let (scheme, host, port) = parts(url)?;
-        (1..=MAX_WEIGHT).contains(&weight).then_some(Self {
+        (1..=MAX_WEIGHT).contains(&weight).then(|| Self {
             scheme,
-            host,
+            host: host.into(),
             port,
             weight,
         })
@@ -154,7 +155,7 @@ impl From<SocketAddr> for Upstream {
     fn from(address: SocketAddr) -> Self {
         Self {
             scheme: Scheme::Http,
-            host: address.ip().to_string(),
+            host: address.ip().to_string().into(),
             port: address.port(),
             weight: DEFAULT_WEIGHT,
         }

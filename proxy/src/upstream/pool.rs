@@ -16,6 +16,7 @@ use super::ending::{Witness, left_bytes_unread};
 use super::health::{Change, State};
 use super::resolver::{Resolver, look_up};
 use super::{Balance, Health, Scheme, Upstream};
+use crate::attempt::Destination;
 use crate::config::Config;
 use crate::reload::Reloaded;
 use crate::tls::UpstreamTrust;
@@ -106,7 +107,7 @@ impl Upstreams {
     fn peer(&self, upstream: &Upstream, address: SocketAddr) -> HttpPeer {
         let is_tls = upstream.scheme == Scheme::Https;
         // Never empty: without a name pingora believes everybody.
-        let mut peer = HttpPeer::new(address, is_tls, upstream.host.clone());
+        let mut peer = HttpPeer::new(address, is_tls, upstream.host.to_string());
         peer.options.connection_timeout = Some(self.connect_timeout);
         peer.options.total_connection_timeout = Some(self.connect_timeout);
         peer.options.read_timeout = Some(self.read_timeout);
@@ -180,7 +181,7 @@ impl Cursor {
 
     /// Where the request goes now. It moves on past upstreams whose name has no address; `None` when
     /// none is left.
-    pub(crate) async fn peer(&mut self) -> Option<HttpPeer> {
+    pub(crate) async fn peer(&mut self) -> Option<(HttpPeer, Destination)> {
         loop {
             let index = match self.current {
                 Some(index) => index,
@@ -192,7 +193,12 @@ impl Cursor {
                 self.witness = Witness::default();
                 let mut peer = self.upstreams.peer(&member.upstream, address);
                 peer.options.tracer = Some(self.witness.tracer());
-                return Some(peer);
+                let destination = Destination {
+                    host: Arc::clone(&member.upstream.host),
+                    port: member.upstream.port,
+                    address,
+                };
+                return Some((peer, destination));
             }
             self.give_up(index);
         }
@@ -264,7 +270,7 @@ impl Target {
         let (host, port) = (&upstream.host, upstream.port);
         match host.parse() {
             Ok(ip) => Self::Fixed(Arc::from([SocketAddr::new(ip, port)])),
-            Err(_) => Self::Named(Resolver::new(host.clone(), port, limit, look_up)),
+            Err(_) => Self::Named(Resolver::new(host.to_string(), port, limit, look_up)),
         }
     }
 
@@ -309,9 +315,8 @@ mod tests {
         let mut cursor = Cursor::new(Arc::clone(upstreams), None);
         let mut tried = Vec::new();
         loop {
-            let peer = cursor.peer().await.expect("an address");
-            let address = peer._address.as_inet().copied().expect("an IP address");
-            tried.push(address.port());
+            let (_, destination) = cursor.peer().await.expect("an address");
+            tried.push(destination.address.port());
             if !cursor.connect_failed() {
                 return tried;
             }
@@ -349,8 +354,8 @@ mod tests {
             let mut ports = Vec::new();
             for _ in 0..3 {
                 let mut cursor = Cursor::new(Arc::clone(&upstreams), None);
-                let peer = cursor.peer().await.expect("an address");
-                ports.push(peer._address.as_inet().expect("an IP address").port());
+                let (_, destination) = cursor.peer().await.expect("an address");
+                ports.push(destination.address.port());
             }
             ports
         };

@@ -109,6 +109,12 @@ async fn a_post_that_the_upstream_had_not_read_when_it_closed_the_connection_is_
         Some("15")
     );
     assert!(proxy.spans.is_empty(), "both attempts are one request");
+    let resends: Vec<_> = proxy.spans.attempts();
+    let resends: Vec<_> = resends
+        .iter()
+        .map(|attempt| attribute(attempt, "http.request.resend_count"))
+        .collect();
+    assert_eq!(resends.last(), Some(&Some("1".to_owned())));
 }
 
 #[tokio::test]
@@ -270,14 +276,22 @@ async fn a_connection_over_the_bound_is_refused_and_one_after_it_is_not() {
     let echo = Echo::start().await;
     let mut config = config(echo.address);
     config.max_connections = 1;
-    let proxy = TestProxy::with(config).await;
+    let mut proxy = TestProxy::with(config).await;
     let mut first = proxy.connect().await;
     first.write(&request(GET, "")).await;
     assert_eq!(first.read_response().await.status, 200);
+    proxy.spans.next().await;
 
     let refused = proxy.send(&request(GET, "")).await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("1"));
+    let span = proxy.spans.next().await;
+    assert_eq!(span.name, "HTTP");
+    let error_type = attribute(&span, "error.type");
+    assert_eq!(error_type.as_deref(), Some("too_many_connections"));
+    let trace_id = span.span_context.trace_id().to_string();
+    assert_eq!(refused.header("x-request-id"), Some(trace_id.as_str()));
+    assert!(refused.body.contains(&trace_id), "{}", refused.body);
     assert!(
         refused.body.contains(r#""code":"too_many_connections""#),
         "{}",
@@ -298,7 +312,11 @@ async fn several_proxies_run_in_one_process() {
     assert_eq!(front.send(&request(GET, "")).await.body, "answered");
     let (outer, inner) = (front.spans.next().await, behind.spans.next().await);
     assert_eq!(outer.span_context.trace_id(), inner.span_context.trace_id());
-    assert_eq!(inner.parent_span_id, outer.span_context.span_id());
+    let [attempt] = &front.spans.attempts()[..] else {
+        panic!("one attempt");
+    };
+    assert_eq!(attempt.parent_span_id, outer.span_context.span_id());
+    assert_eq!(inner.parent_span_id, attempt.span_context.span_id());
 }
 
 #[tokio::test]

@@ -232,12 +232,13 @@ async fn a_client_without_the_certificate_that_is_asked_for_is_not_served() {
         identity: authority.sign("proxy"),
         client_ca: Some(authority.ca()),
     });
-    let proxy = TestProxy::with(config).await;
+    let mut proxy = TestProxy::with(config).await;
     let known = authority.sign("client");
     let client = encrypted(&proxy, authority.client(Some(&known), &["http/1.1"])).await;
     let client = Client::http1(client.expect("a handshake")).await;
     assert_eq!(client.send(completion()).await.status(), 200);
     echo.received().await;
+    proxy.spans.next().await;
 
     let unknown = stranger.sign("client");
     for identity in [None, Some(&unknown)] {
@@ -253,6 +254,10 @@ async fn a_client_without_the_certificate_that_is_asked_for_is_not_served() {
         within("the refusal", refused)
             .await
             .expect_err("no certificate");
+        let span = proxy.spans.next().await;
+        let error = attribute(&span, "error.type");
+        assert_eq!(error.as_deref(), Some("tls_handshake_failed"));
+        assert_eq!(attribute(&span, "url.scheme").as_deref(), Some("https"));
     }
     assert!(echo.is_idle());
 }
@@ -388,6 +393,7 @@ async fn shutdown_lets_a_stream_of_http2_finish_and_keeps_its_span() {
     assert_eq!(text(response).await, "still here");
     let mut spans = proxy.stopped().await;
     assert_eq!(spans.next().await.status, Status::Unset);
+    assert!(spans.is_empty(), "frames are no requests");
 }
 
 #[tokio::test]
