@@ -34,6 +34,7 @@ use crate::observer::{Observed, Observer};
 use crate::origin::Arrival;
 use crate::span::{RequestSpan, Transferred};
 use crate::upstream::{Cursor, PrefixKey, Upstreams};
+use crate::usage::{Asking, is_askable};
 
 /// How long an error answer waits for the rest of the request's body. Closing a connection with
 /// unread bytes resets it, and the client would never see the answer.
@@ -60,6 +61,7 @@ pub(crate) struct Service {
     observer: Arc<Observer>,
     upstreams: Arc<Upstreams>,
     requests: TaskTracker,
+    asks_for_usage: bool,
 }
 
 /// What is known of one request. Dropping it ends its span.
@@ -68,6 +70,8 @@ pub(crate) struct RequestContext {
     /// `None` before the first phase.
     observed: Option<Observed>,
     cursor: Option<Cursor>,
+    /// Of the attempt that is under way, if the upstream is asked for usage.
+    asking: Option<Asking>,
     /// Whether the upstream has said anything, a 1xx included.
     answered: bool,
     /// Tells the server that the request is there. Dropped last, when the span has ended.
@@ -79,11 +83,13 @@ impl Service {
         upstreams: Arc<Upstreams>,
         requests: TaskTracker,
         observer: Arc<Observer>,
+        asks_for_usage: bool,
     ) -> Self {
         Self {
             observer,
             upstreams,
             requests,
+            asks_for_usage,
         }
     }
 
@@ -96,6 +102,14 @@ impl Service {
             local: inet(session.server_addr()),
             tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
         })
+    }
+
+    /// What is asked of a request's upstream. A request that nobody observes is left as it is.
+    fn asking(&self, request: &RequestHeader, observed: &Observed) -> Option<Asking> {
+        let asks = self.asks_for_usage
+            && observed.span.is_some()
+            && is_askable(&request.method, request.uri.path(), &request.headers);
+        asks.then(Asking::new)
     }
 
     fn finish_span(session: &Session, failure: Option<Failure>, ctx: &mut RequestContext) {
@@ -239,6 +253,11 @@ impl ProxyHttp for Service {
                 attempt.request_head(&self.observer.instrumentation, &request.headers);
             }
         }
+        ctx.asking = self.asking(session.req_header(), observed);
+        if ctx.asking.is_some() {
+            // The body may grow.
+            request.remove_header(&CONTENT_LENGTH);
+        }
         let peer = session.client_addr().and_then(|address| address.as_inet());
         if let Some(peer) = peer {
             let forwarded = forwarded_for(&request.headers, &peer.ip().to_canonical().to_string());
@@ -255,8 +274,11 @@ impl ProxyHttp for Service {
         _end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let (Some(span), Some(body)) = (ctx.span(), body) {
+        if let (Some(span), Some(body)) = (ctx.span(), &*body) {
             span.request_body(body);
+        }
+        if let Some(asking) = &mut ctx.asking {
+            asking.request_body(body);
         }
         Ok(())
     }
@@ -275,6 +297,9 @@ impl ProxyHttp for Service {
         if let Some(span) = &mut observed.span {
             let head = (response.status, &response.headers);
             span.response_started(&self.observer.instrumentation, &observed.identity, head);
+        }
+        if let Some(asking) = &mut ctx.asking {
+            asking.response_head(&response.headers);
         }
         observed.identity.sign(response)?;
         response.remove_header(&KEEP_ALIVE);
@@ -296,8 +321,11 @@ impl ProxyHttp for Service {
         end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<Option<Duration>> {
-        if let (Some(span), Some(body)) = (ctx.span(), body) {
+        if let (Some(span), Some(body)) = (ctx.span(), &*body) {
             span.response_body(body);
+        }
+        if let Some(asking) = &mut ctx.asking {
+            asking.response_body(body, end_of_stream);
         }
         if end_of_stream {
             ctx.end_attempt(None);
