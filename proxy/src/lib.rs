@@ -12,7 +12,8 @@
 //! - [`Args`] → [`Config`]: flags, variables and the file, checked before anything binds (`config`), and
 //!   the environment of the HTTP instrumentation ([`Instrumentation`]).
 //! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
-//!   socket as pingora sees it.
+//!   connection as pingora sees it, over a `transport` that is plain or encrypted.
+//! - `tls`: certificates and keys on both sides; `reload`: what is made again when its files change.
 //! - `service`: a request's life in pingora's phases; retries; `upstream`: where a request goes, by load
 //!   or by prompt, and who is out.
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
@@ -88,19 +89,23 @@ mod program;
 mod propagation;
 mod redact;
 mod refusal;
+mod reload;
 mod route;
 mod server;
 mod service;
 mod span;
 mod sse;
+mod tls;
+mod transport;
 mod upstream;
 mod usage;
 
 pub use config::{Args, Config, Flags};
-pub use error::Error;
+pub use error::{Error, FileError};
 pub use instrumentation::Instrumentation;
 pub use keep::Keep;
 pub use origin::TrustedProxies;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
 pub use server::Proxy;
+pub use tls::{Identity, ServerTls, UpstreamTls};
 pub use upstream::{Balance, Health, Upstream};

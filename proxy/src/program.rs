@@ -26,6 +26,11 @@ Examples:
   # The same from a file, checked first: upstream = [\"http://gpu0:8001\", \"http://gpu1:8001,weight=2\"]
   lantern proxy --config proxy.toml --check && lantern proxy --config proxy.toml
 
+  # TLS on both sides, with certificates that clients and upstreams are asked for
+  lantern proxy --tls-certificate proxy.pem --tls-key proxy.key --tls-client-ca clients.pem \\
+    --upstream https://gpu0:8001 --upstream-ca servers.pem \\
+    --upstream-certificate proxy.pem --upstream-key proxy.key
+
 Every flag is also a variable, LANTERN_PROXY_ and its name: LANTERN_PROXY_READ_TIMEOUT_SECONDS=60.
 A flag goes before its variable, a variable before the file.
 

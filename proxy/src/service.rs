@@ -23,6 +23,8 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::bodies::{has_type, is_plain};
 use crate::connection::ConnectionPhase;
@@ -58,6 +60,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub(crate) struct Service {
     observer: Arc<Observer>,
     upstreams: Arc<Upstreams>,
+    requests: TaskTracker,
     asks_for_usage: bool,
 }
 
@@ -71,17 +74,21 @@ pub(crate) struct RequestContext {
     asking: Option<Asking>,
     /// Whether the upstream has said anything, a 1xx included.
     answered: bool,
+    /// Tells the server that the request is there. Dropped last, when the span has ended.
+    _in_flight: Option<TaskTrackerToken>,
 }
 
 impl Service {
     pub(crate) fn new(
         upstreams: Arc<Upstreams>,
+        requests: TaskTracker,
         observer: Arc<Observer>,
         asks_for_usage: bool,
     ) -> Self {
         Self {
             observer,
             upstreams,
+            requests,
             asks_for_usage,
         }
     }
@@ -137,7 +144,10 @@ impl ProxyHttp for Service {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::default()
+        RequestContext {
+            _in_flight: Some(self.requests.token()),
+            ..RequestContext::default()
+        }
     }
 
     /// None: bodies pass as they are, so there is no use for pingora's compression.
@@ -323,15 +333,16 @@ impl ProxyHttp for Service {
         Ok(None)
     }
 
-    /// Whether a request that broke may be sent again: if the connection came from the pool and ended
-    /// without a byte of an answer, as it does when the upstream gives up an idle connection; and, unless
-    /// the method is idempotent, only if the upstream cannot have read the whole request. pingora keeps
-    /// the first 64 KiB of a body for this; a longer one cannot be sent again.
+    /// Whether a request that broke may be sent again: if the upstream says in HTTP/2 that it has not
+    /// looked at it; or if the connection came from the pool and ended without a byte of an answer, as it
+    /// does when the upstream gives up an idle connection, and, unless the method is idempotent, the
+    /// upstream cannot have read the whole request. pingora keeps the first 64 KiB of a body for this; a
+    /// longer one cannot be sent again.
     fn error_while_proxy(
         &self,
         peer: &HttpPeer,
         session: &mut Session,
-        error: Box<PingoraError>,
+        mut error: Box<PingoraError>,
         ctx: &mut RequestContext,
         client_reused: bool,
     ) -> Box<PingoraError> {
@@ -340,11 +351,10 @@ impl ProxyHttp for Service {
         let is_harmless = left_unread
             || !session.as_downstream_mut().is_body_done()
             || session.req_header().method.is_idempotent();
-        let retry = client_reused
-            && is_harmless
-            && !ctx.answered
+        let is_going_away = client_reused && is_harmless && closed_without_a_byte(&error);
+        let retry = !ctx.answered
             && !session.as_ref().retry_buffer_truncated()
-            && closed_without_a_byte(&error);
+            && (is_going_away || is_refused(&mut error));
         let mut error = error.more_context(format!("upstream {peer}"));
         error.set_retry(retry);
         error
@@ -482,6 +492,15 @@ fn closed_without_a_byte(error: &PingoraError) -> bool {
             .is_some_and(|context| context.as_str().ends_with("bytes already read: 0")),
         _ => false,
     }
+}
+
+/// Whether the upstream has told that it did not look at the request: by REFUSED_STREAM, by a GOAWAY without
+/// an error that counts the request out, or by HTTP_1_1_REQUIRED.
+fn is_refused(error: &mut PingoraError) -> bool {
+    // What may be tried again only on connections from the pool is no such word.
+    error.retry.decide_reuse(false);
+    let is_word_of_http2 = matches!(error.etype(), ErrorType::H2Error | ErrorType::H2Downgrade);
+    is_word_of_http2 && error.retry()
 }
 
 async fn answer_failure(

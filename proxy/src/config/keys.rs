@@ -81,7 +81,8 @@ pub(crate) const KEYS: &[Key] = &[
     list(
         UPSTREAM,
         "URL[,weight=N]",
-        "Server behind the proxy, http://host:port; may be given several times",
+        "Server behind the proxy, http://host:port, https:// or h2c:// (HTTP/2 without TLS); may be \
+         given several times",
     ),
     one(
         "balance",
@@ -139,6 +140,12 @@ pub(crate) const KEYS: &[Key] = &[
         "Longest silence of an upstream, before and within its answer; then 504, or the answer is cut",
     ),
     one(
+        "header-timeout-seconds",
+        "SECONDS",
+        "30",
+        "Longest wait for a new client's TLS handshake and first bytes",
+    ),
+    one(
         "drain-timeout-seconds",
         "SECONDS",
         "30",
@@ -149,6 +156,38 @@ pub(crate) const KEYS: &[Key] = &[
         "N",
         "16384",
         "Most client connections at once; one more is answered 503",
+    ),
+    one(
+        "tls-certificate",
+        "FILE",
+        "",
+        "PEM file of the proxy's certificate chain; with it and the key clients must speak TLS",
+    ),
+    one("tls-key", "FILE", "", "PEM file of its private key"),
+    one(
+        "tls-client-ca",
+        "FILE",
+        "",
+        "PEM file of authorities; every client must show a certificate of one of them",
+    ),
+    one(
+        "upstream-ca",
+        "FILE",
+        "",
+        "PEM file of authorities that https upstreams are believed by, in place of the system's",
+    ),
+    one(
+        "upstream-certificate",
+        "FILE",
+        "",
+        "PEM file of the certificate chain that the proxy shows https upstreams",
+    ),
+    one("upstream-key", "FILE", "", "PEM file of its private key"),
+    one(
+        "reload-interval-seconds",
+        "SECONDS",
+        "10",
+        "How often certificates and keys are looked at, to load them again when they have changed",
     ),
     one(
         "metrics",

@@ -2,7 +2,7 @@
 //! value remembers where it was found, so that an error can name the place.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lantern_telemetry::config::ConfigError;
@@ -27,6 +27,10 @@ pub(crate) struct Setting {
 impl Setting {
     pub(crate) fn error(&self, allowed: impl Into<String>) -> ConfigError {
         ConfigError::new(&self.place, &self.value, allowed)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        PathBuf::from(&self.value)
     }
 
     /// A time above 0.

@@ -12,4 +12,5 @@ mod sampling;
 mod settings;
 mod streaming;
 mod support;
+mod tls;
 mod upstreams;

@@ -1,5 +1,6 @@
 //! A proxy under test, the spans it ends, and the two sides it stands between.
 
+mod client;
 mod echo;
 mod peer;
 
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use client::Client;
 pub(crate) use echo::Echo;
 pub(crate) use peer::{Peer, RawUpstream, Response};
 
