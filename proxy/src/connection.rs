@@ -145,7 +145,7 @@ impl ClientConnection {
 
     /// Keeps what has been read of a request that may never be taken.
     fn keep_head(&mut self, read: &[u8]) {
-        if !self.awaits_request() {
+        if self.refusal.is_some() || !self.awaits_request() {
             return;
         }
         if read.is_empty() {

@@ -4,7 +4,7 @@
 //! It continues the trace that a request brings, or starts one; gives every attempt at an upstream a
 //! CLIENT span, which the upstream is told as the parent; and ends the SERVER span with the last byte
 //! of the answer. Bodies pass through as they
-//! come, in both directions: nothing is buffered or changed. Those of requests to a model are read in
+//! come, in both directions: nothing is buffered or, unless `--ask-for-usage` says so, changed. Those of requests to a model are read in
 //! passing, for what they say of the model's work.
 //!
 //! # Layout

@@ -247,13 +247,16 @@ impl RequestSpan {
             attempt.finish(failure, kept.clone());
         }
         if let Some(in_flight) = self.in_flight.take() {
+            let context = self.span.span_context();
+            let is_exported = context.is_sampled() || kept.is_some();
+            let trace = is_exported.then(|| Trace::of(context));
             in_flight.finish(metrics::Outcome {
                 duration: self.started.elapsed(),
                 status: transferred.status,
                 error_type: error_type.clone(),
                 request_body_bytes: transferred.request_body_bytes,
                 response_body_bytes: transferred.response_body_bytes,
-                trace: Trace::of(self.span.span_context()).as_ref(),
+                trace: trace.as_ref(),
                 facts: bodies.as_ref().and_then(Bodies::facts),
             });
         }

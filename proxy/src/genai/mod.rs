@@ -1,5 +1,6 @@
 //! What a request to a model and its answer show of themselves as they pass by: the GenAI attributes
-//! of the request's span. Not a byte is changed, kept back or collected.
+//! of the request's span. Not a byte is changed or kept back, and none is collected unless messages
+//! are asked for ([`content`]).
 //!
 //! Names are those of the GenAI conventions
 //! (<https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>); the bodies are those of

@@ -38,12 +38,12 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// `None` for a span that nobody will ever see.
-    pub(crate) fn of(span: &SpanContext) -> Option<Self> {
-        span.is_sampled().then(|| Self {
+    /// Of a span that is exported: another is to be found nowhere.
+    pub(crate) fn of(span: &SpanContext) -> Self {
+        Self {
             trace_id: span.trace_id().to_string(),
             span_id: span.span_id().to_string(),
-        })
+        }
     }
 
     fn labels(&self) -> ExemplarLabels {

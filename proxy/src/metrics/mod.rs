@@ -172,7 +172,10 @@ impl InFlight {
             .observe(bytes(outcome.response_body_bytes), labels, trace);
         if let Some(facts) = outcome.facts {
             let bounded = |model| self.metrics.bounded(model);
-            let error_type = outcome.error_type;
+            // To who asks a model, a refusal is an error too.
+            let refused = outcome.status.filter(StatusCode::is_client_error);
+            let refused = refused.map(|status| status.as_str().to_owned().into());
+            let error_type = outcome.error_type.or(refused);
             let model = &self.metrics.0.model;
             model.record(facts.bounded(bounded), outcome.duration, error_type, trace);
         }
