@@ -23,6 +23,9 @@
 pub mod config;
 mod counts;
 mod exporter;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod intake;
 mod log;
 mod program;

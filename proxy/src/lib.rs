@@ -66,6 +66,9 @@ mod bodies;
 mod config;
 mod connection;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod genai;
 mod headers;
 mod instrumentation;

@@ -11,6 +11,8 @@
 
 mod cursor;
 mod dead_letters;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod reader;
 mod record;
 mod recovery;
