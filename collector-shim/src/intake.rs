@@ -47,6 +47,8 @@ pub(crate) enum Refusal {
     Encoding(String),
     #[error("content type {0:?} is not supported: use application/x-protobuf or application/json")]
     MediaType(String),
+    #[error("one of the bearer tokens of this receiver is needed")]
+    Unauthorized,
     #[error("method {0} is not supported: use POST")]
     Method(String),
     #[error("{0} is not served here")]

@@ -8,6 +8,7 @@ use ::http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
+use lantern_telemetry::serve::{Lifetime, Limits, Listener, Tls, Version, serve};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,9 +20,9 @@ use crate::intake::{Intake, Sink};
 use crate::log::{Log, QueueDirError};
 use crate::queue::{MemoryQueue, Queue};
 use crate::receiver::{Receiver, grpc, http};
-use crate::serve::{LIMITS, Lifetime, Version, serve};
+use crate::report;
 use crate::store::{Store, Trace};
-use crate::viewer;
+use crate::viewer::{self, metrics::process};
 
 /// Why a shim does not start, or does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,7 @@ const CONNECTION_SHARE: u32 = 3;
 impl Shim {
     /// Binds all ports. Nothing is accepted before [`Shim::run`].
     pub async fn bind(config: Config) -> Result<Shim> {
+        process::begin();
         let grpc = Port::bind(config.grpc, "--grpc").await?;
         let http = Port::bind(config.http, "--http").await?;
         let viewer = match config.viewer {
@@ -131,11 +133,14 @@ impl Shim {
             }
             _ => JoinSet::new(),
         };
-        let receiver = Receiver::new(Intake {
+        let intake = Intake {
             sink: handle.sink.clone(),
             counters: Arc::clone(&handle.counters),
             max_request_bytes: config.max_request_bytes,
-        });
+        };
+        let _following = follow(&config, &handle);
+        let receiver = Receiver::new(intake, config.door, config.pace);
+        let limits = config.limits;
         let grace = config.drain_timeout / CONNECTION_SHARE;
         // Each port has its own end: one that is through must not take another's requests with it.
         let lifetime = || Lifetime {
@@ -143,8 +148,8 @@ impl Shim {
             abandoned: CancellationToken::new(),
             drain_grace: grace,
         };
-        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), lifetime()));
-        let receiving = serve_receivers((grpc, lifetime()), (http, lifetime()), receiver);
+        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), limits, lifetime()));
+        let receiving = serve_receivers((grpc, lifetime()), (http, lifetime()), receiver, limits);
         let stopping = async {
             shutdown.cancelled().await;
             tokio::time::Instant::now() + config.drain_timeout
@@ -164,6 +169,7 @@ impl Shim {
     }
 
     fn log_start(&self) {
+        self.warn_of_open_tokens();
         let (grpc, http) = (self.grpc_addr(), self.http_addr());
         match &self.config.destination {
             Destination::Store { max_bytes } => match self.viewer_addr() {
@@ -185,6 +191,20 @@ impl Shim {
                 queue_dir = queue_dir.as_ref().map(|dir| dir.path.display().to_string()),
                 "forwarding spans"
             ),
+        }
+    }
+}
+
+impl Shim {
+    /// A token that others can read is none.
+    fn warn_of_open_tokens(&self) {
+        let door = &self.config.door;
+        let ports = [self.grpc_addr(), self.http_addr()];
+        let is_open = door.tls.is_none() && ports.iter().any(|port| !port.ip().is_loopback());
+        if door.tokens.is_some() && is_open {
+            tracing::warn!(
+                "bearer tokens come in unencrypted: --tls-cert and --tls-key change that"
+            );
         }
     }
 }
@@ -225,21 +245,48 @@ impl Port {
         let address = listener.local_addr().map_err(failed)?;
         Ok(Port { listener, address })
     }
+
+    fn speaking(self, tls: Option<Arc<Tls>>) -> Listener {
+        Listener::new(self.listener, tls)
+    }
 }
 
-async fn serve_receivers(grpc: (Port, Lifetime), http: (Port, Lifetime), receiver: Receiver) {
+/// What is done now and then, for as long as the answer lives: files are looked at, counts are told.
+fn follow(config: &Config, handle: &ShimHandle) -> JoinSet<()> {
+    let mut following = JoinSet::new();
+    if let Some(interval) = config.report_interval {
+        following.spawn(report::follow(handle.clone(), interval));
+    }
+    let door = &config.door;
+    let interval = door.reload_interval;
+    if let Some(tls) = &door.tls {
+        following.spawn(Arc::clone(tls).follow(interval));
+    }
+    if let Some(tokens) = &door.tokens {
+        following.spawn(Arc::clone(tokens).follow(interval));
+    }
+    following
+}
+
+async fn serve_receivers(
+    grpc: (Port, Lifetime),
+    http: (Port, Lifetime),
+    receiver: Receiver,
+    limits: Limits,
+) {
+    let tls = receiver.door.tls.clone();
     let router = TowerToHyperService::new(http::router(receiver.clone()));
     let grpc_service =
         service_fn(move |request: Request<Incoming>| grpc::serve(receiver.clone(), request));
     let (grpc, http) = (
         serve(
-            grpc.0.listener,
+            grpc.0.speaking(tls.clone()),
             Version::Http2,
             grpc_service,
-            LIMITS,
+            limits,
             grpc.1,
         ),
-        serve(http.0.listener, Version::Any, router, LIMITS, http.1),
+        serve(http.0.speaking(tls), Version::Any, router, limits, http.1),
     );
     tokio::join!(grpc, http);
 }
@@ -247,10 +294,11 @@ async fn serve_receivers(grpc: (Port, Lifetime), http: (Port, Lifetime), receive
 fn serve_viewer(
     port: Port,
     handle: ShimHandle,
+    limits: Limits,
     lifetime: Lifetime,
 ) -> impl Future<Output = ()> + use<> {
     let router = TowerToHyperService::new(viewer::router(handle));
-    serve(port.listener, Version::Any, router, LIMITS, lifetime)
+    serve(port.listener, Version::Any, router, limits, lifetime)
 }
 
 /// Lets the senders empty the queue until `deadline`.

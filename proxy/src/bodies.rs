@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use opentelemetry::{Key, KeyValue};
 
-use crate::genai::Exchange;
+use crate::genai::{Exchange, Facts};
 use crate::sse::EventParser;
 
 /// Pieces in which the body of an answer without a Content-Length arrived (int).
@@ -90,6 +90,11 @@ impl Bodies {
         }
     }
 
+    /// What metrics want to know of a request to a model.
+    pub(crate) fn facts(&self) -> Option<Facts> {
+        self.exchange.as_ref().map(Exchange::facts)
+    }
+
     /// What has been seen. `failed`: the request was broken off, by whomever.
     pub(crate) fn attributes(&mut self, failed: bool, attributes: &mut Vec<KeyValue>) {
         if let Some(chunks) = self.chunks {
@@ -106,13 +111,13 @@ impl Bodies {
 }
 
 /// Whether the body is what its type says, without an encoding around it.
-fn is_plain(headers: &HeaderMap) -> bool {
+pub(crate) fn is_plain(headers: &HeaderMap) -> bool {
     let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
     encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// Whether the body has this media type, whatever its parameters.
-fn has_type(headers: &HeaderMap, media_type: &[u8]) -> bool {
+pub(crate) fn has_type(headers: &HeaderMap, media_type: &[u8]) -> bool {
     let Some(value) = headers.get(CONTENT_TYPE) else {
         return false;
     };

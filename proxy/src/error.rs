@@ -1,11 +1,14 @@
 //! What can go wrong: [`Error`] for whoever embeds the proxy, and `Failure` for one request, with
 //! its one mapping to `error.type`, to a status and to the body that OpenAI's clients understand.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::StatusCode;
+use opentelemetry::trace::TraceId;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType};
 use rustix::io::Errno;
 
@@ -23,10 +26,35 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// A file of the configuration cannot be used any more.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl FileError {
+    pub(crate) fn new(path: &Path, reason: impl fmt::Display) -> Self {
+        Self {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
 }
 
 /// pingora's type for the error of an upstream whose name has no address.
 pub(crate) const UNRESOLVED: ErrorType = ErrorType::Custom("UpstreamUnresolved");
+
+/// pingora's type for a request to open a tunnel.
+pub(crate) const CONNECT: ErrorType = ErrorType::Custom("Connect");
 
 /// Why a request had no complete answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +76,12 @@ pub(crate) enum Failure {
     UpstreamInvalidResponse,
     /// The process has no file descriptor left for a connection to the upstream.
     OutOfDescriptors,
+    /// The client's TLS cannot be agreed with, or it has no certificate that it needs.
+    TlsHandshake,
+    /// More clients than the bound allows.
+    TooManyConnections,
+    /// CONNECT: this is no tunnel.
+    MethodNotAllowed,
     Internal,
     /// The proxy itself gave the request up: the drain timeout had passed, or it panicked.
     Aborted,
@@ -58,8 +92,9 @@ impl Failure {
     pub(crate) fn of(error: &PingoraError) -> Self {
         use ErrorType::{
             BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
-            ConnectionClosed, Custom, CustomCode, H1Error, H2Error, InvalidH2, InvalidHTTPHeader,
-            ReadError, ReadTimedout, SocketError, WriteError, WriteTimedout,
+            ConnectionClosed, Custom, CustomCode, H1Error, H2Error, HandshakeError, InvalidCert,
+            InvalidH2, InvalidHTTPHeader, ReadError, ReadTimedout, SocketError,
+            TLSHandshakeFailure, TLSHandshakeTimedout, WriteError, WriteTimedout,
         };
         if is_out_of_descriptors(error) {
             return Self::OutOfDescriptors;
@@ -69,13 +104,13 @@ impl Failure {
             // pingora leaves the source of some failed writes to the client unset.
             | (ErrorSource::Unset, WriteError) => Self::ClientDisconnected,
             (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Self::ClientTimeout,
+            (ErrorSource::Downstream, etype) if *etype == CONNECT => Self::MethodNotAllowed,
             (ErrorSource::Downstream, _) => Self::InvalidRequest,
             (ErrorSource::Upstream, etype) => match etype {
                 ConnectRefused => Self::UpstreamConnectionRefused,
-                ConnectTimedout => Self::UpstreamConnectTimeout,
-                ConnectNoRoute | ConnectError | SocketError | BindError => {
-                    Self::UpstreamConnectFailed
-                }
+                ConnectTimedout | TLSHandshakeTimedout => Self::UpstreamConnectTimeout,
+                ConnectNoRoute | ConnectError | SocketError | BindError | TLSHandshakeFailure
+                | HandshakeError | InvalidCert => Self::UpstreamConnectFailed,
                 ReadTimedout | WriteTimedout => Self::UpstreamTimeout,
                 ConnectionClosed | ReadError | WriteError => Self::UpstreamClosed,
                 etype if *etype == UNRESOLVED => Self::UpstreamUnresolved,
@@ -103,6 +138,9 @@ impl Failure {
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamInvalidResponse => "upstream_invalid_response",
             Self::OutOfDescriptors => "out_of_file_descriptors",
+            Self::TlsHandshake => "tls_handshake_failed",
+            Self::TooManyConnections => "too_many_connections",
+            Self::MethodNotAllowed => "method_not_allowed",
             Self::Internal => "internal_error",
             Self::Aborted => "aborted",
         }
@@ -111,13 +149,16 @@ impl Failure {
     /// The answer to the client, if there is anybody to answer.
     pub(crate) fn status(self) -> Option<StatusCode> {
         match self {
-            Self::ClientDisconnected | Self::Aborted => None,
+            Self::ClientDisconnected | Self::TlsHandshake | Self::Aborted => None,
             Self::ClientTimeout => Some(StatusCode::REQUEST_TIMEOUT),
             Self::InvalidRequest => Some(StatusCode::BAD_REQUEST),
             Self::UpstreamConnectTimeout | Self::UpstreamTimeout => {
                 Some(StatusCode::GATEWAY_TIMEOUT)
             }
-            Self::OutOfDescriptors => Some(StatusCode::SERVICE_UNAVAILABLE),
+            Self::OutOfDescriptors | Self::TooManyConnections => {
+                Some(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            Self::MethodNotAllowed => Some(StatusCode::METHOD_NOT_ALLOWED),
             Self::Internal => Some(StatusCode::INTERNAL_SERVER_ERROR),
             Self::UpstreamUnresolved
             | Self::UpstreamConnectionRefused
@@ -128,7 +169,7 @@ impl Failure {
     }
 
     /// For the client, who need not know where the upstream is.
-    fn message(self) -> &'static str {
+    pub(crate) fn message(self) -> &'static str {
         match self {
             Self::ClientDisconnected => "the client left",
             Self::ClientTimeout => "the request was not received in time",
@@ -142,19 +183,28 @@ impl Failure {
             Self::UpstreamTimeout => "the upstream server did not answer in time",
             Self::UpstreamClosed => "the upstream server closed the connection before it answered",
             Self::UpstreamInvalidResponse => "the upstream server's answer is not valid HTTP",
-            Self::OutOfDescriptors => "the proxy has too many connections",
+            Self::OutOfDescriptors | Self::TooManyConnections => {
+                "the proxy has too many connections"
+            }
+            Self::TlsHandshake => "the TLS handshake failed",
+            Self::MethodNotAllowed => "the proxy opens no tunnels",
             Self::Internal => "the proxy failed to handle the request",
             Self::Aborted => "the proxy gave the request up",
         }
     }
 
     /// OpenAI's error body, which its clients turn into an exception with this message.
-    pub(crate) fn openai_body(self) -> Bytes {
+    pub(crate) fn openai_body(self, trace_id: Option<TraceId>) -> Bytes {
         let kind = match self.status() {
             Some(status) if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
-        openai_body(self.message(), kind, self.as_str())
+        let (message, code) = (self.message(), self.as_str());
+        let trace_id = trace_id.map_or_else(String::new, |id| format!(r#","trace_id":"{id}""#));
+        // The texts are ours and need no escaping.
+        Bytes::from(format!(
+            r#"{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":"{code}"{trace_id}}}}}"#
+        ))
     }
 }
 
@@ -165,13 +215,6 @@ fn is_out_of_descriptors(error: &PingoraError) -> bool {
         cause.and_then(Errno::from_io_error),
         Some(Errno::MFILE | Errno::NFILE)
     )
-}
-
-/// An error body. The arguments are literals that need no escaping.
-pub(crate) fn openai_body(message: &'static str, kind: &'static str, code: &'static str) -> Bytes {
-    Bytes::from(format!(
-        r#"{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":"{code}"}}}}"#
-    ))
 }
 
 #[cfg(test)]
@@ -249,8 +292,12 @@ mod tests {
     #[test]
     fn the_body_is_that_of_openai() {
         assert_eq!(
-            Failure::UpstreamConnectionRefused.openai_body(),
+            Failure::UpstreamConnectionRefused.openai_body(None),
             r#"{"error":{"message":"the upstream server refused the connection","type":"server_error","param":null,"code":"upstream_connection_refused"}}"#
+        );
+        assert_eq!(
+            Failure::Internal.openai_body(Some(TraceId::from(0xabc))),
+            r#"{"error":{"message":"the proxy failed to handle the request","type":"server_error","param":null,"code":"internal_error","trace_id":"00000000000000000000000000000abc"}}"#
         );
     }
 }

@@ -1,11 +1,15 @@
 //! The parsers of what passes by, within reach of the fuzz targets: each takes a body in the pieces that
 //! it comes in. Behind the feature `fuzzing`, and no part of the API.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
+use http::{HeaderMap, Request};
 use opentelemetry::KeyValue;
 
+use crate::TrustedProxies;
 use crate::genai::Exchange;
+use crate::origin::{Arrival, Origin};
 use crate::sse::{EventParser, Reader};
 
 /// The data of the complete events of a stream, and how many were counted.
@@ -52,7 +56,7 @@ pub fn stream_attributes(pieces: &[&[u8]]) -> Vec<KeyValue> {
 }
 
 fn attributes(pieces: &[&[u8]], mut push: impl FnMut(&mut Exchange, &[u8])) -> Vec<KeyValue> {
-    let mut exchange = Exchange::new(Instant::now());
+    let mut exchange = Exchange::new("chat", Instant::now());
     for piece in pieces {
         push(&mut exchange, piece);
     }
@@ -61,4 +65,27 @@ fn attributes(pieces: &[&[u8]], mut push: impl FnMut(&mut Exchange, &[u8])) -> V
     // What depends on the clock cannot be compared.
     attributes.retain(|attribute| !attribute.key.as_str().contains(".time_"));
     attributes
+}
+
+/// Who asked, by what scheme and for which server, as `peer` and the headers of its request tell.
+pub fn origin(
+    peer: SocketAddr,
+    headers: HeaderMap,
+    trusted: &TrustedProxies,
+) -> (Option<String>, &'static str, Option<String>) {
+    let mut request = Request::new(());
+    *request.headers_mut() = headers;
+    let (head, ()) = request.into_parts();
+    let arrival = Arrival {
+        head: &head,
+        peer: Some(peer),
+        local: None,
+        tls: false,
+    };
+    let origin = Origin::of(&arrival, trusted);
+    (
+        origin.client,
+        origin.scheme,
+        origin.server.map(|(host, _)| host),
+    )
 }

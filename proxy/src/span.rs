@@ -5,60 +5,40 @@
 //! so a request that is aborted or panics leaves one too. The attributes that a sampler may look
 //! at are set at creation; the others when their time comes.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::borrow::Cow;
 use std::time::Instant;
 
-use http::header::{HOST, USER_AGENT};
+use http::header::USER_AGENT;
 use http::request::Parts;
-use http::{HeaderMap, StatusCode, Version};
-use opentelemetry::trace::{Span as _, SpanKind, Status, TraceContextExt, Tracer as _};
-use opentelemetry::{Context, Key, KeyValue, StringValue};
+use http::{HeaderMap, Method, StatusCode, Version};
+use lantern_telemetry::KEPT;
+use opentelemetry::trace::{
+    Span as _, SpanContext, SpanKind, Status, TraceContextExt, Tracer as _,
+};
+use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use opentelemetry_semantic_conventions::attribute as semconv;
 
+use crate::attempt::{Attempt, Destination};
 use crate::bodies::Bodies;
 use crate::error::Failure;
 use crate::genai::{self, Exchange};
 use crate::headers::text;
-use crate::instrumentation::Instrumentation;
+use crate::identity::{Identity, X_REQUEST_ID};
+use crate::instrumentation::{Instrumentation, OTHER_METHOD, method_attributes};
+use crate::keep::Keep;
+use crate::metrics::{self, InFlight, Metrics, Trace};
+use crate::origin::{Arrival, Origin};
 use crate::redact::redact_query;
 use crate::route;
 
 /// Seconds from the request's head to the first byte of the answer's head (double).
 const TIME_TO_FIRST_BYTE: Key = Key::from_static_str("lantern.http.response.time_to_first_byte");
-
-const OTHER_METHOD: &str = "_OTHER";
+/// The request's id, where it is not the trace's (string).
+const REQUEST_ID: Key = Key::from_static_str("lantern.request.id");
 
 /// Room for the attributes of an ordinary request, so that the list grows once at most.
 const ATTRIBUTES_AT_START: usize = 16;
-
-/// A request's head and the two ends of its connection.
-pub(crate) struct Arrival<'a> {
-    pub(crate) head: &'a Parts,
-    pub(crate) peer: Option<SocketAddr>,
-    pub(crate) local: Option<SocketAddr>,
-}
-
-impl Arrival<'_> {
-    /// The URL that excluded URLs are searched in: scheme, host and path.
-    pub(crate) fn url(&self) -> String {
-        let authority = self.authority().unwrap_or_default();
-        format!("http://{authority}{}", self.head.uri.path())
-    }
-
-    fn authority(&self) -> Option<&str> {
-        match self.head.uri.authority() {
-            Some(authority) => Some(authority.as_str()),
-            None => self
-                .head
-                .headers
-                .get(HOST)
-                .and_then(|host| host.to_str().ok()),
-        }
-        .filter(|authority| !authority.is_empty())
-    }
-}
 
 /// What had passed through when the request ended.
 #[derive(Clone, Copy, Default)]
@@ -72,93 +52,133 @@ pub(crate) struct Transferred {
 /// The span of a request in flight.
 pub(crate) struct RequestSpan {
     span: Span,
-    /// What the upstream is told: the incoming context with this span in its middle.
+    /// The incoming context with this span in its middle.
     context: Context,
+    attempts: Vec<Attempt>,
     started: Instant,
     /// What a request that never comes to `finish` has shown of itself.
     seen: Transferred,
-    /// `None` unless the span records: then nothing is read.
+    /// `None` unless the span records or the request is measured: then nothing is read.
     bodies: Option<Bodies>,
+    in_flight: Option<InFlight>,
+    keep: Keep,
     ended: bool,
+}
+
+/// What a request is observed with.
+pub(crate) struct Instruments<'a> {
+    pub(crate) tracer: &'a SdkTracer,
+    pub(crate) instrumentation: &'a Instrumentation,
+    pub(crate) metrics: Option<&'a Metrics>,
+    pub(crate) keep: Keep,
 }
 
 impl RequestSpan {
     pub(crate) fn start(
-        tracer: &SdkTracer,
-        instrumentation: &Instrumentation,
+        instruments: &Instruments<'_>,
         parent: &Context,
         arrival: &Arrival<'_>,
+        origin: Origin,
     ) -> Self {
-        let route = route::find(arrival.head.uri.path());
-        let method = arrival.head.method.as_str();
-        let known_method = instrumentation.known_method(method);
-        // The name has few distinct values: an unknown method is not in it.
-        let name_method = if known_method.is_some() {
-            method
-        } else {
-            "HTTP"
-        };
-        let name = match route {
-            Some(route) => format!("{name_method} {route}"),
-            None => name_method.to_owned(),
-        };
+        let instrumentation = instruments.instrumentation;
+        let head = arrival.head;
+        let path = path(head);
+        let route = path.and_then(route::find);
         let mut attributes = Vec::with_capacity(ATTRIBUTES_AT_START);
-        match known_method {
-            Some(known) => attributes.push(KeyValue::new(semconv::HTTP_REQUEST_METHOD, known)),
-            None => {
-                attributes.push(KeyValue::new(semconv::HTTP_REQUEST_METHOD, OTHER_METHOD));
-                let original = method.to_owned();
-                attributes.push(KeyValue::new(
-                    semconv::HTTP_REQUEST_METHOD_ORIGINAL,
-                    original,
-                ));
-            }
-        }
+        let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
+        let name = match route {
+            Some(route) => format!("{method} {route}"),
+            None => method.to_owned(),
+        };
         if let Some(route) = route {
             attributes.push(KeyValue::new(semconv::HTTP_ROUTE, route));
         }
-        let operation = genai::operation(&arrival.head.method, route);
+        let operation = genai::operation(&head.method, route);
         if let Some(operation) = operation {
             attributes.push(KeyValue::new(genai::OPERATION_NAME, operation));
         }
-        url_attributes(arrival.head, &mut attributes);
-        network_attributes(arrival, &mut attributes);
-        if let Some(agent) = arrival.head.headers.get(USER_AGENT) {
+        url_attributes(path, head.uri.query(), &mut attributes);
+        let version = protocol_version(head.version);
+        attributes.push(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version));
+        peer_attributes(arrival, &mut attributes);
+        let in_flight = instruments.metrics.map(|metrics| {
+            metrics.begin(metrics::Request {
+                method: method_label(method),
+                scheme: origin.scheme,
+                route,
+                version,
+            })
+        });
+        origin_attributes(origin, &mut attributes);
+        if let Some(agent) = head.headers.get(USER_AGENT) {
             attributes.push(KeyValue::new(semconv::USER_AGENT_ORIGINAL, text(agent)));
         }
-        instrumentation.capture_request(&arrival.head.headers, &mut attributes);
+        instrumentation
+            .server_request
+            .capture(&head.headers, &mut attributes);
 
-        let builder = tracer
+        let builder = instruments
+            .tracer
             .span_builder(name)
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
-        let span = tracer.build_with_context(builder, parent);
+        let span = instruments.tracer.build_with_context(builder, parent);
         let context = parent.with_remote_span_context(span.span_context().clone());
         let started = Instant::now();
-        let bodies = span.is_recording().then(|| {
-            let exchange = operation.map(|_| Exchange::new(started));
-            Bodies::new(&arrival.head.headers, exchange)
+        let bodies = (span.is_recording() || in_flight.is_some()).then(|| {
+            let exchange = operation.map(|operation| Exchange::new(operation, started));
+            Bodies::new(&head.headers, exchange)
         });
         Self {
             span,
             context,
+            attempts: Vec::new(),
             started,
             seen: Transferred::default(),
             bodies,
+            in_flight,
+            keep: instruments.keep,
             ended: false,
         }
     }
 
-    /// The context to hand to the upstream, sampled or not; `None` when tracing is off.
-    pub(crate) fn context(&self) -> Option<&Context> {
-        self.span.span_context().is_valid().then_some(&self.context)
+    pub(crate) fn span_context(&self) -> &SpanContext {
+        self.span.span_context()
+    }
+
+    /// What the request is called, for whoever looks for its span.
+    pub(crate) fn identify(&mut self, identity: &Identity) {
+        if identity.from_client {
+            let id = text(&identity.request_id);
+            self.span.set_attribute(KeyValue::new(REQUEST_ID, id));
+        }
     }
 
     /// The request goes to an upstream, its body from the start.
-    pub(crate) fn attempt_started(&mut self) {
+    pub(crate) fn start_attempt(
+        &mut self,
+        tracer: &SdkTracer,
+        instrumentation: &Instrumentation,
+        head: &Parts,
+        destination: &Destination,
+    ) {
         if let Some(bodies) = &mut self.bodies {
             bodies.restart_request();
         }
+        let (request, resends) = ((&self.context, head), self.attempts.len());
+        let attempt = Attempt::start(tracer, instrumentation, request, destination, resends);
+        self.attempts.push(attempt);
+    }
+
+    /// The attempt that is under way.
+    pub(crate) fn attempt(&mut self) -> Option<&mut Attempt> {
+        self.attempts.last_mut()
+    }
+
+    /// The context to hand to the upstream, sampled or not; `None` when tracing is off.
+    pub(crate) fn attempt_context(&self) -> Option<&Context> {
+        let context = self.attempts.last()?.context();
+        context.span().span_context().is_valid().then_some(context)
     }
 
     /// A piece of the request's body passes by.
@@ -172,8 +192,8 @@ impl RequestSpan {
     pub(crate) fn response_started(
         &mut self,
         instrumentation: &Instrumentation,
-        status: StatusCode,
-        headers: &HeaderMap,
+        identity: &Identity,
+        (status, headers): (StatusCode, &HeaderMap),
     ) {
         let Some(bodies) = &mut self.bodies else {
             return;
@@ -184,8 +204,18 @@ impl RequestSpan {
         self.span
             .set_attribute(KeyValue::new(TIME_TO_FIRST_BYTE, seconds));
         let mut captured = Vec::new();
-        instrumentation.capture_response(headers, &mut captured);
+        instrumentation
+            .server_response
+            .capture(headers, &mut captured);
         self.span.set_attributes(captured);
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.response_head(instrumentation, status, headers);
+            // The client gets ours; whoever asks the upstream's operator needs theirs.
+            let theirs = headers.get(X_REQUEST_ID);
+            if let Some(id) = theirs.filter(|id| *id != identity.request_id) {
+                attempt.upstream_request_id(id);
+            }
+        }
     }
 
     /// A piece of the answer's body passes by.
@@ -194,6 +224,9 @@ impl RequestSpan {
             return;
         }
         self.seen.response_body_bytes += bytes.len();
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.response_body(bytes.len());
+        }
         if let Some(bodies) = &mut self.bodies {
             bodies.response(bytes);
         }
@@ -204,14 +237,42 @@ impl RequestSpan {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        if let Some(mut bodies) = self.bodies.take() {
-            let mut attributes = Vec::new();
+        let bodies = self.bodies.take();
+        let error_type = error_type(failure, transferred.status);
+        let kept = self.kept(error_type.is_some());
+        for attempt in self.attempts.drain(..) {
+            attempt.finish(failure, kept.clone());
+        }
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.finish(metrics::Outcome {
+                duration: self.started.elapsed(),
+                status: transferred.status,
+                error_type: error_type.clone(),
+                request_body_bytes: transferred.request_body_bytes,
+                response_body_bytes: transferred.response_body_bytes,
+                trace: Trace::of(self.span.span_context()).as_ref(),
+                facts: bodies.as_ref().and_then(Bodies::facts),
+            });
+        }
+        if self.span.is_recording()
+            && let Some(mut bodies) = bodies
+        {
+            let mut attributes: Vec<_> = kept.into_iter().collect();
             bodies.attributes(failure.is_some(), &mut attributes);
             self.span.set_attributes(attributes);
             self.set_transferred(transferred);
-            self.set_outcome(failure, transferred.status);
+            self.set_outcome(error_type, transferred.status);
         }
         self.span.end();
+    }
+
+    /// What says that this span is kept, if it is not sampled and worth it.
+    fn kept(&self, failed: bool) -> Option<KeyValue> {
+        if self.span.span_context().is_sampled() {
+            return None;
+        }
+        let reason = self.keep.reason(failed, self.started.elapsed())?;
+        Some(KeyValue::new(KEPT, reason))
     }
 
     fn set_transferred(&mut self, transferred: Transferred) {
@@ -235,17 +296,35 @@ impl RequestSpan {
         }
     }
 
-    /// A failure or a 5xx is an error; a 4xx is the client's, and leaves the status unset. A SERVER
-    /// span's error has no description: `error.type` says it all.
-    fn set_outcome(&mut self, failure: Option<Failure>, status: Option<StatusCode>) {
-        let error_type = match (failure, status) {
-            (Some(failure), _) => StringValue::from(failure.as_str()),
-            (None, Some(status)) if status.is_server_error() => status.as_str().to_owned().into(),
-            (None, _) => return,
-        };
+    /// A 4xx is the client's, and leaves the status unset. A SERVER span's error has no description:
+    /// `error.type` says it all.
+    fn set_outcome(&mut self, error_type: Option<Cow<'static, str>>, status: Option<StatusCode>) {
+        let Some(error_type) = error_type else { return };
         self.span
             .set_attribute(KeyValue::new(semconv::ERROR_TYPE, error_type));
-        self.span.set_status(Status::error(""));
+        if !status.is_some_and(|status| status.is_client_error()) {
+            self.span.set_status(Status::error(""));
+        }
+    }
+}
+
+/// A failure or a 5xx is an error.
+fn error_type(failure: Option<Failure>, status: Option<StatusCode>) -> Option<Cow<'static, str>> {
+    match failure {
+        Some(failure) => Some(failure.as_str().into()),
+        None => status
+            .filter(StatusCode::is_server_error)
+            .map(|status| status.as_str().to_owned().into()),
+    }
+}
+
+/// An unknown method is none that a series may have.
+fn method_label(method: &str) -> Cow<'static, str> {
+    match method {
+        "POST" => "POST".into(),
+        "GET" => "GET".into(),
+        "HTTP" => OTHER_METHOD.into(),
+        known => known.to_owned().into(),
     }
 }
 
@@ -255,49 +334,48 @@ impl Drop for RequestSpan {
     }
 }
 
-fn url_attributes(head: &Parts, attributes: &mut Vec<KeyValue>) {
-    // TLS ends in front of this proxy, or nowhere.
-    attributes.push(KeyValue::new(semconv::URL_SCHEME, "http"));
-    attributes.push(KeyValue::new(semconv::URL_PATH, head.uri.path().to_owned()));
-    if let Some(query) = head.uri.query() {
-        attributes.push(KeyValue::new(
-            semconv::URL_QUERY,
-            redact_query(query).into_owned(),
-        ));
+/// The path of a request that has one: not to the server itself (`*`), not CONNECT, nor one whose
+/// target could not be read.
+fn path(head: &Parts) -> Option<&str> {
+    let path = head.uri.path();
+    (path.starts_with('/') && head.method != Method::CONNECT).then_some(path)
+}
+
+fn url_attributes(path: Option<&str>, query: Option<&str>, attributes: &mut Vec<KeyValue>) {
+    if let Some(path) = path {
+        attributes.push(KeyValue::new(semconv::URL_PATH, path.to_owned()));
+    }
+    if let Some(query) = query {
+        let query = redact_query(query).into_owned();
+        attributes.push(KeyValue::new(semconv::URL_QUERY, query));
     }
 }
 
-fn network_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
-    let version = match arrival.head.version {
+fn protocol_version(version: Version) -> &'static str {
+    match version {
         Version::HTTP_09 => "0.9",
         Version::HTTP_10 => "1.0",
         Version::HTTP_2 => "2",
         Version::HTTP_3 => "3",
         _ => "1.1",
-    };
-    attributes.push(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version));
-    if let Some(peer) = arrival.peer {
-        let address: Arc<str> = peer.ip().to_canonical().to_string().into();
-        // Nobody's Forwarded header is trusted, so the client is the peer.
-        attributes.push(KeyValue::new(semconv::CLIENT_ADDRESS, Arc::clone(&address)));
-        attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, address));
-        attributes.push(KeyValue::new(
-            semconv::NETWORK_PEER_PORT,
-            i64::from(peer.port()),
-        ));
     }
-    server_attributes(arrival, attributes);
 }
 
-/// The server that the client meant; without a Host, the address it reached.
-fn server_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
-    let (address, port) = match (arrival.authority(), arrival.local) {
-        (Some(authority), _) => {
-            let (host, port) = split_authority(authority);
-            (host.to_owned(), port)
-        }
-        (None, Some(local)) => (local.ip().to_canonical().to_string(), Some(local.port())),
-        (None, None) => return,
+fn peer_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
+    let Some(peer) = arrival.peer else { return };
+    let address = peer.ip().to_canonical().to_string();
+    attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, address));
+    let port = i64::from(peer.port());
+    attributes.push(KeyValue::new(semconv::NETWORK_PEER_PORT, port));
+}
+
+fn origin_attributes(origin: Origin, attributes: &mut Vec<KeyValue>) {
+    attributes.push(KeyValue::new(semconv::URL_SCHEME, origin.scheme));
+    if let Some(client) = origin.client {
+        attributes.push(KeyValue::new(semconv::CLIENT_ADDRESS, client));
+    }
+    let Some((address, port)) = origin.server else {
+        return;
     };
     attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, address));
     if let Some(port) = port {
@@ -305,41 +383,6 @@ fn server_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
     }
 }
 
-/// Host and port of `host`, `host:port`, `[v6]` or `[v6]:port`.
-fn split_authority(authority: &str) -> (&str, Option<u16>) {
-    if let Some((host, rest)) = authority
-        .strip_prefix('[')
-        .and_then(|v6| v6.split_once(']'))
-    {
-        return (
-            host,
-            rest.strip_prefix(':').and_then(|port| port.parse().ok()),
-        );
-    }
-    match authority.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse().ok()),
-        None => (authority, None),
-    }
-}
-
 fn int(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_authority_splits_into_host_and_port() {
-        for (authority, expected) in [
-            ("localhost", ("localhost", None)),
-            ("localhost:8000", ("localhost", Some(8000))),
-            ("[::1]", ("::1", None)),
-            ("[::1]:8000", ("::1", Some(8000))),
-            ("a:b", ("a", None)),
-        ] {
-            assert_eq!(split_authority(authority), expected, "{authority}");
-        }
-    }
 }

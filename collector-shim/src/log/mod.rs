@@ -4,15 +4,17 @@
 //! acknowledged. [`reader`] hands them to the sender in order, from the files. [`cursor`] marks how
 //! far the backend has answered; segments before it are removed. [`recovery`] reads all that again
 //! after a start. [`state`] is what they share, [`segment`] and [`record`] the format, and
-//! [`dead_letters`] where requests end that the backend will never take.
+//! [`dead_letters`] where requests end that the backend will never take. [`inspect`] reads all of it
+//! for people.
 //!
 //! A record is delivered at least once: after a crash, what was delivered since the cursor was last
 //! written is delivered again.
 
 mod cursor;
-mod dead_letters;
+pub(crate) mod dead_letters;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+pub(crate) mod inspect;
 mod reader;
 mod record;
 mod recovery;
@@ -37,6 +39,7 @@ use crate::queue::{Batch, Level, OfferError, Payload};
 use dead_letters::DeadLetters;
 use reader::Reader;
 pub use recovery::QueueDirError;
+pub(crate) use recovery::lock;
 use state::{Job, Shared};
 use writer::Writer;
 

@@ -9,24 +9,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
 use super::room::Room;
+use crate::config::Pace;
 use crate::intake::{Refusal, beside_if_large};
 
-/// How slow a sender may be.
-#[derive(Debug, Clone, Copy)]
-struct Pace {
-    /// Without a byte of its request's body.
-    silence: Duration,
-    /// For all of it.
-    whole: Duration,
-}
-
-/// How long a sender waits for us, and we for it.
-pub(crate) const SILENCE_LIMIT: Duration = Duration::from_secs(10);
-const PACE: Pace = Pace {
-    silence: SILENCE_LIMIT,
-    // 64 MiB at 2 Mbit/s.
-    whole: Duration::from_secs(300),
-};
 /// How much is set aside at first for a body, whatever length it announces.
 const FIRST_CAPACITY_BYTES: usize = 64 * 1024;
 /// How much is decompressed before there must be room for more.
@@ -34,19 +19,6 @@ const CHUNK_BYTES: u64 = 64 * 1024;
 
 /// Reads all of `body`. `check` sees what has come so far and may refuse early.
 pub(crate) async fn read<B>(
-    body: B,
-    max_bytes: usize,
-    room: &mut Room,
-    check: impl Fn(&[u8]) -> Result<(), Refusal>,
-) -> Result<Bytes, Refusal>
-where
-    B: Body<Data = Bytes>,
-    B::Error: std::fmt::Display,
-{
-    paced(body, max_bytes, room, check, PACE).await
-}
-
-async fn paced<B>(
     body: B,
     max_bytes: usize,
     room: &mut Room,
@@ -173,7 +145,7 @@ mod tests {
         let mut room = Room::none_yet(&Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)));
         let until = Instant::now() + drips;
         let body = Dripping { until };
-        let read = paced(body, usize::MAX, &mut room, |_| Ok(()), pace).await;
+        let read = read(body, usize::MAX, &mut room, |_| Ok(()), pace).await;
         read.expect_err("it never ends")
     }
 

@@ -1,22 +1,48 @@
 //! OTLP/HTTP in: `POST /v1/traces` in protobuf and in JSON.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::routing::post;
 use http::{HeaderMap, HeaderValue, Method, Response, Uri, header};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::status::{Encoding, http_response};
 use super::{Receiver, body, json};
+use crate::config::Origins;
 use crate::counts::Transport;
 use crate::intake::{Refusal, beside_if_large};
 
+/// How long a browser need not ask again.
+const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
+
 /// All that the port serves.
 pub(crate) fn router(receiver: Receiver) -> Router {
-    Router::new()
+    let origins = receiver.door.origins.clone();
+    let router = Router::new()
         .route("/v1/traces", post(export).fallback(wrong_method))
         .fallback(wrong_path)
-        .with_state(receiver)
+        .with_state(receiver);
+    match origins {
+        Some(origins) => router.layer(cross_origin(origins)),
+        None => router,
+    }
+}
+
+/// Lets pages of `origins` send, and answers what their browsers ask before that.
+fn cross_origin(origins: Origins) -> CorsLayer {
+    let origins = match origins {
+        Origins::Any => AllowOrigin::any(),
+        Origins::These(origins) => AllowOrigin::list(origins),
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods(Method::POST)
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::RETRY_AFTER])
+        .max_age(PREFLIGHT_AGE)
 }
 
 async fn export(State(receiver): State<Receiver>, request: Request) -> Response<Body> {
@@ -47,10 +73,12 @@ async fn wrong_path(uri: Uri, headers: HeaderMap) -> Response<Body> {
 }
 
 async fn accept(receiver: &Receiver, request: Request, encoding: Encoding) -> Result<(), Refusal> {
+    receiver.admit(request.headers())?;
     let gzip = is_gzip(request.headers())?;
     let mut room = receiver.room();
     let max_bytes = receiver.intake.max_request_bytes;
-    let mut message = body::read(request.into_body(), max_bytes, &mut room, |_| Ok(())).await?;
+    let body = request.into_body();
+    let mut message = body::read(body, max_bytes, &mut room, |_| Ok(()), receiver.pace).await?;
     if gzip {
         (message, room) = body::gunzip(message, max_bytes, room).await?;
     }

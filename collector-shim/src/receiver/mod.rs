@@ -11,11 +11,15 @@ pub(crate) mod http;
 pub(crate) mod json;
 pub(crate) mod room;
 pub(crate) mod status;
+pub(crate) mod tokens;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use ::http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::config::{Door, Pace};
 use crate::intake::{INLINE_BYTES, Intake, Refusal};
 use room::Room;
 
@@ -24,6 +28,8 @@ use room::Room;
 const ROOM_REQUESTS: usize = 4;
 /// Large requests decoded at once: more would take memory and be no faster.
 const WORKERS: usize = 4;
+/// How long a request waits for its turn to be one of them.
+const WORKER_WAIT: Duration = Duration::from_secs(10);
 
 /// What the receivers share.
 #[derive(Debug, Clone)]
@@ -31,15 +37,27 @@ pub(crate) struct Receiver {
     pub(crate) intake: Arc<Intake>,
     reading_bytes: Arc<Semaphore>,
     workers: Arc<Semaphore>,
+    pub(crate) door: Door,
+    pace: Pace,
 }
 
 impl Receiver {
-    pub(crate) fn new(intake: Intake) -> Receiver {
+    pub(crate) fn new(intake: Intake, door: Door, pace: Pace) -> Receiver {
         let room_bytes = intake.max_request_bytes.saturating_mul(ROOM_REQUESTS);
         Receiver {
             intake: Arc::new(intake),
             reading_bytes: Arc::new(Semaphore::new(room_bytes.min(Semaphore::MAX_PERMITS))),
             workers: Arc::new(Semaphore::new(WORKERS)),
+            door,
+            pace,
+        }
+    }
+
+    /// Whether a request with these headers may come in: known before its body is read.
+    fn admit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        match &self.door.tokens {
+            Some(tokens) if !tokens.admit(headers) => Err(Refusal::Unauthorized),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -54,7 +72,7 @@ impl Receiver {
             return Ok(None);
         }
         let turn = Arc::clone(&self.workers).acquire_owned();
-        match tokio::time::timeout(body::SILENCE_LIMIT, turn).await {
+        match tokio::time::timeout(WORKER_WAIT, turn).await {
             Ok(Ok(permit)) => Ok(Some(permit)),
             Ok(Err(_)) | Err(_) => {
                 let reason = format!("{WORKERS} large requests are being decoded");

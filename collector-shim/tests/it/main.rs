@@ -3,9 +3,11 @@
 mod crash;
 mod crossing;
 mod delivery;
+mod doors;
 mod durable;
 mod program;
 mod receiving;
 mod support;
 mod tls;
+mod tool;
 mod viewer;
