@@ -79,6 +79,9 @@ mod bodies;
 mod config;
 mod connection;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod genai;
 mod headers;
 mod identity;
