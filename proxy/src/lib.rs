@@ -14,7 +14,8 @@
 //! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
 //!   connection as pingora sees it, over a `transport` that is plain or encrypted.
 //! - `tls`: certificates and keys on both sides; `reload`: what is made again when its files change.
-//! - `service`: a request's life in pingora's phases; retries; `upstream`: where a request goes, by load
+//! - `service`: a request's life in pingora's phases; `limits`: what is too much; `retry`: what may be sent
+//!   again; `upstream`: where a request goes, by load
 //!   or by prompt, and who is out.
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
 //!   `attempt`: the CLIENT spans. `origin`, `route`, `redact` and `headers` find out what goes onto
@@ -77,6 +78,7 @@ mod headers;
 mod identity;
 mod instrumentation;
 mod json;
+mod limits;
 mod observer;
 mod origin;
 mod program;
@@ -84,6 +86,7 @@ mod propagation;
 mod redact;
 mod refusal;
 mod reload;
+mod retry;
 mod route;
 mod server;
 mod service;
@@ -93,9 +96,10 @@ mod tls;
 mod transport;
 mod upstream;
 
-pub use config::{Args, Config, Flags};
+pub use config::{Args, ClientTimeouts, Config, Flags};
 pub use error::{Error, FileError};
 pub use instrumentation::Instrumentation;
+pub use limits::Limits;
 pub use origin::TrustedProxies;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
 pub use server::Proxy;

@@ -35,9 +35,6 @@ use crate::upstream::{Upstreams, check_for_ever};
 /// Idle connections to all upstreams that are kept. They last four seconds.
 const POOLED_CONNECTIONS: usize = 1024;
 
-/// How long a client's connection of HTTP/2 is kept for its next request.
-const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// Connections over the bound that are told so at once; more are closed without a word.
 const MAX_REFUSALS: usize = 64;
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
@@ -106,17 +103,17 @@ impl Proxy {
         background.spawn(check_for_ever(Arc::clone(&upstreams)));
         let front = Front {
             tls,
-            header_timeout: config.header_timeout,
+            header_timeout: config.client.header,
             refusals: Refusals::new(Arc::clone(&observer)),
         };
         let requests = TaskTracker::new();
-        let service = Service::new(upstreams, requests.clone(), observer);
+        let service = Service::new(&config, upstreams, requests.clone(), observer);
         let mut app = HttpProxy::new(service, Arc::new(conf));
         // The service refuses CONNECT itself, as it refuses everything else.
         let mut options = HttpServerOptions::default();
         options.allow_connect_method_proxying = true;
         options.h2c = true;
-        options.h2_idle_timeout = Some(HTTP2_IDLE_TIMEOUT);
+        options.h2_idle_timeout = Some(config.client.idle);
         app.server_options = Some(options);
         app.handle_init_modules();
         Ok(Self {
@@ -241,7 +238,12 @@ async fn serve(
     };
     match prepared {
         Ok(Ok(transport)) => {
-            let connection = ClientConnection::new(transport, ends, front.refusals.clone());
+            let connection = ClientConnection::new(
+                transport,
+                ends,
+                front.refusals.clone(),
+                front.header_timeout,
+            );
             app.process_new(Box::new(connection), &closing).await;
         }
         Ok(Err(error)) => {

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
+use http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, TRANSFER_ENCODING,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -22,16 +24,19 @@ use pingora::protocols::Digest;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
+use pingora::{Error as PingoraError, ErrorType, Result};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::bodies::{has_type, is_plain};
+use crate::config::{ClientTimeouts, Config};
 use crate::connection::ConnectionPhase;
-use crate::error::{CONNECT, Failure, UNRESOLVED};
+use crate::error::{Failure, UNRESOLVED};
 use crate::identity::{Identity, X_REQUEST_ID};
+use crate::limits::{Admission, Gate};
 use crate::observer::{Observed, Observer};
 use crate::origin::Arrival;
+use crate::retry::Broken;
 use crate::span::{RequestSpan, Transferred};
 use crate::upstream::{Cursor, PrefixKey, Upstreams};
 
@@ -39,12 +44,8 @@ use crate::upstream::{Cursor, PrefixKey, Upstreams};
 /// unread bytes resets it, and the client would never see the answer.
 const ERROR_DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long a client's connection is kept for its next request. pingora's default is for ever.
-const CLIENT_KEEPALIVE_SECONDS: u64 = 120;
+/// What pingora sets for a connection of which nothing else was said.
 const KEEPALIVE_FOR_EVER: u64 = 0;
-
-/// How long a client may take to read what is written to it.
-const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Attempts at one request: the addresses of the upstreams, and pooled connections that turn out
 /// to be dead.
@@ -59,7 +60,9 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub(crate) struct Service {
     observer: Arc<Observer>,
     upstreams: Arc<Upstreams>,
+    gate: Arc<Gate>,
     requests: TaskTracker,
+    client: ClientTimeouts,
 }
 
 /// What is known of one request. Dropping it ends its span.
@@ -68,6 +71,8 @@ pub(crate) struct RequestContext {
     /// `None` before the first phase.
     observed: Option<Observed>,
     cursor: Option<Cursor>,
+    /// `None` for a request that was not let through.
+    admission: Option<Admission>,
     /// Whether the upstream has said anything, a 1xx included.
     answered: bool,
     /// Tells the server that the request is there. Dropped last, when the span has ended.
@@ -76,6 +81,7 @@ pub(crate) struct RequestContext {
 
 impl Service {
     pub(crate) fn new(
+        config: &Config,
         upstreams: Arc<Upstreams>,
         requests: TaskTracker,
         observer: Arc<Observer>,
@@ -83,7 +89,9 @@ impl Service {
         Self {
             observer,
             upstreams,
+            gate: Arc::new(Gate::new(config.limits, requests.clone())),
             requests,
+            client: config.client,
         }
     }
 
@@ -147,9 +155,10 @@ impl ProxyHttp for Service {
         // Without this a client that pipelines gets a 400 for its first request.
         session.set_pipelining_enabled(true);
         session.set_total_drain_timeout(Some(ERROR_DRAIN_LIMIT));
-        session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+        session.set_read_timeout(Some(self.client.silence));
+        session.set_write_timeout(Some(self.client.silence));
         if session.get_keepalive() == Some(KEEPALIVE_FOR_EVER) {
-            session.set_keepalive(Some(CLIENT_KEEPALIVE_SECONDS));
+            session.set_keepalive(Some(self.client.idle_seconds()));
         }
         if let Some(phase) = ConnectionPhase::of(session.digest()) {
             phase.request_taken();
@@ -164,8 +173,10 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
     ) -> Result<bool> {
         if session.req_header().method == Method::CONNECT {
-            return Err(PingoraError::new_down(CONNECT));
+            return Err(Failure::MethodNotAllowed.into_error());
         }
+        let admitted = self.gate.admit(session.req_header());
+        ctx.admission = Some(admitted.map_err(Failure::into_error)?);
         let key = if self.upstreams.balances_by_prefix() {
             prefix_key(session).await?
         } else {
@@ -250,11 +261,15 @@ impl ProxyHttp for Service {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         _end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<()> {
+        if let Some(admission) = &mut ctx.admission {
+            let admitted = admission.body(session.body_bytes_read());
+            admitted.map_err(Failure::into_error)?;
+        }
         if let (Some(span), Some(body)) = (ctx.span(), body) {
             span.request_body(body);
         }
@@ -305,11 +320,6 @@ impl ProxyHttp for Service {
         Ok(None)
     }
 
-    /// Whether a request that broke may be sent again: if the upstream says in HTTP/2 that it has not
-    /// looked at it; or if the connection came from the pool and ended without a byte of an answer, as it
-    /// does when the upstream gives up an idle connection, and, unless the method is idempotent, the
-    /// upstream cannot have read the whole request. pingora keeps the first 64 KiB of a body for this; a
-    /// longer one cannot be sent again.
     fn error_while_proxy(
         &self,
         peer: &HttpPeer,
@@ -320,15 +330,17 @@ impl ProxyHttp for Service {
     ) -> Box<PingoraError> {
         ctx.end_attempt(Some(Failure::of(&error)));
         let left_unread = ctx.cursor.as_ref().is_some_and(Cursor::left_bytes_unread);
-        let is_harmless = left_unread
-            || !session.as_downstream_mut().is_body_done()
-            || session.req_header().method.is_idempotent();
-        let is_going_away = client_reused && is_harmless && closed_without_a_byte(&error);
-        let retry = !ctx.answered
-            && !session.as_ref().retry_buffer_truncated()
-            && (is_going_away || is_refused(&mut error));
+        let broken = Broken {
+            reused: client_reused,
+            harmless: left_unread
+                || !session.as_downstream_mut().is_body_done()
+                || session.req_header().method.is_idempotent(),
+            answered: ctx.answered,
+            body_kept: !session.as_ref().retry_buffer_truncated(),
+        };
+        let again = broken.may_be_sent_again(&mut error);
         let mut error = error.more_context(format!("upstream {peer}"));
-        error.set_retry(retry);
+        error.set_retry(again);
         error
     }
 
@@ -450,31 +462,6 @@ fn forwarded_for(headers: &HeaderMap, peer: &str) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(list)).expect("header values and an IP address")
 }
 
-/// Whether the upstream connection ended before a byte of an answer. pingora tells how many bytes
-/// of a head it had only in the text of its error.
-fn closed_without_a_byte(error: &PingoraError) -> bool {
-    if *error.esource() != ErrorSource::Upstream {
-        return false;
-    }
-    match error.etype() {
-        ErrorType::WriteError => true,
-        ErrorType::ConnectionClosed | ErrorType::ReadError => error
-            .context
-            .as_ref()
-            .is_some_and(|context| context.as_str().ends_with("bytes already read: 0")),
-        _ => false,
-    }
-}
-
-/// Whether the upstream has told that it did not look at the request: by REFUSED_STREAM, by a GOAWAY without
-/// an error that counts the request out, or by HTTP_1_1_REQUIRED.
-fn is_refused(error: &mut PingoraError) -> bool {
-    // What may be tried again only on connections from the pool is no such word.
-    error.retry.decide_reuse(false);
-    let is_word_of_http2 = matches!(error.etype(), ErrorType::H2Error | ErrorType::H2Downgrade);
-    is_word_of_http2 && error.retry()
-}
-
 async fn answer_failure(
     session: &mut Session,
     failure: Failure,
@@ -482,7 +469,10 @@ async fn answer_failure(
     identity: &Identity,
 ) -> Result<()> {
     let body = failure.openai_body(identity.trace_id());
-    let mut response = ResponseHeader::build(status, Some(6))?;
+    let mut response = ResponseHeader::build(status, Some(7))?;
+    if let Some(seconds) = failure.retry_after() {
+        response.insert_header(RETRY_AFTER, seconds)?;
+    }
     response.insert_header(CONTENT_TYPE, "application/json")?;
     response.insert_header(CONTENT_LENGTH, body.len())?;
     response.insert_header(CACHE_CONTROL, "no-store")?;
@@ -512,22 +502,5 @@ mod tests {
             forwarded_for(&headers, "10.0.0.1"),
             "1.1.1.1, 2.2.2.2, 3.3.3.3, 10.0.0.1"
         );
-    }
-
-    #[test]
-    fn only_a_connection_that_ended_without_a_byte_of_an_answer_is_tried_again() {
-        let closed = |bytes: usize| {
-            let context = format!("while reading response headers, bytes already read: {bytes}");
-            PingoraError::explain(ErrorType::ConnectionClosed, context)
-        };
-        assert!(closed_without_a_byte(&closed(0).into_up()));
-        assert!(!closed_without_a_byte(&closed(10).into_up()));
-        assert!(!closed_without_a_byte(&closed(0).into_down()));
-        assert!(closed_without_a_byte(&PingoraError::new_up(
-            ErrorType::WriteError
-        )));
-        assert!(!closed_without_a_byte(&PingoraError::new_up(
-            ErrorType::ReadTimedout
-        )));
     }
 }

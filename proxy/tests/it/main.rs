@@ -5,6 +5,7 @@ mod conformance;
 mod failures;
 mod genai;
 mod lifecycle;
+mod limits;
 mod program;
 mod propagation;
 mod settings;
