@@ -29,6 +29,9 @@ pub const DEFAULT_STORE_MAX_BYTES: usize = 256 * MIB;
 /// The default of `--drain-timeout-seconds`.
 pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The default of `--report-seconds`.
+const DEFAULT_REPORT_SECONDS: u32 = 60;
+
 /// How the shim is run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -67,6 +70,10 @@ pub struct Args {
     /// How long shutdown may take to send what still waits
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_DRAIN_TIMEOUT.as_secs())]
     pub drain_timeout_seconds: u64,
+
+    /// How often a log line tells what has passed through; 0 for never
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_REPORT_SECONDS)]
+    pub report_seconds: u32,
 
     /// Who may send.
     #[command(flatten)]
@@ -131,6 +138,8 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// How long shutdown may take to send what still waits.
     pub drain_timeout: Duration,
+    /// How often a log line tells what has passed through.
+    pub report_interval: Option<Duration>,
     /// Who may send.
     pub door: Door,
     /// What clients may take on each port.
@@ -172,6 +181,7 @@ impl Config {
             viewer: Some(LOOPBACK),
             max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+            report_interval: None,
             door: Door::default(),
             limits: limits::DEFAULTS.ports(),
             pace: limits::DEFAULTS.pace(),
@@ -229,6 +239,10 @@ impl Args {
             },
             max_request_bytes: self.max_request_bytes,
             drain_timeout: Duration::from_secs(self.drain_timeout_seconds),
+            report_interval: match self.report_seconds {
+                0 => None,
+                seconds => Some(Duration::from_secs(seconds.into())),
+            },
             limits: self.limits.ports(),
             pace: self.limits.pace(),
             door: self.door.into_door()?,

@@ -18,7 +18,8 @@
 //! - `exporter`: OTLP out: senders, `grpc`, `http`, and which answers are tried again.
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
-//! - `counts`: what came in and what became of it.
+//! - `counts`: what came in and what became of it. `report` tells it in the log, `readiness` whether
+//!   more should come.
 //! - `tool`: `queue` and `dead-letters`, which show and send what lies in a queue's directory.
 //! - `program`: arguments to exit, for `lantern-shim` and for `lantern shim`.
 
@@ -30,7 +31,9 @@ mod intake;
 mod log;
 mod program;
 mod queue;
+mod readiness;
 mod receiver;
+mod report;
 mod shim;
 mod store;
 mod tool;

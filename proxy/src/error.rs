@@ -79,6 +79,10 @@ pub(crate) enum Failure {
     TooManyConnections,
     /// CONNECT: this is no tunnel.
     MethodNotAllowed,
+    /// No API key, or one that nobody knows.
+    InvalidApiKey,
+    /// More requests or tokens than the API key may have in a minute.
+    RateLimited,
     /// The request's head has more bytes than the bound allows.
     HeadTooLarge,
     /// The request's body has.
@@ -130,7 +134,9 @@ impl Failure {
     }
 
     /// Requests that the proxy refuses by its own rules.
-    const REFUSALS: [Self; 5] = [
+    const REFUSALS: [Self; 7] = [
+        Self::InvalidApiKey,
+        Self::RateLimited,
         Self::MethodNotAllowed,
         Self::HeadTooLarge,
         Self::BodyTooLarge,
@@ -169,6 +175,8 @@ impl Failure {
             Self::TlsHandshake => "tls_handshake_failed",
             Self::TooManyConnections => "too_many_connections",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::InvalidApiKey => "invalid_api_key",
+            Self::RateLimited => "rate_limit_exceeded",
             Self::HeadTooLarge => "request_header_too_large",
             Self::BodyTooLarge => "request_body_too_large",
             Self::TooManyRequests => "too_many_requests_in_flight",
@@ -191,6 +199,8 @@ impl Failure {
             | Self::TooManyConnections
             | Self::TooManyRequests
             | Self::TooManyBytes => Some(StatusCode::SERVICE_UNAVAILABLE),
+            Self::InvalidApiKey => Some(StatusCode::UNAUTHORIZED),
+            Self::RateLimited => Some(StatusCode::TOO_MANY_REQUESTS),
             Self::HeadTooLarge => Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
             Self::BodyTooLarge => Some(StatusCode::PAYLOAD_TOO_LARGE),
             Self::MethodNotAllowed => Some(StatusCode::METHOD_NOT_ALLOWED),
@@ -223,6 +233,8 @@ impl Failure {
             }
             Self::TlsHandshake => "the TLS handshake failed",
             Self::MethodNotAllowed => "the proxy opens no tunnels",
+            Self::InvalidApiKey => "the API key is missing or not known",
+            Self::RateLimited => "the API key has used up its requests or tokens of this minute",
             Self::HeadTooLarge => "the request's header is too large",
             Self::BodyTooLarge => "the request's body is too large",
             Self::TooManyRequests | Self::TooManyBytes => {
@@ -244,6 +256,7 @@ impl Failure {
     /// OpenAI's error body, which its clients turn into an exception with this message.
     pub(crate) fn openai_body(self, trace_id: Option<TraceId>) -> Bytes {
         let kind = match self.status() {
+            Some(StatusCode::TOO_MANY_REQUESTS) => "rate_limit_error",
             Some(status) if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };

@@ -48,12 +48,15 @@ Environment (the standard OpenTelemetry variables, among them):
 
 /// Proxies until SIGINT or SIGTERM; or, with `--check`, prints the settings.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let settings = Settings::from_env()?;
+    let mut settings = Settings::from_env()?;
     if let Some(description) = args.checked()? {
         print!("{description}");
         return Ok(());
     }
     let config = args.into_config()?;
+    if config.keep.is_any() {
+        settings = settings.recording_unsampled();
+    }
     process::init_logging(settings.log_filter());
     let shutdown = process::shutdown_on_signals();
     let telemetry = Telemetry::start(&settings, DEFAULT_SERVICE_NAME)?;

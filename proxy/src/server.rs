@@ -22,9 +22,11 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Access;
 use crate::config::Config;
 use crate::connection::ClientConnection;
 use crate::error::{Error, Failure};
+use crate::metrics::{Endpoint, Metrics};
 use crate::observer::Observer;
 use crate::refusal::{Ends, Refusals};
 use crate::reload::Reloaded;
@@ -54,6 +56,7 @@ pub struct Proxy {
     background: JoinSet<()>,
     /// Requests of HTTP/2 have tasks of their own.
     requests: TaskTracker,
+    metrics: Option<Endpoint>,
     max_connections: usize,
     drain_timeout: Duration,
 }
@@ -83,7 +86,12 @@ impl Proxy {
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
             ..ServerConf::default()
         };
-        let observer = Arc::new(Observer::new(&config, telemetry));
+        let metrics = match config.metrics {
+            Some(address) => Some(Endpoint::bind(address, Metrics::new()).await?),
+            None => None,
+        };
+        let measured = metrics.as_ref().map(Endpoint::metrics);
+        let observer = Arc::new(Observer::new(&config, telemetry, measured));
         let interval = config.reload_interval;
         let mut background = JoinSet::new();
         let tls = match config.tls.clone() {
@@ -106,8 +114,12 @@ impl Proxy {
             header_timeout: config.client.header,
             refusals: Refusals::new(Arc::clone(&observer)),
         };
+        let access = config.api_keys.clone().map(Access::new).transpose()?;
+        if let Some(access) = &access {
+            background.spawn(access.keys().watch(interval));
+        }
         let requests = TaskTracker::new();
-        let service = Service::new(&config, upstreams, requests.clone(), observer);
+        let service = Service::new(&config, access, upstreams, requests.clone(), observer);
         let mut app = HttpProxy::new(service, Arc::new(conf));
         // The service refuses CONNECT itself, as it refuses everything else.
         let mut options = HttpServerOptions::default();
@@ -123,9 +135,15 @@ impl Proxy {
             front: Arc::new(front),
             background,
             requests,
+            metrics,
             max_connections,
             drain_timeout,
         })
+    }
+
+    /// The bound address of the metrics, if they are served.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(Endpoint::local_addr)
     }
 
     /// The bound address, with the port that was taken for port 0.
@@ -143,10 +161,15 @@ impl Proxy {
             // Ends with this function.
             background: _background,
             requests,
+            metrics,
             max_connections,
             drain_timeout,
             ..
         } = self;
+        let scraped = CancellationToken::new();
+        let scraping = metrics.map(|metrics| tokio::spawn(metrics.serve(scraped.clone())));
+        // However this ends, the port is closed.
+        let _scraped = scraped.clone().drop_guard();
         let (closing, closing_watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(max_connections));
         let refusal_permits = Arc::new(Semaphore::new(MAX_REFUSALS));
@@ -206,6 +229,11 @@ impl Proxy {
         requests.close();
         if timeout(ABORT_LIMIT, requests.wait()).await.is_err() {
             tracing::warn!(requests = requests.len(), "aborted requests have not ended");
+        }
+        // Last, so that the last requests are measured.
+        scraped.cancel();
+        if let Some(scraping) = scraping {
+            report(scraping.await);
         }
         Ok(())
     }

@@ -15,7 +15,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, TRANSFER_ENCODING,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER,
+    TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -28,6 +29,7 @@ use pingora::{Error as PingoraError, ErrorType, Result};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::access::{Access, Guest, X_API_KEY};
 use crate::bodies::{has_type, is_plain};
 use crate::config::{ClientTimeouts, Config};
 use crate::connection::ConnectionPhase;
@@ -39,6 +41,7 @@ use crate::origin::Arrival;
 use crate::retry::Broken;
 use crate::span::{RequestSpan, Transferred};
 use crate::upstream::{Cursor, PrefixKey, Upstreams};
+use crate::usage::{Asking, is_askable};
 
 /// How long an error answer waits for the rest of the request's body. Closing a connection with
 /// unread bytes resets it, and the client would never see the answer.
@@ -63,6 +66,9 @@ pub(crate) struct Service {
     gate: Arc<Gate>,
     requests: TaskTracker,
     client: ClientTimeouts,
+    /// `None`: everybody is let in.
+    access: Option<Access>,
+    asks_for_usage: bool,
 }
 
 /// What is known of one request. Dropping it ends its span.
@@ -71,8 +77,14 @@ pub(crate) struct RequestContext {
     /// `None` before the first phase.
     observed: Option<Observed>,
     cursor: Option<Cursor>,
+    /// `None` for a request that needs no API key.
+    guest: Option<Guest>,
+    /// Seconds after which a client that was refused may ask again.
+    retry_after: Option<u64>,
     /// `None` for a request that was not let through.
     admission: Option<Admission>,
+    /// Of the attempt that is under way, if the upstream is asked for usage.
+    asking: Option<Asking>,
     /// Whether the upstream has said anything, a 1xx included.
     answered: bool,
     /// Tells the server that the request is there. Dropped last, when the span has ended.
@@ -82,6 +94,7 @@ pub(crate) struct RequestContext {
 impl Service {
     pub(crate) fn new(
         config: &Config,
+        access: Option<Access>,
         upstreams: Arc<Upstreams>,
         requests: TaskTracker,
         observer: Arc<Observer>,
@@ -92,6 +105,8 @@ impl Service {
             gate: Arc::new(Gate::new(config.limits, requests.clone())),
             requests,
             client: config.client,
+            access,
+            asks_for_usage: config.ask_for_usage,
         }
     }
 
@@ -106,7 +121,17 @@ impl Service {
         })
     }
 
+    /// What is asked of a request's upstream. A request that nobody observes is left as it is.
+    fn asking(&self, request: &RequestHeader, observed: &Observed) -> Option<Asking> {
+        let asks = self.asks_for_usage
+            && observed.span.is_some()
+            && is_askable(&request.method, request.uri.path(), &request.headers);
+        asks.then(Asking::new)
+    }
+
     fn finish_span(session: &Session, failure: Option<Failure>, ctx: &mut RequestContext) {
+        // The key's tokens count before anybody hears of the request's end.
+        ctx.guest = None;
         let Some(span) = ctx.span() else { return };
         let status = session.response_written().map(|response| response.status);
         span.finish(
@@ -175,6 +200,19 @@ impl ProxyHttp for Service {
         if session.req_header().method == Method::CONNECT {
             return Err(Failure::MethodNotAllowed.into_error());
         }
+        if let Some(access) = &self.access {
+            match access.admit(session.req_header()) {
+                Ok(guest) => ctx.guest = guest,
+                Err(denied) => {
+                    ctx.retry_after = denied.retry_after;
+                    return Err(denied.failure.into_error());
+                }
+            }
+            let name = ctx.guest.as_ref().map(|guest| Arc::clone(&guest.name));
+            if let (Some(span), Some(name)) = (ctx.span(), &name) {
+                span.set_api_key(name);
+            }
+        }
         let admitted = self.gate.admit(session.req_header());
         ctx.admission = Some(admitted.map_err(Failure::into_error)?);
         let key = if self.upstreams.balances_by_prefix() {
@@ -241,6 +279,11 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         let observed = ctx.observed.as_mut().expect("the request has begun");
+        if self.access.is_some() {
+            // The key is the proxy's, and none of the upstream's business.
+            request.remove_header(&AUTHORIZATION);
+            request.remove_header(&X_API_KEY);
+        }
         request.insert_header(X_REQUEST_ID, observed.identity.request_id.clone())?;
         if let Some(span) = &mut observed.span {
             if let Some(context) = span.attempt_context() {
@@ -249,6 +292,11 @@ impl ProxyHttp for Service {
             if let Some(attempt) = span.attempt() {
                 attempt.request_head(&self.observer.instrumentation, &request.headers);
             }
+        }
+        ctx.asking = self.asking(session.req_header(), observed);
+        if ctx.asking.is_some() {
+            // The body may grow.
+            request.remove_header(&CONTENT_LENGTH);
         }
         let peer = session.client_addr().and_then(|address| address.as_inet());
         if let Some(peer) = peer {
@@ -270,8 +318,11 @@ impl ProxyHttp for Service {
             let admitted = admission.body(session.body_bytes_read());
             admitted.map_err(Failure::into_error)?;
         }
-        if let (Some(span), Some(body)) = (ctx.span(), body) {
+        if let (Some(span), Some(body)) = (ctx.span(), &*body) {
             span.request_body(body);
+        }
+        if let Some(asking) = &mut ctx.asking {
+            asking.request_body(body);
         }
         Ok(())
     }
@@ -291,7 +342,13 @@ impl ProxyHttp for Service {
             let head = (response.status, &response.headers);
             span.response_started(&self.observer.instrumentation, &observed.identity, head);
         }
+        if let Some(asking) = &mut ctx.asking {
+            asking.response_head(&response.headers);
+        }
         observed.identity.sign(response)?;
+        if let Some(guest) = &mut ctx.guest {
+            guest.response_head(&response.headers);
+        }
         response.remove_header(&KEEP_ALIVE);
         response.remove_header(&PROXY_CONNECTION);
         if session.req_header().version == Version::HTTP_10 {
@@ -311,8 +368,14 @@ impl ProxyHttp for Service {
         end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<Option<Duration>> {
-        if let (Some(span), Some(body)) = (ctx.span(), body) {
+        if let (Some(span), Some(body)) = (ctx.span(), &*body) {
             span.response_body(body);
+        }
+        if let (Some(guest), Some(body)) = (&mut ctx.guest, &*body) {
+            guest.response_body(body);
+        }
+        if let Some(asking) = &mut ctx.asking {
+            asking.response_body(body, end_of_stream);
         }
         if end_of_stream {
             ctx.end_attempt(None);
@@ -362,7 +425,8 @@ impl ProxyHttp for Service {
         let identity = ctx.observed.as_ref().map(|observed| &observed.identity);
         if let Some(status) = failure.status().filter(|_| unanswered)
             && let Some(identity) = identity
-            && let Err(error) = answer_failure(session, failure, status, identity).await
+            && let Err(error) =
+                answer_failure(session, (failure, status), identity, ctx.retry_after).await
         {
             tracing::debug!(%error, "the client left before its error answer");
         }
@@ -464,14 +528,17 @@ fn forwarded_for(headers: &HeaderMap, peer: &str) -> HeaderValue {
 
 async fn answer_failure(
     session: &mut Session,
-    failure: Failure,
-    status: StatusCode,
+    (failure, status): (Failure, StatusCode),
     identity: &Identity,
+    retry_after: Option<u64>,
 ) -> Result<()> {
     let body = failure.openai_body(identity.trace_id());
     let mut response = ResponseHeader::build(status, Some(7))?;
-    if let Some(seconds) = failure.retry_after() {
+    if let Some(seconds) = retry_after.or(failure.retry_after()) {
         response.insert_header(RETRY_AFTER, seconds)?;
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        response.insert_header(WWW_AUTHENTICATE, "Bearer")?;
     }
     response.insert_header(CONTENT_TYPE, "application/json")?;
     response.insert_header(CONTENT_LENGTH, body.len())?;

@@ -17,6 +17,7 @@ use tonic::body::Body;
 use super::{Receiver, body, status};
 use crate::counts::Transport;
 use crate::intake::Refusal;
+use crate::readiness;
 
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
@@ -26,8 +27,9 @@ const MEDIA_TYPE: &str = "application/grpc";
 const FRAME_HEADER_BYTES: usize = 5;
 /// A frame around an empty message: an `ExportTraceServiceResponse` of full success.
 const EMPTY_RESPONSE: &[u8] = &[0, 0, 0, 0, 0];
-/// A frame around a `HealthCheckResponse` whose status is SERVING.
+/// Frames around a `HealthCheckResponse`: its status is SERVING, or NOT_SERVING.
 const SERVING_RESPONSE: &[u8] = &[0, 0, 0, 0, 2, 0x08, 0x01];
+const NOT_SERVING_RESPONSE: &[u8] = &[0, 0, 0, 0, 2, 0x08, 0x02];
 
 /// Answers one call.
 pub(crate) async fn serve<B>(
@@ -47,7 +49,11 @@ where
     }
     let answer = match request.uri().path() {
         EXPORT => export(&receiver, request).await.map(|()| EMPTY_RESPONSE),
-        HEALTH_CHECK => Ok(SERVING_RESPONSE),
+        // Whichever service is asked about: they share the queue.
+        HEALTH_CHECK => Ok(match readiness::obstacle(&receiver.intake.sink) {
+            None => SERVING_RESPONSE,
+            Some(_) => NOT_SERVING_RESPONSE,
+        }),
         other => Err(Refusal::Path(other.to_owned())),
     };
     Ok(match answer {

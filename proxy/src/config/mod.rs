@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use lantern_telemetry::config::{ConfigError, from_env};
 
+use crate::access::ApiKeys;
 use crate::error::FileError;
 use crate::instrumentation::Instrumentation;
+use crate::keep::Keep;
 use crate::limits::Limits;
 use crate::origin::TrustedProxies;
 use crate::tls::{Identity, ServerTls, UpstreamTls};
@@ -21,6 +23,7 @@ use keys::UPSTREAM;
 use sources::{Setting, Sources};
 
 pub use keys::Flags;
+pub(crate) use sources::{line_of, read_text};
 
 /// Names the file when `--config` does not.
 const CONFIG_VARIABLE: &str = "LANTERN_PROXY_CONFIG";
@@ -122,12 +125,21 @@ pub struct Config {
     pub max_connections: usize,
     /// What of a request, and of all of them, is too much.
     pub limits: Limits,
+    /// File of API keys; `None`: everybody is let in.
+    pub api_keys: Option<PathBuf>,
     /// TLS towards clients; `None`: they speak plain HTTP.
     pub tls: Option<ServerTls>,
     /// TLS towards those upstreams that speak it.
     pub upstream_tls: UpstreamTls,
     /// How often files of certificates and keys are looked at.
     pub reload_interval: Duration,
+    /// Where Prometheus finds the metrics, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// Whether upstreams are asked for the usage of streams whose client did not.
+    pub ask_for_usage: bool,
+    /// Which requests leave a span though nobody sampled them. The telemetry must record unsampled
+    /// spans for it.
+    pub keep: Keep,
     /// Proxies in front of this one that are believed.
     pub trusted_proxies: TrustedProxies,
     /// How HTTP spans are written.
@@ -169,12 +181,8 @@ impl Config {
 
     fn read(sources: &Sources, instrumentation: Instrumentation) -> Result<Self, ConfigError> {
         let seconds = |name| sources.required(name).seconds();
-        let listen = sources.required("listen");
         Ok(Self {
-            listen: listen
-                .value
-                .parse()
-                .map_err(|_| listen.error("an IP address and a port, 127.0.0.1:8000"))?,
+            listen: address(sources.required("listen"))?,
             upstreams: upstreams(sources)?,
             balance: balance(sources)?,
             health: health(sources)?,
@@ -191,9 +199,13 @@ impl Config {
                 .required("max-connections")
                 .count(tokio::sync::Semaphore::MAX_PERMITS)?,
             limits: limits(sources)?,
+            api_keys: api_keys(sources)?,
             tls: server_tls(sources)?,
             upstream_tls: upstream_tls(sources)?,
             reload_interval: seconds("reload-interval-seconds")?,
+            metrics: sources.get("metrics").map(address).transpose()?,
+            ask_for_usage: sources.required("ask-for-usage").switch()?,
+            keep: keep(sources)?,
             trusted_proxies: trusted_proxies(sources)?,
             instrumentation,
         })
@@ -210,6 +222,19 @@ fn upstreams(sources: &Sources) -> Result<Vec<Upstream>, ConfigError> {
         Upstream::parse(&setting.value).ok_or_else(|| setting.error(Upstream::ALLOWED))
     };
     named.iter().map(parse).collect()
+}
+
+fn address(setting: &Setting) -> Result<SocketAddr, ConfigError> {
+    let address = setting.value.parse();
+    address.map_err(|_| setting.error("an IP address and a port, 127.0.0.1:8000"))
+}
+
+fn keep(sources: &Sources) -> Result<Keep, ConfigError> {
+    let slower_than = sources.get("keep-slower-than-seconds");
+    Ok(Keep {
+        errors: sources.required("keep-errors").switch()?,
+        slower_than: slower_than.map(Setting::seconds).transpose()?,
+    })
 }
 
 fn trusted_proxies(sources: &Sources) -> Result<TrustedProxies, ConfigError> {
@@ -254,6 +279,16 @@ fn limits(sources: &Sources) -> Result<Limits, ConfigError> {
         requests: count("max-requests")?,
         in_flight_bytes: count("max-in-flight-bytes")?,
     })
+}
+
+fn api_keys(sources: &Sources) -> Result<Option<PathBuf>, ConfigError> {
+    let Some(setting) = sources.get("api-keys") else {
+        return Ok(None);
+    };
+    let path = setting.path();
+    ApiKeys::load(&path)
+        .map_err(|error| setting.error(format!("a file of API keys ({})", error.reason)))?;
+    Ok(Some(path))
 }
 
 fn server_tls(sources: &Sources) -> Result<Option<ServerTls>, ConfigError> {
@@ -340,6 +375,15 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_is_on_when_its_flag_is_there() {
+        assert!(!config(&[]).expect("valid").keep.errors);
+        for flag in ["--keep-errors", "--keep-errors=true"] {
+            assert!(config(&[flag]).expect("valid").keep.errors);
+        }
+        assert!(!config(&["--keep-errors=false"]).expect("valid").keep.errors);
+    }
+
+    #[test]
     fn a_bad_value_is_one_line_that_names_flag_value_and_what_is_allowed() {
         for (flag, value) in [
             ("--listen", "8000"),
@@ -375,6 +419,9 @@ mod tests {
             ("--upstream-certificate", "alone.pem"),
             ("--upstream-key", "alone.pem"),
             ("--reload-interval-seconds", "never"),
+            ("--metrics", "9090"),
+            ("--keep-errors", "perhaps"),
+            ("--keep-slower-than-seconds", "0"),
         ] {
             let flags = [format!("{flag}={value}")];
             let error = config(&flags.each_ref().map(String::as_str))

@@ -42,6 +42,12 @@ impl Setting {
             .ok_or_else(|| self.error("a number of seconds above 0"))
     }
 
+    /// `true` or `false`.
+    pub(crate) fn switch(&self) -> Result<bool, ConfigError> {
+        let is_on = self.value.parse();
+        is_on.map_err(|_| self.error("true or false"))
+    }
+
     /// A whole number from 1 to `most`.
     pub(crate) fn count(&self, most: usize) -> Result<usize, ConfigError> {
         let count = self.value.parse().ok();
@@ -71,7 +77,7 @@ impl Sources {
             }
             let set = variable(&key.variable()).filter(|value| !value.trim().is_empty());
             if let Some(value) = set {
-                let values = if key.is_list {
+                let values = if key.is_list() {
                     value.split_whitespace().map(str::to_owned).collect()
                 } else {
                     vec![value.trim().to_owned()]
@@ -119,7 +125,7 @@ impl Sources {
                     let _ = writeln!(text, "# {} is not set", key.in_file());
                     continue;
                 }
-                values if key.is_list => format!("[{}]", values.join(", ")),
+                values if key.is_list() => format!("[{}]", values.join(", ")),
                 values => values[0].clone(),
             };
             let is_default = found[0].value == key.default && found[0].place == key.flag();
@@ -154,17 +160,22 @@ fn quoted(value: &str) -> String {
 
 /// Reads a file of settings.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<(&'static str, Setting)>, ConfigError> {
+    let shown = path.display().to_string();
+    let text = read_text(path).map_err(|error| {
+        let allowed = format!("the path of a TOML file that can be read ({error})");
+        ConfigError::new("--config", &shown, allowed)
+    })?;
+    parse_file(&shown, &text)
+}
+
+/// A file's text, as long as it may be.
+pub(crate) fn read_text(path: &Path) -> std::io::Result<String> {
     use std::io::Read as _;
 
-    let shown = path.display().to_string();
     let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text))
-        .map_err(|error| {
-            let allowed = format!("the path of a TOML file that can be read ({error})");
-            ConfigError::new("--config", &shown, allowed)
-        })?;
-    parse_file(&shown, &text)
+    let file = std::fs::File::open(path)?;
+    file.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The settings in a file's text; `file` is its name in errors.
@@ -187,7 +198,7 @@ fn parse_file(file: &str, text: &str) -> Result<Vec<(&'static str, Setting)>, Co
         let bad =
             |value, allowed: &str| Err(ConfigError::new(&place, source(text, value), allowed));
         let values = match value.get_ref() {
-            DeValue::Array(items) if key.is_list => items.iter().collect(),
+            DeValue::Array(items) if key.is_list() => items.iter().collect(),
             DeValue::Array(_) => return bad(value, "one value, not a list"),
             _ => vec![value],
         };
@@ -223,7 +234,7 @@ fn source<'a>(text: &'a str, value: &Spanned<DeValue<'_>>) -> &'a str {
 }
 
 /// The line that holds the byte `at`, counted from 1.
-fn line_of(text: &str, at: usize) -> usize {
+pub(crate) fn line_of(text: &str, at: usize) -> usize {
     let before = &text.as_bytes()[..at.min(text.len())];
     before.iter().filter(|&&byte| byte == b'\n').count() + 1
 }
