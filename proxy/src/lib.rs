@@ -14,7 +14,9 @@
 //! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
 //!   connection as pingora sees it, over a `transport` that is plain or encrypted.
 //! - `tls`: certificates and keys on both sides; `reload`: what is made again when its files change.
-//! - `service`: a request's life in pingora's phases; retries; `upstream`: where a request goes, by load
+//! - `service`: a request's life in pingora's phases; `access`: who may ask, by API key;
+//!   `limits`: what is too much; `retry`: what may be sent
+//!   again; `upstream`: where a request goes, by load
 //!   or by prompt, and who is out.
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
 //!   `attempt`: the CLIENT spans. `origin`, `route`, `redact` and `headers` find out what goes onto
@@ -38,6 +40,7 @@
 //! | `lantern.http.response.chunk_count` | int | pieces in which a body without Content-Length arrived |
 //! | `lantern.sse.event_count` | int | complete events of a `text/event-stream`, a closing `[DONE]` included |
 //! | `lantern.request.id` | string | the client's own `x-request-id`; without one, the request's id is the trace's |
+//! | `lantern.api_key.name` | string | the name of the API key that let the request in |
 //! | `lantern.sampling.kept` | string | of a span that was not sampled, why it is there: `error`, `slow` |
 //!
 //! A CLIENT span has `http.request.resend_count` from the second attempt on, and as
@@ -70,10 +73,13 @@
 //! `client_timeout`, `invalid_request`, `upstream_unresolved`, `upstream_connection_refused`,
 //! `upstream_connect_timeout`, `upstream_connect_failed`, `upstream_timeout`, `upstream_closed`,
 //! `upstream_invalid_response`, `out_of_file_descriptors`, `too_many_connections`,
-//! `method_not_allowed` (CONNECT), `internal_error`, or `aborted` for a request that the proxy gave up
+//! `method_not_allowed` (CONNECT), `tls_handshake_failed`, `invalid_api_key`, `rate_limit_exceeded`,
+//! `request_header_too_large`, `request_body_too_large`, `too_many_requests_in_flight`,
+//! `too_many_bytes_in_flight`, `internal_error`, or `aborted` for a request that the proxy gave up
 //! on shutdown. A status code is there only if the client was sent one. To an attempt a 4xx is an error
 //! too; to the request it is none of the server's, whoever answered it.
 
+mod access;
 mod attempt;
 mod bodies;
 mod config;
@@ -88,6 +94,7 @@ mod identity;
 mod instrumentation;
 mod json;
 mod keep;
+mod limits;
 mod metrics;
 mod observer;
 mod origin;
@@ -96,6 +103,7 @@ mod propagation;
 mod redact;
 mod refusal;
 mod reload;
+mod retry;
 mod route;
 mod server;
 mod service;
@@ -106,10 +114,11 @@ mod transport;
 mod upstream;
 mod usage;
 
-pub use config::{Args, Config, Flags};
+pub use config::{Args, ClientTimeouts, Config, Flags};
 pub use error::{Error, FileError};
 pub use instrumentation::Instrumentation;
 pub use keep::Keep;
+pub use limits::Limits;
 pub use origin::TrustedProxies;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
 pub use route::Routes;

@@ -6,6 +6,7 @@
 //! at are set at creation; the others when their time comes.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::USER_AGENT;
@@ -31,6 +32,9 @@ use crate::metrics::{self, InFlight, Metrics, Trace};
 use crate::origin::{Arrival, Origin};
 use crate::redact::redact_query;
 use crate::route::Routes;
+
+/// The name of the API key that let the request in (string).
+const API_KEY_NAME: Key = Key::from_static_str("lantern.api_key.name");
 
 /// Seconds from the request's head to the first byte of the answer's head (double).
 const TIME_TO_FIRST_BYTE: Key = Key::from_static_str("lantern.http.response.time_to_first_byte");
@@ -155,6 +159,12 @@ impl RequestSpan {
             let id = text(&identity.request_id);
             self.span.set_attribute(KeyValue::new(REQUEST_ID, id));
         }
+    }
+
+    /// Whose API key the request shows.
+    pub(crate) fn set_api_key(&mut self, name: &Arc<str>) {
+        self.span
+            .set_attribute(KeyValue::new(API_KEY_NAME, Arc::clone(name)));
     }
 
     /// The request goes to an upstream, its body from the start.

@@ -139,6 +139,15 @@ impl Exchange {
         }
     }
 
+    /// The tokens of prompt and answer; where nobody tells them, the chunks of the answer, for they have a
+    /// token each, or a few.
+    pub(crate) fn tokens(&self) -> u64 {
+        let (input, output) = self.response.tokens();
+        let output = output.unwrap_or_else(|| i64::from(self.pace.count()));
+        let sum = input.unwrap_or(0).saturating_add(output);
+        u64::try_from(sum).unwrap_or(0)
+    }
+
     /// What has been seen. `cut`: the answer was broken off, by whomever.
     pub(crate) fn attributes(&mut self, cut: bool, attributes: &mut Vec<KeyValue>) {
         self.request.attributes(attributes);
