@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use opentelemetry::trace::SpanContext;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::observer::StepReport;
 use super::queue::QueueSlot;
 use super::request::{Event, StepTimes, TokenLogprobs};
 use super::runner::ModelRunner;
 use super::sampler::{Sampler, token_logprobs};
+use super::scheduler::{Scheduled, Step};
 use super::sequence::Sequence;
 use crate::ops::StepResult;
 
@@ -27,6 +29,19 @@ pub(super) struct Active {
 }
 
 /// A step under way.
+pub(super) struct Flight {
+    pub(super) step: Step,
+    /// Time that it took to choose.
+    pub(super) scheduler: Duration,
+    /// When it was launched.
+    pub(super) launched: Instant,
+    /// The device chooses all its tokens, and nothing else is wanted of it.
+    pub(super) on_device: bool,
+    /// As far as it is known, if somebody wants to hear of it.
+    pub(super) report: Option<StepReport>,
+}
+
+/// Where the time of a step has gone.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepClock {
     pub(super) scheduler: Duration,
@@ -52,14 +67,14 @@ impl Active {
         let _ = self.events.send(event);
     }
 
-    /// Adds what this step says of the prompt; sends all of it once complete. The sequence's
-    /// `num_tokens` rows start at `row`.
+    /// Adds what this step says of the prompt; sends all of it once complete. The rows of
+    /// its `part` start at `row`.
     pub(super) fn extend_prompt_logprobs(
         &mut self,
         runner: &ModelRunner,
         result: &StepResult,
         sequence: &Sequence,
-        (row, num_tokens): (usize, usize),
+        (row, part): (usize, &Scheduled),
     ) -> candle_core::Result<()> {
         let (Some(logprobs), Some(top)) =
             (&mut self.prompt_logprobs, sequence.params.prompt_logprobs)
@@ -68,7 +83,7 @@ impl Active {
         };
         let prompt = sequence.prompt();
         // The row of a token speaks of the next one; what follows the last is the output's.
-        let rows = num_tokens.min(prompt.len() - 1 - sequence.computed_tokens);
+        let rows = part.num_tokens.min(prompt.len() - 1 - part.context);
         runner.for_each_row(result, (row, row + rows), |logits| {
             let token = prompt[logprobs.len()];
             logprobs.push(Some(token_logprobs(logits, token, top)));

@@ -33,7 +33,7 @@ use lantern_telemetry::ConfigError;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::loader::LoadedModel;
-use crate::ops::KV_BLOCK_TOKENS;
+use crate::ops::{self, KV_BLOCK_TOKENS};
 use crate::tensor_error::TensorError;
 use observer::StepObserver;
 use queue::{Places, Queue};
@@ -200,7 +200,8 @@ impl Engine {
             eos_token_ids: model.eos_token_ids.clone(),
         };
         let bytes = kv_blocks as u64 * block_bytes(&model);
-        let runner = ModelRunner::new(model.into_model(), kv_blocks);
+        let ops = ops::for_device(model.device());
+        let runner = ModelRunner::new(model.into_model(), ops, kv_blocks);
         let runner = runner.map_err(|error| EngineError::KvCacheAllocation {
             bytes,
             source: error.into(),

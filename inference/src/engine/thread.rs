@@ -11,14 +11,14 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::Shared;
-use super::active::{Active, StepClock};
+use super::active::{Active, Flight, StepClock};
 use super::observer::{Member, StepObserver, StepReport};
 use super::request::{Event, StepTimes, Submission};
 use super::runner::{ModelRunner, Part};
 use super::sampler::{Sampled, Sampler};
 use super::scheduler::{Scheduled, Scheduler, Step};
 use super::sequence::{Sequence, SequenceId};
-use crate::ops::{RowResult, StepResult};
+use crate::ops::{Choice, Pass, RowResult, StepResult};
 use crate::tensor_error::TensorError;
 
 /// The engine's thread, to be waited for after [`super::Engine::shut_down`].
@@ -55,6 +55,8 @@ pub(super) fn start(
         work,
         active: BTreeMap::new(),
         next_id: 0,
+        flight: None,
+        computed: None,
         submissions,
         shared: Arc::clone(&shared),
     };
@@ -84,6 +86,10 @@ struct EngineLoop {
     /// Every request that is neither finished nor cancelled.
     active: BTreeMap<SequenceId, Active>,
     next_id: u64,
+    /// Launched and not collected.
+    flight: Option<Flight>,
+    /// When the last step was computed.
+    computed: Option<Instant>,
     submissions: Receiver<Submission>,
     shared: Arc<Shared>,
 }
@@ -92,7 +98,7 @@ impl EngineLoop {
     fn run(mut self) {
         let _note = PanicNote(Arc::clone(&self.shared));
         loop {
-            if self.work.scheduler.is_idle() {
+            if self.is_idle() {
                 self.publish();
                 match self.submissions.recv() {
                     Ok(submission) => self.accept(submission),
@@ -104,7 +110,7 @@ impl EngineLoop {
                 self.accept(submission);
             }
             self.drop_cancelled();
-            if self.work.scheduler.is_idle() {
+            if self.is_idle() {
                 continue;
             }
             if let Err(error) = self.step() {
@@ -113,6 +119,10 @@ impl EngineLoop {
             }
             self.publish();
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flight.is_none() && self.work.scheduler.is_idle()
     }
 
     fn accept(&mut self, submission: Submission) {
@@ -172,38 +182,87 @@ impl EngineLoop {
         }
     }
 
-    /// One step of all sequences that the scheduler chooses.
+    /// Launches the next step and takes what the one before it has computed; and what this one has, where the host
+    /// cannot be ahead of the device.
     fn step(&mut self) -> candle_core::Result<()> {
+        let runs_ahead = self.work.runner.runs_ahead();
+        let launched = self.launch()?;
+        if let Some(before) = std::mem::replace(&mut self.flight, launched) {
+            self.collect(before)?;
+        }
+        let ahead = |flight: &mut Flight| runs_ahead && flight.on_device;
+        match self.flight.take_if(|flight| !ahead(flight)) {
+            Some(flight) => self.collect(flight),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a step of all sequences that the scheduler chooses.
+    fn launch(&mut self) -> candle_core::Result<Option<Flight>> {
         let begun = Instant::now();
         let step = self.work.scheduler.schedule();
         let scheduler = begun.elapsed();
         self.note_moves(&step);
+        if step.scheduled.is_empty() {
+            return Ok(None);
+        }
         let parts = step.scheduled.iter().map(|scheduled| self.part(*scheduled));
         let parts: Vec<_> = parts.collect();
-        let execute = Instant::now();
-        let mut result = self.work.runner.run(&parts)?;
-        let computed = Instant::now();
-        let clock = StepClock {
+        let launched = Instant::now();
+        self.work.runner.launch(&parts)?;
+        let choices: Vec<_> = parts.iter().map(|part| part.choice).collect();
+        let whole = |scheduled: &Scheduled| self.active[&scheduled.id].prompt_logprobs.is_none();
+        let on_device = choices.iter().all(|choice| *choice != Some(Choice::Host))
+            && step.scheduled.iter().all(whole);
+        let observed = self.work.observer.is_some();
+        let report = observed.then(|| self.report(&step, (begun, launched)));
+        let runs_ahead = self.work.runner.runs_ahead();
+        let mut wanted = 0;
+        for (scheduled, choice) in step.scheduled.iter().zip(choices) {
+            let chosen = (runs_ahead && choice == Some(Choice::Greedy)).then_some(wanted);
+            self.work.scheduler.launched(*scheduled, chosen);
+            wanted += u32::from(choice.is_some());
+        }
+        Ok(Some(Flight {
+            step,
             scheduler,
+            launched,
+            on_device,
+            report,
+        }))
+    }
+
+    /// Waits for a step; what it has computed goes to its sequences.
+    fn collect(&mut self, flight: Flight) -> candle_core::Result<()> {
+        let mut result = self.work.runner.collect()?;
+        let computed = Instant::now();
+        // A step that was launched early had to wait for the one before it.
+        let before = self.computed.replace(computed);
+        let execute = before.map_or(flight.launched, |before| before.max(flight.launched));
+        let clock = StepClock {
+            scheduler: flight.scheduler,
             model_forward: computed - execute,
             execute,
         };
-        let observed = self.work.observer.is_some();
-        let report = observed.then(|| self.report(&step, &result, (begun, execute, computed)));
+        let step = &flight.step;
         // Before anybody hears of the step: who then asks finds it counted.
-        self.shared.steps.fetch_add(1, Ordering::Relaxed);
+        let index = self.shared.steps.fetch_add(1, Ordering::Relaxed);
         let tokens = step.scheduled.iter().map(|scheduled| scheduled.num_tokens);
         self.shared.step_tokens.note(tokens.sum());
         let rows = std::mem::take(&mut result.rows);
-        self.postprocess(&step, &result, (rows, &clock))?;
-        if let (Some(observer), Some(mut report)) = (&self.work.observer, report) {
+        self.postprocess(step, &result, (rows, &clock))?;
+        if let (Some(observer), Some(mut report)) = (&self.work.observer, flight.report) {
+            report.index = index;
+            report.execute = execute;
+            report.computed = computed;
             report.ended = Instant::now();
+            report.device_time = result.device_time;
+            report.pass = result.pass;
             observer.step(&report);
         }
         Ok(())
     }
 
-    /// What a step has computed goes to its sequences.
     fn postprocess(
         &mut self,
         step: &Step,
@@ -211,20 +270,21 @@ impl EngineLoop {
         (rows, clock): (Vec<RowResult>, &StepClock),
     ) -> candle_core::Result<()> {
         let mut row = 0;
-        for scheduled in &step.scheduled {
-            let id = scheduled.id;
-            let active = self.active.get_mut(&id).expect("what runs is active");
-            let sequence = sequence(&self.work.scheduler, id);
-            let rows = (row, scheduled.num_tokens);
-            active.extend_prompt_logprobs(&self.work.runner, result, sequence, rows)?;
-            row += scheduled.num_tokens;
+        for part in &step.scheduled {
+            let sequence = self.work.scheduler.running(part.id);
+            let active = self.active.get_mut(&part.id);
+            if let (Some(sequence), Some(active)) = (sequence, active) {
+                let runner = &self.work.runner;
+                active.extend_prompt_logprobs(runner, result, sequence, (row, part))?;
+            }
+            row += part.num_tokens;
         }
-        step.scheduled
-            .iter()
-            .for_each(|scheduled| self.work.scheduler.computed(*scheduled));
         let sampling = step.scheduled.iter().filter(|scheduled| scheduled.samples);
         for (scheduled, row) in sampling.zip(rows) {
-            self.sample(scheduled.id, row, clock);
+            // Those that were cancelled, or have ended by the step before, are not there any more.
+            if self.active.contains_key(&scheduled.id) {
+                self.sample(scheduled.id, row, clock);
+            }
         }
         let times = clock.times(Instant::now());
         for scheduled in &step.scheduled {
@@ -236,13 +296,8 @@ impl EngineLoop {
         Ok(())
     }
 
-    /// A step as far as it is known once it is computed.
-    fn report(
-        &self,
-        step: &Step,
-        result: &StepResult,
-        (begun, execute, computed): (Instant, Instant, Instant),
-    ) -> StepReport {
+    /// A step as far as it is known when it is launched.
+    fn report(&self, step: &Step, (begun, launched): (Instant, Instant)) -> StepReport {
         let scheduler = &self.work.scheduler;
         let member = |scheduled: &Scheduled| Member {
             span: self.active[&scheduled.id].span.clone(),
@@ -253,13 +308,13 @@ impl EngineLoop {
         let decode_tokens = step.scheduled.iter().filter(decodes).count();
         let cached = step.admitted.iter().map(|admitted| admitted.cached_tokens);
         StepReport {
-            index: self.shared.steps.load(Ordering::Relaxed),
+            index: 0,
             begun,
-            execute,
-            computed,
-            ended: computed,
-            device_time: result.device_time,
-            pass: result.pass,
+            execute: launched,
+            computed: launched,
+            ended: launched,
+            device_time: None,
+            pass: Pass::Graph,
             prefill_tokens: tokens - decode_tokens,
             decode_tokens,
             cached_tokens: cached.sum(),
@@ -274,11 +329,11 @@ impl EngineLoop {
     fn part(&self, scheduled: Scheduled) -> Part<'_> {
         let sequence = sequence(&self.work.scheduler, scheduled.id);
         let sampler = &self.active[&scheduled.id].sampler;
-        let context = sequence.computed_tokens;
         Part {
-            tokens: &sequence.tokens()[context..context + scheduled.num_tokens],
-            context,
+            tokens: sequence.tokens_after(scheduled.context, scheduled.num_tokens),
+            context: scheduled.context,
             blocks: sequence.table.blocks(),
+            carried: sequence.carried,
             choice: scheduled.samples.then(|| sampler.choice(sequence)),
         }
     }
@@ -310,9 +365,9 @@ impl EngineLoop {
 
     fn sample(&mut self, id: SequenceId, row: RowResult, clock: &StepClock) {
         let active = self.active.get_mut(&id).expect("what runs is active");
-        let sampled = active
-            .sampler
-            .sample(row, sequence(&self.work.scheduler, id));
+        let sequence = self.work.scheduler.sequence(id);
+        let sequence = sequence.expect("what is active is scheduled or waits");
+        let sampled = active.sampler.sample(row, sequence);
         let at = Instant::now();
         let ended = match sampled {
             Ok(Sampled { token, logprobs }) => {
@@ -399,3 +454,7 @@ impl Drop for PanicNote {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "ahead_tests.rs"]
+mod tests;

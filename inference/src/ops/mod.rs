@@ -40,6 +40,12 @@ pub trait Ops: Send {
     /// Where tensors are.
     fn device(&self) -> &Device;
 
+    /// Whether a step may be launched before the one before it is collected. Then the device chooses the tokens of
+    /// all rows of [`Choice::Greedy`] itself, and a row may take its token from the step before.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
     /// Starts a step: its inputs go to the device, then `forward` runs, or what was recorded of it. At
     /// most one step more is launched before [`Ops::collect`] has the one before it.
     fn launch(
