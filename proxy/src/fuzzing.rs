@@ -56,7 +56,7 @@ pub fn stream_attributes(pieces: &[&[u8]]) -> Vec<KeyValue> {
 }
 
 fn attributes(pieces: &[&[u8]], mut push: impl FnMut(&mut Exchange, &[u8])) -> Vec<KeyValue> {
-    let mut exchange = Exchange::new("chat", Instant::now());
+    let mut exchange = Exchange::new("chat", Instant::now(), None);
     for piece in pieces {
         push(&mut exchange, piece);
     }
