@@ -1,18 +1,19 @@
 //! A request while the engine works on it: who is told what, and the clock of its steps.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use opentelemetry::trace::SpanContext;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::observer::StepReport;
+use super::observer::{Member, StepReport};
 use super::queue::QueueSlot;
 use super::request::{Event, StepTimes, TokenLogprobs};
 use super::runner::ModelRunner;
 use super::sampler::{Sampler, token_logprobs};
-use super::scheduler::{Scheduled, Step};
-use super::sequence::Sequence;
-use crate::ops::StepResult;
+use super::scheduler::{Scheduled, Scheduler, Step};
+use super::sequence::{Sequence, SequenceId};
+use crate::ops::{Pass, StepResult};
 
 /// A request beside its sequence.
 pub(super) struct Active {
@@ -94,5 +95,42 @@ impl Active {
             self.send(Event::PromptLogprobs(logprobs));
         }
         Ok(())
+    }
+}
+
+/// A step as far as it is known when it is launched.
+pub(super) fn step_report(
+    step: &Step,
+    scheduler: &Scheduler,
+    active: &BTreeMap<SequenceId, Active>,
+    (begun, launched): (Instant, Instant),
+) -> StepReport {
+    let member = |scheduled: &Scheduled| Member {
+        span: active[&scheduled.id].span.clone(),
+        tokens: scheduled.num_tokens,
+    };
+    let decodes = |part: &&Scheduled| {
+        let sequence = scheduler.running(part.id);
+        sequence.is_some_and(|sequence| sequence.decodes(part.num_tokens))
+    };
+    let tokens: usize = step.scheduled.iter().map(|part| part.num_tokens).sum();
+    let decode_tokens = step.scheduled.iter().filter(decodes).count();
+    let cached = step.admitted.iter().map(|admitted| admitted.cached_tokens);
+    StepReport {
+        index: 0,
+        begun,
+        execute: launched,
+        computed: launched,
+        ended: launched,
+        device_time: None,
+        pass: Pass::Graph,
+        prefill_tokens: tokens - decode_tokens,
+        decode_tokens,
+        cached_tokens: cached.sum(),
+        preempted: step.preempted.len(),
+        kv_blocks_used: scheduler.used_kv_blocks(),
+        kv_blocks_free: scheduler.free_kv_blocks(),
+        waiting: 0,
+        members: step.scheduled.iter().map(member).collect(),
     }
 }

@@ -14,7 +14,7 @@ use crate::engine::{Engine, EngineConfig, EngineStats};
 use crate::models::CausalLm;
 use crate::ops::{
     Attention, Embedding, Epilogue, KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages, Linear, Norm,
-    Ops, PositionTable, StepInputs, StepTensors,
+    Ops, Pass, PositionTable, StepInputs, StepTensors,
 };
 use crate::sampling_params::SamplingParams;
 

@@ -29,10 +29,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use candle_core::Device;
 use lantern_telemetry::ConfigError;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::loader::LoadedModel;
+use crate::loader::{LoadedModel, memory};
 use crate::ops::{self, KV_BLOCK_TOKENS};
 use crate::tensor_error::TensorError;
 use observer::StepObserver;
@@ -64,6 +65,17 @@ pub enum EngineError {
         needed_bytes: u64,
         /// What the budget is.
         budget_bytes: u64,
+    },
+    /// The memory of the machine, or of its container, does not hold the KV cache.
+    #[error(
+        "a KV cache of {bytes} bytes does not fit into the {available_bytes} bytes of memory that are left: \
+         lower --kv-cache-memory-bytes, or --max-num-seqs"
+    )]
+    KvCacheTooLarge {
+        /// What it takes.
+        bytes: u64,
+        /// What is there.
+        available_bytes: u64,
     },
     /// The device could not say how much memory it has.
     #[error("cannot read the device's free memory")]
@@ -348,7 +360,11 @@ fn kv_blocks(model: &LoadedModel, config: &EngineConfig) -> Result<usize, Engine
     let budget_bytes = match config.kv_cache_bytes {
         Some(bytes) => bytes,
         None => crate::loader::device::spare_bytes(model.device(), config.gpu_memory_utilization)?
-            .unwrap_or(DEFAULT_CPU_KV_CACHE_BYTES),
+            .unwrap_or_else(|| {
+                let left = memory::available_bytes();
+                left.map_or(u64::MAX, |left| left / 2)
+                    .min(DEFAULT_CPU_KV_CACHE_BYTES)
+            }),
     };
     let block_bytes = block_bytes(model);
     let needed_bytes = model.max_model_len.div_ceil(KV_BLOCK_TOKENS) as u64 * block_bytes;
@@ -361,8 +377,25 @@ fn kv_blocks(model: &LoadedModel, config: &EngineConfig) -> Result<usize, Engine
         });
     }
     // More could not be used, and a model without a cache (a test's) has blocks of no size.
-    let most = config.max_num_seqs * model.max_model_len.div_ceil(KV_BLOCK_TOKENS);
-    Ok((budget_bytes / block_bytes.max(1)).min(most as u64) as usize)
+    let each = model.max_model_len.div_ceil(KV_BLOCK_TOKENS);
+    let most = config
+        .max_num_seqs
+        .saturating_mul(each)
+        .min(u32::MAX as usize);
+    let blocks = (budget_bytes / block_bytes.max(1)).min(most as u64);
+    // The CPU's memory is given out before it is there: what is too much would be killed later.
+    let available_bytes = match model.device() {
+        Device::Cpu => memory::available_bytes().unwrap_or(u64::MAX),
+        _ => u64::MAX,
+    };
+    let bytes = blocks * block_bytes;
+    if bytes > available_bytes {
+        return Err(EngineError::KvCacheTooLarge {
+            bytes,
+            available_bytes,
+        });
+    }
+    Ok(blocks as usize)
 }
 
 fn block_bytes(model: &LoadedModel) -> u64 {

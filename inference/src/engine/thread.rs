@@ -11,14 +11,14 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::Shared;
-use super::active::{Active, Flight, StepClock};
-use super::observer::{Member, StepObserver, StepReport};
+use super::active::{Active, Flight, StepClock, step_report};
+use super::observer::{StepObserver, StepReport};
 use super::request::{Event, StepTimes, Submission};
 use super::runner::{ModelRunner, Part};
 use super::sampler::{Sampled, Sampler};
 use super::scheduler::{Scheduled, Scheduler, Step};
 use super::sequence::{Sequence, SequenceId};
-use crate::ops::{Choice, Pass, RowResult, StepResult};
+use crate::ops::{Choice, RowResult, StepResult};
 use crate::tensor_error::TensorError;
 
 /// The engine's thread, to be waited for after [`super::Engine::shut_down`].
@@ -215,7 +215,11 @@ impl EngineLoop {
         let on_device = choices.iter().all(|choice| *choice != Some(Choice::Host))
             && step.scheduled.iter().all(whole);
         let observed = self.work.observer.is_some();
-        let report = observed.then(|| self.report(&step, (begun, launched)));
+        let report = observed.then(|| {
+            let waiting = self.shared.queue.waiting();
+            let report = step_report(&step, &self.work.scheduler, &self.active, (begun, launched));
+            StepReport { waiting, ..report }
+        });
         let runs_ahead = self.work.runner.runs_ahead();
         let mut wanted = 0;
         for (scheduled, choice) in step.scheduled.iter().zip(choices) {
@@ -294,36 +298,6 @@ impl EngineLoop {
             }
         }
         Ok(())
-    }
-
-    /// A step as far as it is known when it is launched.
-    fn report(&self, step: &Step, (begun, launched): (Instant, Instant)) -> StepReport {
-        let scheduler = &self.work.scheduler;
-        let member = |scheduled: &Scheduled| Member {
-            span: self.active[&scheduled.id].span.clone(),
-            tokens: scheduled.num_tokens,
-        };
-        let tokens: usize = step.scheduled.iter().map(|part| part.num_tokens).sum();
-        let decodes = |part: &&Scheduled| sequence(scheduler, part.id).decodes(part.num_tokens);
-        let decode_tokens = step.scheduled.iter().filter(decodes).count();
-        let cached = step.admitted.iter().map(|admitted| admitted.cached_tokens);
-        StepReport {
-            index: 0,
-            begun,
-            execute: launched,
-            computed: launched,
-            ended: launched,
-            device_time: None,
-            pass: Pass::Graph,
-            prefill_tokens: tokens - decode_tokens,
-            decode_tokens,
-            cached_tokens: cached.sum(),
-            preempted: step.preempted.len(),
-            kv_blocks_used: scheduler.used_kv_blocks(),
-            kv_blocks_free: scheduler.free_kv_blocks(),
-            waiting: self.shared.queue.waiting(),
-            members: step.scheduled.iter().map(member).collect(),
-        }
     }
 
     fn part(&self, scheduled: Scheduled) -> Part<'_> {

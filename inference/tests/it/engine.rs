@@ -499,6 +499,22 @@ fn bounds_that_cannot_hold_are_refused() {
     );
 }
 
+#[test]
+fn a_cache_that_the_machine_cannot_hold_is_refused_at_start_with_the_flags_that_lower_it() {
+    const MANY: usize = 1 << 26;
+    let config = EngineConfig {
+        max_num_seqs: MANY,
+        max_num_batched_tokens: MANY,
+        kv_cache_bytes: Some(u64::MAX),
+        ..EngineConfig::default()
+    };
+    let model = golden_model(&support::goldens().join("opt-pre-ln"));
+    let refused = Engine::start(model, config).expect_err("refused");
+    assert!(matches!(refused, EngineError::KvCacheTooLarge { .. }));
+    let message = refused.to_string();
+    assert!(message.contains("--kv-cache-memory-bytes"), "{message}");
+}
+
 fn golden_model(path: &std::path::Path) -> LoadedModel {
     let files = loader::resolve(path.to_str().unwrap(), &HubOptions::from_env()).unwrap();
     loader::load(&files, DeviceChoice::Cpu, DTypeChoice::Float32, None).unwrap()
