@@ -116,7 +116,10 @@ impl Proxy {
             header_timeout: config.client.header,
             refusals: Refusals::new(Arc::clone(&observer)),
         };
-        let access = config.api_keys.clone().map(Access::new).transpose()?;
+        let keys = config.api_keys.clone();
+        let access = keys
+            .map(|file| Access::new(file, config.routes.clone()))
+            .transpose()?;
         if let Some(access) = &access {
             background.spawn(access.keys().watch(interval));
         }

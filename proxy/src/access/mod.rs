@@ -19,7 +19,7 @@ use crate::bodies::Bodies;
 use crate::error::{Failure, FileError};
 use crate::genai::{self, Exchange};
 use crate::reload::Reloaded;
-use crate::route;
+use crate::route::Routes;
 
 pub(crate) use keys::ApiKeys;
 use keys::Key;
@@ -35,6 +35,7 @@ pub(crate) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 pub(crate) struct Access {
     keys: Arc<Reloaded<ApiKeys>>,
     quotas: Arc<Mutex<Quotas>>,
+    routes: Routes,
 }
 
 /// Why a request is not let in.
@@ -67,12 +68,13 @@ impl ApiKeys {
 
 impl Access {
     /// By the keys of a file.
-    pub(crate) fn new(file: PathBuf) -> Result<Self, FileError> {
+    pub(crate) fn new(file: PathBuf, routes: Routes) -> Result<Self, FileError> {
         let files = vec![file.clone()];
         let keys = Reloaded::new(files, move || ApiKeys::load(&file))?;
         Ok(Self {
             keys: Arc::new(keys),
             quotas: Arc::default(),
+            routes,
         })
     }
 
@@ -111,8 +113,8 @@ impl Access {
     /// Only where tokens are limited: reading bodies takes time.
     fn meter(&self, key: &Key, head: &Parts) -> Option<Meter> {
         key.tokens_per_minute?;
-        let operation = genai::operation(&head.method, route::find(head.uri.path()))?;
-        let exchange = Exchange::new(operation, Instant::now());
+        let operation = genai::operation(&head.method, self.routes.find(head.uri.path()))?;
+        let exchange = Exchange::new(operation, Instant::now(), None);
         Some(Meter {
             name: Arc::clone(&key.name),
             quotas: Arc::clone(&self.quotas),
