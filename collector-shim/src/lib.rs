@@ -27,6 +27,9 @@ pub mod config;
 mod counts;
 mod encode;
 mod exporter;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod intake;
 mod log;
 mod program;

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::{Buf as _, Bytes};
@@ -28,6 +28,7 @@ use pingora::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use crate::error::Failure;
 use crate::refusal::{Ends, Refusals};
@@ -89,8 +90,11 @@ pub(crate) struct ClientConnection {
     ends: Ends,
     /// The beginning of a request that has not been taken.
     head: Vec<u8>,
-    /// Whether the client has sent its last byte.
-    client_closed: bool,
+    /// How long a head may take, and when the one that has begun must be there.
+    header_timeout: Duration,
+    head_deadline: Option<Pin<Box<Sleep>>>,
+    /// Why no more of a head will come.
+    no_more: Failure,
     /// What is left to write of the answer to a request that was refused. pingora's own is dropped.
     refusal: Option<Bytes>,
 }
@@ -102,7 +106,12 @@ impl fmt::Debug for ClientConnection {
 }
 
 impl ClientConnection {
-    pub(crate) fn new(transport: Transport, ends: Ends, refusals: Refusals) -> Self {
+    pub(crate) fn new(
+        transport: Transport,
+        ends: Ends,
+        refusals: Refusals,
+        header_timeout: Duration,
+    ) -> Self {
         let socket = SocketDigest::from_raw_fd(transport.as_raw_fd());
         let (peer, local) = (Some(ends.peer.into()), ends.local.map(Into::into));
         socket.peer_addr.set(peer).expect("the digest is new");
@@ -121,7 +130,9 @@ impl ClientConnection {
             refusals,
             ends,
             head: Vec::new(),
-            client_closed: false,
+            header_timeout,
+            head_deadline: None,
+            no_more: Failure::Aborted,
             refusal: None,
         }
     }
@@ -145,15 +156,32 @@ impl ClientConnection {
 
     /// Keeps what has been read of a request that may never be taken.
     fn keep_head(&mut self, read: &[u8]) {
-        if !self.awaits_request() {
+        if self.refusal.is_some() || !self.awaits_request() {
             return;
         }
         if read.is_empty() {
-            self.client_closed = true;
+            self.no_more = Failure::ClientDisconnected;
         } else {
             let room = KEPT_HEAD_BYTES - self.head.len();
             self.head.extend_from_slice(&read[..read.len().min(room)]);
         }
+    }
+
+    /// Whether the head that has begun was to be there by now. pingora bounds the wait for each of its
+    /// bytes, which somebody may send one by one.
+    fn poll_head_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let has_begun = self.awaits_request() && !self.head.is_empty();
+        if !has_begun {
+            self.head_deadline = None;
+            return Poll::Pending;
+        }
+        let limit = self.header_timeout;
+        let deadline = self
+            .head_deadline
+            .get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(deadline.as_mut().poll(cx));
+        self.no_more = Failure::ClientTimeout;
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Whether `bytes` are part of pingora's answer to a request that it refuses. The first time,
@@ -183,12 +211,7 @@ impl Drop for ClientConnection {
     fn drop(&mut self) {
         let awaits = self.awaits_request();
         if awaits && !self.head.is_empty() {
-            let failure = if self.client_closed {
-                Failure::ClientDisconnected
-            } else {
-                Failure::Aborted
-            };
-            self.refusals.record(failure, self.ends, &self.head);
+            self.refusals.record(self.no_more, self.ends, &self.head);
         }
     }
 }
@@ -209,6 +232,9 @@ impl AsyncRead for ClientConnection {
             if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
                 return Poll::Ready(Err(error));
             }
+        }
+        if read.is_pending() {
+            return self.poll_head_deadline(cx);
         }
         read
     }

@@ -48,7 +48,7 @@ impl Refusals {
             _ => failure.openai_body(identity.trace_id()),
         };
         let mut answer = format!("HTTP/1.1 {status}\r\n").into_bytes();
-        let retry = (failure == Failure::TooManyConnections).then(|| HeaderValue::from_static("1"));
+        let retry = failure.retry_after().map(HeaderValue::from);
         for (name, value) in [
             (
                 "content-type",

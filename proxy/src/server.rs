@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Access;
 use crate::config::Config;
 use crate::connection::ClientConnection;
 use crate::error::{Error, Failure};
@@ -35,9 +36,6 @@ use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
 const POOLED_CONNECTIONS: usize = 1024;
-
-/// How long a client's connection of HTTP/2 is kept for its next request.
-const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Connections over the bound that are told so at once; more are closed without a word.
 const MAX_REFUSALS: usize = 64;
@@ -88,11 +86,13 @@ impl Proxy {
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
             ..ServerConf::default()
         };
-        let metrics = match config.metrics {
-            Some(address) => Some(Endpoint::bind(address, Metrics::new()).await?),
-            None => None,
+        let meter = telemetry.meter(env!("CARGO_PKG_NAME"));
+        let is_measured = meter.is_some() || config.metrics.is_some();
+        let measured = is_measured.then(|| Metrics::new(meter.as_ref()));
+        let metrics = match (config.metrics, &measured) {
+            (Some(address), Some(metrics)) => Some(Endpoint::bind(address, metrics.clone()).await?),
+            _ => None,
         };
-        let measured = metrics.as_ref().map(Endpoint::metrics);
         let observer = Arc::new(Observer::new(&config, telemetry, measured));
         let interval = config.reload_interval;
         let mut background = JoinSet::new();
@@ -113,17 +113,21 @@ impl Proxy {
         background.spawn(check_for_ever(Arc::clone(&upstreams)));
         let front = Front {
             tls,
-            header_timeout: config.header_timeout,
+            header_timeout: config.client.header,
             refusals: Refusals::new(Arc::clone(&observer)),
         };
+        let access = config.api_keys.clone().map(Access::new).transpose()?;
+        if let Some(access) = &access {
+            background.spawn(access.keys().watch(interval));
+        }
         let requests = TaskTracker::new();
-        let service = Service::new(upstreams, requests.clone(), observer, config.ask_for_usage);
+        let service = Service::new(&config, access, upstreams, requests.clone(), observer);
         let mut app = HttpProxy::new(service, Arc::new(conf));
         // The service refuses CONNECT itself, as it refuses everything else.
         let mut options = HttpServerOptions::default();
         options.allow_connect_method_proxying = true;
         options.h2c = true;
-        options.h2_idle_timeout = Some(HTTP2_IDLE_TIMEOUT);
+        options.h2_idle_timeout = Some(config.client.idle);
         app.server_options = Some(options);
         app.handle_init_modules();
         Ok(Self {
@@ -264,7 +268,12 @@ async fn serve(
     };
     match prepared {
         Ok(Ok(transport)) => {
-            let connection = ClientConnection::new(transport, ends, front.refusals.clone());
+            let connection = ClientConnection::new(
+                transport,
+                ends,
+                front.refusals.clone(),
+                front.header_timeout,
+            );
             app.process_new(Box::new(connection), &closing).await;
         }
         Ok(Err(error)) => {

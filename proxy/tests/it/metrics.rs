@@ -112,6 +112,29 @@ async fn a_failure_is_measured_with_its_error() {
 }
 
 #[tokio::test]
+async fn a_refusal_is_an_error_of_the_model_and_none_of_the_server() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = measured(upstream.address()).await;
+    let mut client = proxy.connect().await;
+    let body = r#"{"model":"m1","stream":true}"#;
+    client.write(&request(COMPLETION, body)).await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    let refusal = "HTTP/1.1 429 Slow Down\r\ncontent-length: 0\r\n\r\n";
+    server.write(refusal).await;
+    client.read_message().await;
+    proxy.spans.next().await;
+    check(
+        &proxy,
+        &[
+            r#"http_server_request_duration_seconds_count{http_request_method="POST",url_scheme="http",http_route="/v1/completions",network_protocol_version="1.1",http_response_status_code="429"} 1"#,
+            r#"gen_ai_client_operation_duration_seconds_count{gen_ai_operation_name="text_completion",error_type="429"} 1"#,
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn only_metrics_are_on_the_metrics_port() {
     let proxy = measured(nobody().await).await;
     assert_eq!(get(&proxy, "/v1/models").await.status, 404);

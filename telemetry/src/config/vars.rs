@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
-use super::ConfigError;
+use super::{ConfigError, Signal};
 
 /// A source of variables: the process environment, or a table in a test.
 pub(super) struct Vars<'a> {
@@ -39,9 +39,9 @@ impl<'a> Vars<'a> {
         names.iter().find_map(|name| self.get(name))
     }
 
-    /// An OTLP exporter variable: the one for traces, else the one for all signals.
-    pub(super) fn otlp(&self, suffix: &str) -> Option<Var> {
-        self.get(&format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"))
+    /// An OTLP exporter variable: the one for `signal`, else the one for all.
+    pub(super) fn otlp(&self, signal: Signal, suffix: &str) -> Option<Var> {
+        self.get(&format!("OTEL_EXPORTER_OTLP_{}_{suffix}", signal.name()))
             .or_else(|| self.get(&format!("OTEL_EXPORTER_OTLP_{suffix}")))
     }
 
