@@ -18,6 +18,7 @@ use super::runner::{ModelRunner, Part};
 use super::sampler::{Sampled, Sampler};
 use super::scheduler::{Scheduled, Scheduler, Step};
 use super::sequence::{Sequence, SequenceId};
+use crate::cpu_threads;
 use crate::ops::{Choice, RowResult, StepResult};
 use crate::tensor_error::TensorError;
 
@@ -97,6 +98,9 @@ struct EngineLoop {
 impl EngineLoop {
     fn run(mut self) {
         let _note = PanicNote(Arc::clone(&self.shared));
+        // Without one of its own the work goes to the process's pool: slower, and as right.
+        let _pool = cpu_threads::join_pool()
+            .inspect_err(|reason| tracing::warn!(%reason, "the engine has no threads of its own"));
         loop {
             if self.is_idle() {
                 self.publish();

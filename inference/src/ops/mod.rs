@@ -7,6 +7,7 @@
 //! # Layout
 //! - `step`: one step's rows, whose they are, and what is wanted of them
 //! - `weights`: what operations take from the model's files
+//! - `packed`: quantised matrices, and their products on a CPU
 //! - `pages`: keys and values of all sequences, in blocks
 //! - `cpu`: the operations on a CPU; `plain`: on any other device
 //!
@@ -14,6 +15,7 @@
 //! E embedding size, V vocabulary, N heads of queries, K heads of keys and values, D head size.
 
 mod cpu;
+mod packed;
 mod pages;
 mod plain;
 mod step;
@@ -23,6 +25,8 @@ use std::time::Duration;
 
 use candle_core::{Device, Result, Tensor};
 
+pub use packed::PackedMatrix;
+pub(crate) use packed::{StoredRows, is_packable};
 pub use pages::{KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages};
 pub use step::{Carried, Choice, Span, StepInputs, WantedRow};
 pub use weights::{

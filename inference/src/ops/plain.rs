@@ -11,9 +11,8 @@ use candle_nn::ops::softmax_last_dim;
 use candle_nn::rotary_emb::rope_thd;
 
 use super::{
-    Activation, Attention, Embedding, Epilogue, Heads, KV_BLOCK_TOKENS, LayerPages, Linear, Matrix,
-    Norm, NormKind, Ops, Pass, PositionTable, Rope, RowResult, Span, StepInputs, StepResult,
-    StepTensors,
+    Activation, Attention, Embedding, Epilogue, Heads, KV_BLOCK_TOKENS, LayerPages, Linear, Norm,
+    NormKind, Ops, Pass, PositionTable, Rope, RowResult, Span, StepInputs, StepResult, StepTensors,
 };
 
 /// Some device.
@@ -71,7 +70,7 @@ impl Ops for PlainOps {
     }
 
     fn embed(&self, step: &StepInputs, embedding: &Embedding) -> Result<Tensor> {
-        let Matrix::Dense(table) = &embedding.tokens;
+        let table = &embedding.tokens.dense()?;
         let mut rows = self.look_up(table, &step.tokens)?;
         if let Some(scale) = embedding.scale {
             rows = (rows * f64::from(scale))?;
@@ -181,7 +180,7 @@ impl Ops for PlainOps {
 
 /// x . W^T + b
 fn product(x: &Tensor, linear: &Linear) -> Result<Tensor> {
-    let Matrix::Dense(weight) = &linear.weight;
+    let weight = linear.weight.dense()?;
     let product = x.matmul(&weight.t()?)?;
     match &linear.bias {
         Some(bias) => product.broadcast_add(bias),

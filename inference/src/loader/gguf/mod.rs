@@ -202,6 +202,12 @@ impl Gguf {
         self.names.stored(name).is_some()
     }
 
+    /// How the tensor that goes by this name is stored.
+    pub(crate) fn dtype(&self, name: &str) -> Option<GgmlDType> {
+        let (stored, _) = self.names.stored(name)?;
+        Some(self.content.tensor_infos[stored].ggml_dtype)
+    }
+
     /// Rows of the tensor that goes by this name.
     fn rows(&self, name: &str) -> Option<usize> {
         let (stored, _) = self.names.stored(name)?;

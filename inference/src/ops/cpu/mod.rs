@@ -60,8 +60,14 @@ impl Ops for CpuOps {
     }
 
     fn embed(&self, step: &StepInputs, embedding: &Embedding) -> Result<Tensor> {
-        let Matrix::Dense(table) = &embedding.tokens;
-        let mut rows = look_up(table, &step.tokens)?;
+        let mut rows = match &embedding.tokens {
+            Matrix::Dense(table) => look_up(table, &step.tokens)?,
+            Matrix::Packed { rows, dtype } => {
+                let shape = (step.tokens.len(), rows.columns());
+                let rows = rows.read_rows(step.tokens.iter().copied());
+                Tensor::from_vec(rows, shape, &Device::Cpu)?.to_dtype(*dtype)?
+            }
+        };
         if let Some(scale) = embedding.scale {
             rows = (rows * f64::from(scale))?;
         }
@@ -138,5 +144,10 @@ fn look_up(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
 fn product(x: &Tensor, weight: &Matrix) -> Result<Tensor> {
     match weight {
         Matrix::Dense(weight) => x.matmul(&weight.t()?),
+        Matrix::Packed { rows, .. } => {
+            let wide = x.to_dtype(DType::F32)?.contiguous()?;
+            let product = number::read::<f32, _>(&wide, |numbers| Ok(rows.product(numbers)))?;
+            Tensor::from_vec(product, (x.dim(0)?, rows.rows()), &Device::Cpu)?.to_dtype(x.dtype())
+        }
     }
 }
