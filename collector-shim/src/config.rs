@@ -8,6 +8,8 @@ use std::time::Duration;
 use http::Uri;
 use lantern_telemetry::{ConfigError, ExporterSettings, Settings};
 
+use crate::signal::{Signal, Signals};
+
 /// A year: what is longer is a mistake, and would be past what the clock can tell.
 const MAX_DRAIN_SECONDS: u64 = 365 * 86_400;
 
@@ -29,13 +31,17 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317", value_parser = address)]
     pub grpc: SocketAddr,
 
-    /// Where OTLP/HTTP comes in: POST /v1/traces, protobuf or JSON
+    /// Where OTLP/HTTP comes in: POST /v1/traces, /v1/metrics, …, protobuf or JSON
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4318", value_parser = address)]
     pub http: SocketAddr,
 
     /// Where traces are looked at, and /metrics and /healthz; `none` switches it off
     #[arg(long, value_name = "ADDR|none", default_value = "127.0.0.1:16686", value_parser = viewer)]
     pub viewer: Viewer,
+
+    /// Which signals are taken; without a backend only traces are
+    #[arg(long, value_name = "SIGNAL,…", value_enum, value_delimiter = ',', default_values_t = Signal::ALL)]
+    pub signals: Vec<Signal>,
 
     /// The largest request taken, before decompression and after
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_REQUEST_BYTES)]
@@ -67,8 +73,22 @@ pub struct Args {
 pub enum Ack {
     /// Once it is written to the queue's directory and synced
     Disk,
+    /// Once every backend has accepted it; nothing is queued, and a backend that is away is the
+    /// sender's to wait for
+    Backend,
     /// Once it is queued in memory
     Memory,
+}
+
+/// Where requests wait for the backends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Waiting {
+    /// With their senders: a request is acknowledged once every backend has accepted it.
+    AtSender,
+    /// In memory.
+    InMemory,
+    /// On disk.
+    OnDisk(QueueDir),
 }
 
 /// A queue that survives the process.
@@ -77,7 +97,16 @@ pub struct QueueDir {
     /// Where it is. One shim at a time has it.
     pub path: PathBuf,
     /// When a request is acknowledged.
-    pub ack: Ack,
+    pub ack: LogAck,
+}
+
+/// When a request that goes to a queue on disk is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogAck {
+    /// Once it is written and synced.
+    Disk,
+    /// Once it is in memory, on its way to the disk.
+    Memory,
 }
 
 /// The value of `--viewer`.
@@ -112,6 +141,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// Where the viewer is, if anywhere.
     pub viewer: Option<SocketAddr>,
+    /// Which signals are taken.
+    pub signals: Signals,
     /// The largest request, before decompression and after.
     pub max_request_bytes: usize,
     /// How long shutdown may take to send what still waits.
@@ -128,15 +159,40 @@ pub enum Destination {
         /// Over it the oldest trace goes.
         max_bytes: usize,
     },
-    /// On to an OTLP backend.
-    Backend {
-        /// How it is reached.
-        exporter: Box<ExporterSettings>,
-        /// Over it senders are told to come back.
+    /// On to OTLP backends, all of it to each.
+    Backends {
+        /// One or more.
+        backends: Vec<Backend>,
+        /// What may wait or be on its way. Over it senders are told to come back.
         queue_max_bytes: usize,
-        /// Where the queue is kept; None keeps it in memory.
-        queue_dir: Option<QueueDir>,
+        /// Where it waits.
+        waiting: Waiting,
     },
+}
+
+/// Where to send to.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// Its name: for log lines, metrics, and its place in a queue on disk.
+    pub name: String,
+    /// How it is reached.
+    pub exporter: ExporterSettings,
+    /// What it is sent of what is taken.
+    pub signals: Signals,
+}
+
+impl Backend {
+    /// The name of the backend that the `OTEL_EXPORTER_OTLP_…` variables name.
+    pub const DEFAULT_NAME: &str = "default";
+
+    /// The one backend, as the environment names it.
+    pub fn only(exporter: ExporterSettings) -> Backend {
+        Backend {
+            name: Backend::DEFAULT_NAME.to_owned(),
+            exporter,
+            signals: Signals::ALL,
+        }
+    }
 }
 
 /// Any free port of the loopback interface.
@@ -149,6 +205,7 @@ impl Config {
             grpc: LOOPBACK,
             http: LOOPBACK,
             viewer: Some(LOOPBACK),
+            signals: Signals::ALL,
             max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
             destination: Destination::Store {
@@ -159,10 +216,10 @@ impl Config {
 
     /// Forwards by `exporter`, from free loopback ports; change the fields that matter.
     pub fn forwarding(exporter: ExporterSettings) -> Config {
-        let destination = Destination::Backend {
-            exporter: Box::new(exporter),
+        let destination = Destination::Backends {
+            backends: vec![Backend::only(exporter)],
             queue_max_bytes: DEFAULT_QUEUE_MAX_BYTES,
-            queue_dir: None,
+            waiting: Waiting::InMemory,
         };
         Config {
             destination,
@@ -176,23 +233,14 @@ impl Args {
     /// without one the shim keeps traces itself.
     pub fn into_config(self, settings: &Settings) -> Result<Config, ConfigError> {
         self.check_bounds()?;
-        let queue_dir = self.queue_dir()?;
         let destination = match settings.traces_endpoint() {
-            None if queue_dir.is_some() => {
-                let path = self.queue_dir.unwrap_or_default().display().to_string();
-                let allowed = "a directory, with a backend to send to \
-                               (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)";
-                return Err(ConfigError::new("--queue-dir", path, allowed));
-            }
-            None => Destination::Store {
-                max_bytes: self.store_max_bytes,
-            },
+            None => self.keeping()?,
             Some(named) => {
                 self.check_not_ourselves(named, settings)?;
-                Destination::Backend {
-                    exporter: Box::new(settings.exporter().clone()),
+                Destination::Backends {
+                    backends: vec![Backend::only(settings.exporter().clone())],
                     queue_max_bytes: self.queue_max_bytes,
-                    queue_dir,
+                    waiting: self.waiting()?,
                 }
             }
         };
@@ -203,20 +251,49 @@ impl Args {
                 Viewer::At(address) => Some(address),
                 Viewer::None => None,
             },
+            signals: self.signals.iter().copied().collect(),
             max_request_bytes: self.max_request_bytes,
             drain_timeout: Duration::from_secs(self.drain_timeout_seconds),
             destination,
         })
     }
 
-    fn queue_dir(&self) -> Result<Option<QueueDir>, ConfigError> {
-        let Some(path) = &self.queue_dir else {
-            if self.ack == Some(Ack::Disk) {
-                let allowed = "memory, or disk with --queue-dir";
+    /// Without a backend.
+    fn keeping(&self) -> Result<Destination, ConfigError> {
+        const BACKEND: &str = "with a backend to send to (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)";
+        if let Some(path) = &self.queue_dir {
+            let allowed = format!("a directory, {BACKEND}");
+            let path = path.display().to_string();
+            return Err(ConfigError::new("--queue-dir", path, allowed));
+        }
+        if self.ack == Some(Ack::Backend) {
+            return Err(ConfigError::new(
+                "--ack",
+                "backend",
+                format!("it {BACKEND}"),
+            ));
+        }
+        Ok(Destination::Store {
+            max_bytes: self.store_max_bytes,
+        })
+    }
+
+    fn waiting(&self) -> Result<Waiting, ConfigError> {
+        let ack = match (self.ack, &self.queue_dir) {
+            (None | Some(Ack::Memory), None) => return Ok(Waiting::InMemory),
+            (Some(Ack::Backend), None) => return Ok(Waiting::AtSender),
+            (Some(Ack::Disk), None) => {
+                let allowed = "memory or backend, or disk with --queue-dir";
                 return Err(ConfigError::new("--ack", "disk", allowed));
             }
-            return Ok(None);
+            (Some(Ack::Backend), Some(_)) => {
+                let allowed = "backend without --queue-dir: nothing is queued then";
+                return Err(ConfigError::new("--ack", "backend", allowed));
+            }
+            (None | Some(Ack::Disk), Some(_)) => LogAck::Disk,
+            (Some(Ack::Memory), Some(_)) => LogAck::Memory,
         };
+        let path = self.queue_dir.clone().unwrap_or_default();
         // Segments are freed whole, so that one delivered in part still takes its room.
         let least = 2 * self.max_request_bytes;
         if self.queue_max_bytes < least {
@@ -224,10 +301,7 @@ impl Args {
             let value = self.queue_max_bytes.to_string();
             return Err(ConfigError::new("--queue-max-bytes", value, allowed));
         }
-        Ok(Some(QueueDir {
-            path: path.clone(),
-            ack: self.ack.unwrap_or(Ack::Disk),
-        }))
+        Ok(Waiting::OnDisk(QueueDir { path, ack }))
     }
 
     fn check_bounds(&self) -> Result<(), ConfigError> {
@@ -323,29 +397,60 @@ mod tests {
     #[test]
     fn with_an_endpoint_spans_are_forwarded_to_it() {
         let config = config(&[], Some("http://jaeger:4317")).expect("valid");
-        let Destination::Backend { exporter, .. } = config.destination else {
+        let Destination::Backends { backends, .. } = config.destination else {
             panic!("forwards");
         };
-        assert_eq!(exporter.endpoint, "http://jaeger:4317");
+        let endpoints: Vec<_> = backends.iter().map(|one| &one.exporter.endpoint).collect();
+        assert_eq!(endpoints, ["http://jaeger:4317"]);
     }
 
     #[test]
     fn a_queue_directory_makes_disk_the_acknowledgement() {
-        let check = |flags: &[&str], expect: Option<Ack>| {
+        let check = |flags: &[&str], expect: Waiting| {
             let config = config(flags, Some("http://jaeger:4317")).expect("valid");
-            let Destination::Backend { queue_dir, .. } = config.destination else {
+            let Destination::Backends { waiting, .. } = config.destination else {
                 panic!("forwards");
             };
-            assert_eq!(queue_dir.map(|dir| dir.ack), expect, "{flags:?}");
+            assert_eq!(waiting, expect, "{flags:?}");
         };
-        check(&[], None);
-        check(&["--ack", "memory"], None);
-        check(&["--queue-dir", "q"], Some(Ack::Disk));
-        check(&["--queue-dir", "q", "--ack", "memory"], Some(Ack::Memory));
-        let error = config(&["--ack", "disk"], Some("http://jaeger:4317")).expect_err("nowhere");
-        assert!(error.to_string().starts_with("--ack='disk'"), "{error}");
-        let error = config(&["--queue-dir", "q"], None).expect_err("nothing to queue for");
-        assert!(error.to_string().starts_with("--queue-dir='q'"), "{error}");
+        let on_disk = |ack| {
+            let path = PathBuf::from("q");
+            Waiting::OnDisk(QueueDir { path, ack })
+        };
+        check(&[], Waiting::InMemory);
+        check(&["--ack", "memory"], Waiting::InMemory);
+        check(&["--ack", "backend"], Waiting::AtSender);
+        check(&["--queue-dir", "q"], on_disk(LogAck::Disk));
+        check(
+            &["--queue-dir", "q", "--ack", "memory"],
+            on_disk(LogAck::Memory),
+        );
+    }
+
+    #[test]
+    fn an_acknowledgement_that_cannot_be_given_is_refused() {
+        let check = |flags: &[&str], endpoint, expect: &str| {
+            let error = config(flags, endpoint).expect_err(expect).to_string();
+            assert!(error.starts_with(expect), "{error}");
+        };
+        let backend = Some("http://jaeger:4317");
+        check(&["--ack", "disk"], backend, "--ack='disk'");
+        let both = ["--queue-dir", "q", "--ack", "backend"];
+        check(&both, backend, "--ack='backend'");
+        check(&["--ack", "backend"], None, "--ack='backend'");
+        check(&["--queue-dir", "q"], None, "--queue-dir='q'");
+    }
+
+    #[test]
+    fn signals_can_be_switched_off() {
+        let all = config(&[], None).expect("valid").signals;
+        assert_eq!(all, Signals::ALL);
+        let some = config(&["--signals", "traces,logs"], None).expect("valid");
+        let taken: Vec<_> = Signal::ALL
+            .into_iter()
+            .filter(|signal| some.signals.has(*signal))
+            .collect();
+        assert_eq!(taken, [Signal::Traces, Signal::Logs]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The collector shim: any OTLP client reaches any OTLP backend, whichever protocol each speaks;
 //! and without a backend it keeps traces itself and shows them.
 //!
-//! Spans come in by gRPC or HTTP as one protobuf message, are checked by a walk over its bytes,
-//! and leave as the same bytes. Only the embedded store decodes them.
+//! Traces, metrics, logs and profiles come in by gRPC or HTTP as protobuf, are checked by a walk over
+//! their bytes, and leave as the same bytes, compressed as they came. Only the embedded store, which
+//! is for traces, decodes them.
 //!
 //! # Layout
 //!
@@ -10,16 +11,21 @@
 //! - `shim`: [`Shim`], which binds and runs all of it, and [`ShimHandle`], which tells how it goes.
 //! - `serve`: an accept loop with its bounds, for every port.
 //! - `receiver`: OTLP in: `grpc`, `http`, `json`, bounded bodies, refusals in each protocol's words.
-//! - `wire`: the walk: sound or not, how many spans, where to cut.
-//! - `intake`: where requests of both receivers meet: checked, counted, then queued or stored.
+//! - [`Signal`]: traces, metrics, logs and profiles, and where each is posted.
+//! - `wire`: the walk: sound or not, how many spans or data points or the like, where to cut; its tables.
+//! - `coding`: gzip and zstd, undone in bounded memory.
+//! - `intake`: where requests of both receivers meet: checked, counted, then queued, sent or stored.
 //! - `queue`: bounded in bytes, between the receivers and the senders; in memory or on disk.
-//! - `log`: the queue on disk: a checksummed log in segments, its cursor, recovery, dead letters.
-//! - `exporter`: OTLP out: senders, `grpc`, `http`, and which answers are tried again.
+//! - `log`: the queue on disk: a checksummed log in segments, a cursor for each backend, recovery, dead
+//!   letters.
+//! - `exporter`: OTLP out: an `outlet` to each backend by `grpc` or `http`, senders from the queue,
+//!   `direct` with the sender waiting, and which answers are tried again.
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
 //! - `counts`: what came in and what became of it.
 //! - `program`: arguments to exit, for `lantern-shim` and for `lantern shim`.
 
+mod coding;
 pub mod config;
 mod counts;
 mod exporter;
@@ -30,15 +36,17 @@ mod queue;
 mod receiver;
 mod serve;
 mod shim;
+mod signal;
 mod store;
 mod viewer;
 mod wire;
 
-pub use config::{Ack, Args, Config, Destination, QueueDir};
+pub use config::{Ack, Args, Backend, Config, Destination, LogAck, QueueDir, Waiting};
 pub use counts::Counts;
 pub use log::QueueDirError;
 pub use program::{AFTER_HELP, run};
 pub use shim::{Error, Shim, ShimHandle};
+pub use signal::{Signal, Signals};
 pub use store::{
     Attribute, Event, Link, Resource, Scope, Span, SpanKind, Status, StatusCode, Trace, Value,
 };

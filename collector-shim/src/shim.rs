@@ -12,14 +12,15 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Destination};
+use crate::config::{Config, Destination, Waiting};
 use crate::counts::{Counters, Counts};
-use crate::exporter::Exporter;
+use crate::exporter::{Direct, Exporter, Outlet};
 use crate::intake::{Intake, Sink};
 use crate::log::{Log, QueueDirError};
-use crate::queue::{MemoryQueue, Queue};
+use crate::queue::{Level, MemoryQueue, Queue};
 use crate::receiver::{Receiver, grpc, http};
 use crate::serve::{LIMITS, Lifetime, Version, serve};
+use crate::signal::Signal;
 use crate::store::{Store, Trace};
 use crate::viewer;
 
@@ -40,10 +41,12 @@ pub enum Error {
     #[error(transparent)]
     QueueDir(#[from] QueueDirError),
     /// Told to stop, it could not pass on in time what it had acknowledged.
-    #[error("stopped with {spans} acknowledged spans that the backend has not taken")]
+    #[error("stopped with {items} acknowledged {what} that the backend has not taken")]
     Undelivered {
         /// How many are lost.
-        spans: u64,
+        items: u64,
+        /// Spans, unless other signals were taken as well.
+        what: &'static str,
     },
 }
 
@@ -67,6 +70,7 @@ struct Port {
 #[derive(Debug, Clone)]
 pub struct ShimHandle {
     pub(crate) sink: Sink,
+    pub(crate) outlets: Vec<Arc<Outlet>>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -82,9 +86,7 @@ impl Shim {
             Some(address) => Some(Port::bind(address, "--viewer").await?),
             None => None,
         };
-        let counters = Arc::default();
-        let sink = sink(&config.destination, &counters).await?;
-        let handle = ShimHandle { sink, counters };
+        let handle = handle(&config.destination).await?;
         Ok(Shim {
             grpc,
             http,
@@ -125,15 +127,12 @@ impl Shim {
             config,
             handle,
         } = self;
-        let senders = match (&config.destination, &handle.sink) {
-            (Destination::Backend { exporter, .. }, Sink::Queue(queue)) => {
-                Exporter::new(exporter, Arc::clone(queue), Arc::clone(&handle.counters)).start()
-            }
-            _ => JoinSet::new(),
-        };
+        let senders = handle.start_senders();
         let receiver = Receiver::new(Intake {
             sink: handle.sink.clone(),
+            outlets: handle.outlets.clone(),
             counters: Arc::clone(&handle.counters),
+            signals: config.signals,
             max_request_bytes: config.max_request_bytes,
         });
         let grace = config.drain_timeout / CONNECTION_SHARE;
@@ -158,7 +157,7 @@ impl Shim {
             }
         });
         if let Sink::Queue(queue) = &handle.sink {
-            drain(queue, senders, deadline).await?;
+            drain(queue, handle.outlets.len(), senders, deadline).await?;
         }
         Ok(())
     }
@@ -172,46 +171,70 @@ impl Shim {
                 ),
                 None => tracing::info!(%grpc, %http, max_bytes, "keeping traces, without a viewer"),
             },
-            Destination::Backend {
-                exporter,
+            Destination::Backends {
+                backends,
                 queue_max_bytes,
-                queue_dir,
-            } => tracing::info!(
-                %grpc,
-                %http,
-                endpoint = exporter.endpoint,
-                protocol = %exporter.protocol,
-                queue_max_bytes,
-                queue_dir = queue_dir.as_ref().map(|dir| dir.path.display().to_string()),
-                "forwarding spans"
-            ),
+                waiting,
+            } => {
+                for backend in backends {
+                    tracing::info!(
+                        %grpc,
+                        %http,
+                        backend = backend.name,
+                        endpoint = backend.exporter.endpoint,
+                        protocol = %backend.exporter.protocol,
+                        queue_max_bytes,
+                        ?waiting,
+                        "forwarding"
+                    );
+                }
+            }
         }
     }
 }
 
-async fn sink(destination: &Destination, counters: &Arc<Counters>) -> Result<Sink> {
-    let (max_bytes, dir) = match destination {
+async fn handle(destination: &Destination) -> Result<ShimHandle> {
+    let (backends, max_bytes, waiting) = match destination {
         Destination::Store { max_bytes } => {
-            return Ok(Sink::Store(Arc::new(Store::new(*max_bytes))));
-        }
-        Destination::Backend {
-            queue_max_bytes,
-            queue_dir,
-            ..
-        } => (*queue_max_bytes, queue_dir.clone()),
-    };
-    let queue = match dir {
-        None => Queue::Memory(MemoryQueue::new(max_bytes)),
-        Some(dir) => {
-            let counters = Arc::clone(counters);
-            // All that waits is read once.
-            let opening = tokio::task::spawn_blocking(move || {
-                Log::open(dir.path, max_bytes, dir.ack, counters)
+            return Ok(ShimHandle {
+                sink: Sink::Store(Arc::new(Store::new(*max_bytes))),
+                outlets: Vec::new(),
+                counters: Arc::default(),
             });
-            Queue::Disk(opening.await.expect("opening a log does not panic")?)
+        }
+        Destination::Backends {
+            backends,
+            queue_max_bytes,
+            waiting,
+        } => (backends, *queue_max_bytes, waiting.clone()),
+    };
+    let counters = Arc::new(Counters::new(backends.len()));
+    let outlets: Vec<_> = backends.iter().map(Outlet::new).map(Arc::new).collect();
+    let sink = match waiting {
+        Waiting::AtSender => {
+            let direct = Direct::new(outlets.clone(), max_bytes, Arc::clone(&counters));
+            Sink::Direct(Arc::new(direct))
+        }
+        Waiting::InMemory => {
+            let queue = MemoryQueue::new(max_bytes, backends.len());
+            Sink::Queue(Arc::new(Queue::Memory(queue)))
+        }
+        Waiting::OnDisk(dir) => {
+            let counters = Arc::clone(&counters);
+            let names = backends.iter().map(|backend| backend.name.clone());
+            let names = names.collect();
+            // All that waits is read once.
+            let opening =
+                tokio::task::spawn_blocking(move || Log::open(dir, max_bytes, names, counters));
+            let log = opening.await.expect("opening a log does not panic")?;
+            Sink::Queue(Arc::new(Queue::Disk(log)))
         }
     };
-    Ok(Sink::Queue(Arc::new(queue)))
+    Ok(ShimHandle {
+        sink,
+        outlets,
+        counters,
+    })
 }
 
 impl Port {
@@ -256,6 +279,7 @@ fn serve_viewer(
 /// Lets the senders empty the queue until `deadline`.
 async fn drain(
     queue: &Queue,
+    backends: usize,
     mut senders: JoinSet<()>,
     deadline: tokio::time::Instant,
 ) -> Result<()> {
@@ -265,14 +289,23 @@ async fn drain(
         senders.shutdown().await;
     }
     queue.finish().await;
-    let left = queue.level();
+    let left: Vec<_> = (0..backends).map(|backend| queue.level(backend)).collect();
+    let items: u64 = left.iter().map(Level::total_items).sum();
+    let spans: u64 = left
+        .iter()
+        .map(|level| level.items.of(Signal::Traces))
+        .sum();
     match queue {
-        _ if left.spans == 0 => Ok(()),
-        Queue::Memory(_) => Err(Error::Undelivered { spans: left.spans }),
+        _ if items == 0 => Ok(()),
+        Queue::Memory(_) => {
+            let what = if items == spans { "spans" } else { "items" };
+            Err(Error::Undelivered { items, what })
+        }
         Queue::Disk(_) => {
+            let bytes = queue.held_bytes();
             tracing::info!(
-                spans = left.spans,
-                bytes = left.bytes,
+                items,
+                bytes,
                 "stopped; what waits is sent after the next start"
             );
             Ok(())
@@ -281,28 +314,41 @@ async fn drain(
 }
 
 impl ShimHandle {
-    /// What came in and what became of it.
+    /// What spans came in and what became of them.
     pub fn counts(&self) -> Counts {
+        self.counts_of(Signal::Traces)
+    }
+
+    /// The same of another signal: data points, log records, profiles.
+    pub fn counts_of(&self, signal: Signal) -> Counts {
         let counters = &self.counters;
-        // What became of spans is read before what came in, so that the sums never run ahead.
-        let mut counts = Counts {
-            delivered_spans: counters.delivered_spans.get(),
-            rejected_spans: counters.rejected_spans.get(),
-            received_spans: counters.accepted_spans.total(),
-            refused_spans: counters.refused_spans.total(),
-            retries: counters.retries.get(),
-            recovered_spans: counters.recovered_spans.get(),
-            damaged_records: counters.damaged_records.get(),
-            torn_bytes: counters.torn_bytes.get(),
-            dead_letters: counters.dead_letters.get(),
-            ..Counts::default()
-        };
+        // What became of items is read before what came in, so that the sums never run ahead.
+        let mut counts = Counts::default();
+        for backend in &counters.backends {
+            counts.delivered_spans += backend.delivered.of(signal).get();
+            counts.rejected_spans += backend.rejected.of(signal).get();
+            counts.unsent_spans += backend.unsent.of(signal).get();
+            counts.retries += backend.retries.get();
+        }
+        if signal == Signal::Traces {
+            counts.delivered_spans += counters.stored_spans.get();
+        }
+        counts.received_spans = counters.accepted.of(signal).total();
+        counts.refused_spans = counters.refused.of(signal).total();
+        counts.recovered_spans = counters.recovered.of(signal).get();
+        counts.damaged_records = counters.damaged_records.get();
+        counts.torn_bytes = counters.torn_bytes.get();
+        counts.dead_letters = counters.dead_letters.get();
         match &self.sink {
             Sink::Queue(queue) => {
-                let level = queue.level();
-                counts.queued_spans = level.spans;
-                counts.queued_bytes = level.bytes as u64;
+                let backends = 0..self.outlets.len();
+                let levels = backends.map(|backend| queue.level(backend));
+                for level in levels {
+                    counts.queued_spans += level.items.of(signal);
+                    counts.queued_bytes += level.bytes as u64;
+                }
             }
+            Sink::Direct(_) => {}
             Sink::Store(store) => {
                 let holdings = store.holdings();
                 counts.evicted_spans = holdings.evicted_spans;
@@ -312,11 +358,23 @@ impl ShimHandle {
         counts
     }
 
+    fn start_senders(&self) -> JoinSet<()> {
+        let mut senders = JoinSet::new();
+        if let Sink::Queue(queue) = &self.sink {
+            for (backend, outlet) in self.outlets.iter().enumerate() {
+                let (outlet, queue) = (Arc::clone(outlet), Arc::clone(queue));
+                let counters = Arc::clone(&self.counters);
+                Exporter::new(outlet, backend, queue, counters).start(&mut senders);
+            }
+        }
+        senders
+    }
+
     /// A trace by its id: hex of any case, leading zeros optional. None when it is not known, or
     /// when spans are forwarded and not kept.
     pub fn trace(&self, trace_id: &str) -> Option<Trace> {
         match &self.sink {
-            Sink::Queue(_) => None,
+            Sink::Queue(_) | Sink::Direct(_) => None,
             Sink::Store(store) => store.trace(trace_id).map(Trace::from),
         }
     }

@@ -1,8 +1,8 @@
 //! Requests that the backend will never take, as JSON lines with the reason.
 //!
-//! A line is `{"time_unix_s", "reason", "spans", "request"}`; `request` is the protobuf message in
-//! base64, ready to be posted once the reason is gone. Two files take turns, so that the older half
-//! goes when the bound is reached.
+//! A line is `{"time_unix_s", "reason", "backend", "signal", "coding", "items", "request"}`; `request`
+//! is the protobuf message in base64, compressed by `coding`, ready to be posted once the reason is
+//! gone. Two files take turns, so that the older half goes when the bound is reached.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -35,14 +35,22 @@ impl DeadLetters {
     }
 
     /// Writes one letter; it is on disk when this returns.
-    pub(super) fn write(&mut self, payload: &Payload, reason: &str) -> io::Result<()> {
+    pub(super) fn write(
+        &mut self,
+        backend: &str,
+        payload: &Payload,
+        reason: &str,
+    ) -> io::Result<()> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let mut line = serde_json::json!({
             "time_unix_s": now.as_secs(),
             "reason": reason,
-            "spans": payload.spans,
+            "backend": backend,
+            "signal": payload.signal.as_str(),
+            "coding": payload.coding.as_str(),
+            "items": payload.items,
             "request": STANDARD.encode(&payload.bytes),
         })
         .to_string();
@@ -79,30 +87,37 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::signal::Signal;
 
     #[test]
     fn letters_hold_reason_and_bytes_and_the_oldest_go_first() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut letters = DeadLetters::new(dir.path(), 2_000);
+        let mut letters = DeadLetters::new(dir.path(), 4_000);
         for number in 0..100_u64 {
-            let payload = Payload::new(Bytes::from(vec![number as u8; 30]), number);
-            letters.write(&payload, "not \"yours\"").expect("written");
+            let payload = Payload::plain(Signal::Logs, Bytes::from(vec![number as u8; 30]), number);
+            letters
+                .write("eu", &payload, "not \"yours\"")
+                .expect("written");
         }
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).expect("there");
         let both = read(OLDER_FILE) + &read(FILE);
-        assert!(both.len() <= 2_000);
+        assert!(both.len() <= 4_000);
         let lines: Vec<serde_json::Value> = both
             .lines()
             .map(|line| serde_json::from_str(line).expect("JSON"))
             .collect();
         assert!(lines.len() > 5);
         for (line, number) in lines.iter().rev().zip((0..100_u64).rev()) {
+            assert_eq!(
+                (&line["signal"], &line["backend"]),
+                (&"logs".into(), &"eu".into())
+            );
             assert_eq!(line["reason"], "not \"yours\"");
-            assert_eq!(line["spans"], number);
+            assert_eq!(line["items"], number);
             let bytes = STANDARD.decode(line["request"].as_str().expect("text"));
             assert_eq!(bytes.expect("base64"), [number as u8; 30]);
         }
-        let large = Payload::new(Bytes::from(vec![0; 2_000]), 1);
-        assert!(letters.write(&large, "no").is_err());
+        let large = Payload::plain(Signal::Logs, Bytes::from(vec![0; 4_000]), 1);
+        assert!(letters.write("eu", &large, "no").is_err());
     }
 }

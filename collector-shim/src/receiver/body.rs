@@ -1,14 +1,13 @@
 //! Request bodies, read and decompressed under bounds of size and time.
 
-use std::io::Read;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use flate2::bufread::MultiGzDecoder;
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
 use super::room::Room;
+use crate::coding::{self, Coding, DecodeError};
 use crate::intake::{Refusal, beside_if_large};
 
 /// How slow a sender may be.
@@ -29,8 +28,6 @@ const PACE: Pace = Pace {
 };
 /// How much is set aside at first for a body, whatever length it announces.
 const FIRST_CAPACITY_BYTES: usize = 64 * 1024;
-/// How much is decompressed before there must be room for more.
-const CHUNK_BYTES: u64 = 64 * 1024;
 
 /// Reads all of `body`. `check` sees what has come so far and may refuse early.
 pub(crate) async fn read<B>(
@@ -104,28 +101,24 @@ where
     Ok(all.freeze())
 }
 
-/// Decompresses `compressed`, which may be several gzip members, into at most `max_bytes`.
-pub(crate) async fn gunzip(
+/// Decompresses `compressed` into at most `max_bytes`.
+pub(crate) async fn decompress(
+    coding: Coding,
     compressed: Bytes,
     max_bytes: usize,
     mut room: Room,
 ) -> Result<(Bytes, Room), Refusal> {
     // What matters for the time is what comes out, which only doing it tells.
     beside_if_large(compressed.len() * 8, move || {
-        let mut plain = Vec::new();
-        let mut decoder = MultiGzDecoder::new(&compressed[..]);
-        loop {
-            let came = (&mut decoder)
-                .take(CHUNK_BYTES)
-                .read_to_end(&mut plain)
-                .map_err(|error| Refusal::Malformed(format!("broken gzip: {error}")))?;
-            if plain.len() > max_bytes {
-                return Err(Refusal::TooLarge { max_bytes });
+        let plain = coding::decompress(coding, &compressed, max_bytes, |more| room.take(more));
+        match plain {
+            Ok(plain) => Ok((Bytes::from(plain), room)),
+            Err(DecodeError::TooLarge { max_bytes }) => Err(Refusal::TooLarge { max_bytes }),
+            Err(DecodeError::NoRoom(refusal)) => Err(refusal),
+            Err(DecodeError::Broken(error)) => {
+                let reason = format!("broken {}: {error}", coding.as_str());
+                Err(Refusal::Malformed(reason))
             }
-            if came == 0 {
-                return Ok((Bytes::from(plain), room));
-            }
-            room.take(came)?;
         }
     })
     .await

@@ -35,10 +35,9 @@ impl fmt::Display for Protocol {
 }
 
 /// How requests are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
-    /// `none`, the default.
-    #[default]
+    /// `none`, which an exporter of its own spans takes for the default.
     None,
     /// `gzip`.
     Gzip,
@@ -55,8 +54,9 @@ pub struct ExporterSettings {
     pub headers: HeaderMap,
     /// The longest that one export may take, its retries included.
     pub timeout: Duration,
-    /// The compression of requests.
-    pub compression: Compression,
+    /// The compression of requests, where one is named: who passes requests on may else leave them
+    /// as they came.
+    pub compression: Option<Compression>,
     /// Whether an endpoint without a scheme is reached without TLS.
     pub insecure: bool,
     /// The authorities to trust instead of the public ones.
@@ -89,7 +89,7 @@ impl ExporterSettings {
             protocol,
             headers: headers.unwrap_or_default(),
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
-            compression: compression.unwrap_or_default(),
+            compression,
             insecure: insecure.unwrap_or(false),
             certificate: tls.certificate,
             client_key: tls.client_key,

@@ -77,7 +77,7 @@ fn grpc(settings: &ExporterSettings, last_failure: LastFailure) -> Result<SpanEx
         .with_timeout(settings.timeout)
         .with_interceptor(own_metadata)
         .with_retry_policy(retry_policy());
-    if settings.compression == Compression::Gzip {
+    if settings.compression == Some(Compression::Gzip) {
         builder = builder.with_compression(opentelemetry_otlp::Compression::Gzip);
     }
     builder.build().map_err(|error| chain(&error))
@@ -94,7 +94,7 @@ fn http(
         .with_timeout(settings.timeout)
         .with_http_client(OtlpHttpClient::new(settings, last_failure))
         .with_retry_policy(retry_policy());
-    if settings.compression == Compression::Gzip {
+    if settings.compression == Some(Compression::Gzip) {
         builder = builder.with_compression(opentelemetry_otlp::Compression::Gzip);
     }
     builder.build()

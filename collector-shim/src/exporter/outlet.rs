@@ -1,0 +1,208 @@
+//! The way to one backend: a request is carried once, in a form that the backend takes.
+//!
+//! Two things are learnt from its answers: which signals it does not have, and which codings it does
+//! not decompress. Jaeger has traces alone, and a server built on tonic knows zstd only if asked.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lantern_telemetry::{ExporterSettings, Protocol, config::Compression};
+
+use super::{Answer, Cause, grpc, http};
+use crate::coding::{self, Coding};
+use crate::config::Backend;
+use crate::counts::PerSignal;
+use crate::queue::Payload;
+use crate::signal::{Signal, Signals};
+
+/// A signal that the backend did not have is offered again after this: it may have been replaced.
+const LACKING_LIMIT: Duration = Duration::from_secs(300);
+
+enum Client {
+    Grpc(grpc::GrpcClient),
+    Http(http::HttpClient),
+}
+
+/// See the module.
+pub(crate) struct Outlet {
+    pub(crate) name: String,
+    pub(crate) endpoint: String,
+    client: Client,
+    timeout: Duration,
+    compression: Option<Compression>,
+    signals: Signals,
+    /// Which signals it has taken, or did not have.
+    known: Mutex<PerSignal<Known>>,
+    refuses_gzip: AtomicBool,
+    refuses_zstd: AtomicBool,
+}
+
+/// What is known of a backend and a signal.
+#[derive(Debug, Clone, Copy, Default)]
+enum Known {
+    #[default]
+    Nothing,
+    Taken,
+    LackingSince(Instant),
+}
+
+impl Outlet {
+    pub(crate) fn new(backend: &Backend) -> Outlet {
+        let settings = &backend.exporter;
+        Outlet {
+            name: backend.name.clone(),
+            endpoint: settings.endpoint.clone(),
+            client: client(settings),
+            timeout: settings.timeout,
+            compression: settings.compression,
+            signals: backend.signals,
+            known: Mutex::default(),
+            refuses_gzip: AtomicBool::new(false),
+            refuses_zstd: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it is to be sent `signal`, as far as is known.
+    pub(crate) fn takes(&self, signal: Signal) -> bool {
+        let is_lacking = matches!(
+            self.known().of(signal),
+            Known::LackingSince(then) if then.elapsed() < LACKING_LIMIT
+        );
+        self.is_meant_for(signal) && !is_lacking
+    }
+
+    /// Whether it was meant to be sent `signal`.
+    pub(super) fn is_meant_for(&self, signal: Signal) -> bool {
+        let has_place = match &self.client {
+            Client::Grpc(_) => true,
+            Client::Http(client) => client.has_place_for(signal),
+        };
+        self.signals.has(signal) && has_place
+    }
+
+    /// Sends `payload` once.
+    pub(super) async fn send(&self, payload: &Payload) -> Answer {
+        let (coding, bytes) = self.coded(payload);
+        let answer = self.attempt(payload.signal, coding, bytes).await;
+        let is_of_unknown_kind = matches!(
+            &answer,
+            Answer::Refused(rejection) if rejection.cause == Cause::Kind
+        );
+        if is_of_unknown_kind && coding != Coding::Identity {
+            return self.send_decompressed(payload, coding).await;
+        }
+        self.learn(payload.signal, &answer);
+        answer
+    }
+
+    /// The backend may not have the signal, or not the coding: the same in none tells.
+    async fn send_decompressed(&self, payload: &Payload, refused: Coding) -> Answer {
+        let plain = decompressed(payload);
+        let answer = self.attempt(payload.signal, Coding::Identity, plain).await;
+        if let Answer::Accepted(_) = &answer {
+            let endpoint = &self.endpoint;
+            let coding = refused.as_str();
+            tracing::info!(
+                endpoint,
+                coding,
+                "backend does not decompress this, it gets it plain"
+            );
+            self.refuses(refused)
+                .into_iter()
+                .for_each(|refuses| refuses.store(true, Relaxed));
+        }
+        self.learn(payload.signal, &answer);
+        answer
+    }
+
+    async fn attempt(&self, signal: Signal, coding: Coding, bytes: Bytes) -> Answer {
+        let sending = async {
+            match &self.client {
+                Client::Grpc(client) => client.send(signal, coding, bytes).await,
+                Client::Http(client) => client.send(signal, coding, bytes).await,
+            }
+        };
+        tokio::time::timeout(self.timeout, sending)
+            .await
+            .unwrap_or_else(|_| Answer::later(format!("no answer within {:?}", self.timeout)))
+    }
+
+    /// `payload` as it is to leave: as it came, unless the settings or the backend want it
+    /// otherwise.
+    fn coded(&self, payload: &Payload) -> (Coding, Bytes) {
+        let is_refused = self
+            .refuses(payload.coding)
+            .is_some_and(|refuses| refuses.load(Relaxed));
+        let wants_gzip =
+            self.compression == Some(Compression::Gzip) && !self.refuses_gzip.load(Relaxed);
+        match payload.coding {
+            Coding::Identity if wants_gzip => (Coding::Gzip, coding::gzip(&payload.bytes).into()),
+            Coding::Identity => (Coding::Identity, payload.bytes.clone()),
+            Coding::Zstd if is_refused && wants_gzip => {
+                (Coding::Gzip, coding::gzip(&decompressed(payload)).into())
+            }
+            _ if is_refused || self.compression == Some(Compression::None) => {
+                (Coding::Identity, decompressed(payload))
+            }
+            coding => (coding, payload.bytes.clone()),
+        }
+    }
+
+    fn refuses(&self, coding: Coding) -> Option<&AtomicBool> {
+        match coding {
+            Coding::Identity => None,
+            Coding::Gzip => Some(&self.refuses_gzip),
+            Coding::Zstd => Some(&self.refuses_zstd),
+        }
+    }
+
+    fn learn(&self, signal: Signal, answer: &Answer) {
+        let mut known = self.known();
+        let known = known.of_mut(signal);
+        match (answer, *known) {
+            (Answer::Accepted(_), Known::Taken) | (Answer::Later { .. }, _) => {}
+            (Answer::Accepted(_), _) => *known = Known::Taken,
+            (Answer::Refused(rejection), Known::Nothing | Known::LackingSince(_))
+                if rejection.cause == Cause::Kind =>
+            {
+                *known = Known::LackingSince(Instant::now());
+                let (endpoint, reason) = (&self.endpoint, &rejection.reason);
+                let again_after = LACKING_LIMIT;
+                tracing::warn!(
+                    endpoint, %signal, reason, ?again_after, "backend does not have this signal, it is not sent"
+                );
+            }
+            (Answer::Refused(_), _) => {}
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, PerSignal<Known>> {
+        self.known.lock().expect("no holder of this lock panics")
+    }
+}
+
+fn client(settings: &ExporterSettings) -> Client {
+    match settings.protocol {
+        Protocol::Grpc => Client::Grpc(grpc::GrpcClient::new(settings)),
+        Protocol::HttpProtobuf => Client::Http(http::HttpClient::new(settings)),
+    }
+}
+
+/// What is in `payload`. The receiver has decompressed it before, within its bound.
+fn decompressed(payload: &Payload) -> Bytes {
+    if payload.coding == Coding::Identity {
+        return payload.bytes.clone();
+    }
+    let unbounded = |_| Ok::<_, std::convert::Infallible>(());
+    let plain = coding::decompress(payload.coding, &payload.bytes, usize::MAX, unbounded);
+    plain.expect("it was decompressed when it came").into()
+}
+
+impl std::fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Its headers are secrets.
+        write!(f, "Outlet({} {})", self.name, self.endpoint)
+    }
+}
