@@ -47,7 +47,7 @@ pub(crate) enum Command {
     Proxy(lantern_proxy::Args),
     /// Take OTLP in and forward it to a backend, or keep the traces and show them
     #[command(after_help = lantern_shim::AFTER_HELP)]
-    Shim(lantern_shim::Args),
+    Shim(Box<lantern_shim::Cli>),
     /// Start an HTTP server behind the tracing proxy: lantern instrument -- CMD…
     Instrument(Box<instrument::Args>),
     /// Send one traced completion request, as vLLM's dummy client does

@@ -44,9 +44,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = Settings::from_env()?;
     process::init_logging(settings.log_filter());
     let Args { mut proxy, command } = args;
-    if proxy.upstreams.is_empty() {
-        proxy.upstreams.push(upstream_of(&command)?);
-    }
+    proxy.default_upstream(|| upstream_of(&command))?;
     let config = proxy.into_config()?;
     let telemetry = Telemetry::start(&settings, "lantern-proxy")?;
     let proxy = Proxy::bind(config, &telemetry).await?;

@@ -30,7 +30,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(*args).await?,
         Command::Serve(args) => lantern_inference::run(*args).await?,
         Command::Proxy(args) => lantern_proxy::run(args).await?,
-        Command::Shim(args) => lantern_shim::run(args).await?,
+        Command::Shim(args) => lantern_shim::run(*args).await?,
         Command::Client(args) => client::run(args).await?,
         Command::Instrument(args) => return instrument::run(*args).await,
     }

@@ -26,9 +26,10 @@ const POLL: Duration = Duration::from_millis(5);
 /// What requests call the model that the repository ships.
 const BUNDLED_MODEL_NAME: &str = "lantern-tiny";
 /// The spans of one completion through the whole path.
-const SPANS: [&str; 6] = [
+const SPANS: [&str; 7] = [
     "client-span",
     "POST /v1/completions",
+    "POST",
     "llm_request",
     "queue",
     "prefill",

@@ -12,6 +12,7 @@ const MIN_BAR_COLUMNS: usize = 16;
 /// Attributes worth a place beside the bar, and the short name they get there.
 const KEY_ATTRIBUTES: &[(&str, &str)] = &[
     ("http.response.status_code", "status"),
+    ("http.request.resend_count", "resend"),
     ("gen_ai.request.model", "model"),
     ("gen_ai.usage.prompt_tokens", "prompt"),
     ("gen_ai.usage.completion_tokens", "completion"),

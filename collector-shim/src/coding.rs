@@ -4,9 +4,11 @@ use std::io::{self, Read};
 
 use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
+use serde::{Deserialize, Serialize};
 
 /// The content codings of OTLP that are spoken here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Coding {
     #[default]
     Identity,
@@ -16,8 +18,10 @@ pub(crate) enum Coding {
 
 /// How much is decompressed before there must be room for more.
 const CHUNK_BYTES: u64 = 64 * 1024;
-/// What a decompressed request is thought to need at first, whatever it announces.
-const FIRST_CAPACITY_BYTES: usize = 64 * 1024;
+/// How many times as long as its bytes a request is thought to be, and how much is set aside for that
+/// at most: what is then wrong costs a copy, or room that is not used.
+const USUAL_RATIO: usize = 8;
+const MAX_FIRST_CAPACITY_BYTES: usize = 1024 * 1024;
 /// The window of a zstd stream, as a power of two: 8 MiB, what RFC 8878 asks decoders to take.
 const MAX_ZSTD_WINDOW_LOG: u32 = 23;
 
@@ -67,23 +71,27 @@ pub(crate) fn decompress<R>(
     max_bytes: usize,
     take: impl FnMut(usize) -> Result<(), R>,
 ) -> Result<Vec<u8>, DecodeError<R>> {
+    let capacity = compressed.len().saturating_mul(USUAL_RATIO);
+    let capacity = capacity.min(MAX_FIRST_CAPACITY_BYTES).min(max_bytes);
+    let read = |decoder: &mut dyn Read| read(decoder, capacity, max_bytes, take);
     match coding {
-        Coding::Identity => read(compressed, max_bytes, take),
-        Coding::Gzip => read(MultiGzDecoder::new(compressed), max_bytes, take),
+        Coding::Identity => read(&mut &compressed[..]),
+        Coding::Gzip => read(&mut MultiGzDecoder::new(compressed)),
         Coding::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(compressed)?;
             decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
-            read(decoder, max_bytes, take)
+            read(&mut decoder)
         }
     }
 }
 
 fn read<R>(
-    mut decoder: impl Read,
+    mut decoder: &mut dyn Read,
+    capacity: usize,
     max_bytes: usize,
     mut take: impl FnMut(usize) -> Result<(), R>,
 ) -> Result<Vec<u8>, DecodeError<R>> {
-    let mut plain = Vec::with_capacity(FIRST_CAPACITY_BYTES.min(max_bytes));
+    let mut plain = Vec::with_capacity(capacity);
     loop {
         let came = (&mut decoder).take(CHUNK_BYTES).read_to_end(&mut plain)?;
         if plain.len() > max_bytes {

@@ -6,9 +6,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
+use lantern_telemetry::serve::Limits;
 use lantern_telemetry::{ConfigError, ExporterSettings, Settings};
 
 use crate::signal::{Signal, Signals};
+pub use backends::{Backend, LogAck, QueueDir, Waiting};
+pub use door::{Door, DoorArgs, Origins};
+pub use limits::{LimitArgs, Pace};
+
+mod backends;
+mod door;
+mod limits;
 
 /// A year: what is longer is a mistake, and would be past what the clock can tell.
 const MAX_DRAIN_SECONDS: u64 = 365 * 86_400;
@@ -47,6 +55,11 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_REQUEST_BYTES)]
     pub max_request_bytes: usize,
 
+    /// Forward to this backend; may be repeated. NAME is for you to choose: settings of the backend are
+    /// LANTERN_BACKEND_NAME_PROTOCOL, …_HEADERS and so on
+    #[arg(long, value_name = "NAME=URL")]
+    pub backend: Vec<String>,
+
     /// With a backend: how much may wait for it before senders are told to come back
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_QUEUE_MAX_BYTES)]
     pub queue_max_bytes: usize,
@@ -66,6 +79,14 @@ pub struct Args {
     /// How long shutdown may take to send what still waits
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_DRAIN_TIMEOUT.as_secs())]
     pub drain_timeout_seconds: u64,
+
+    /// Who may send.
+    #[command(flatten)]
+    pub door: DoorArgs,
+
+    /// What clients may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// When a request is acknowledged to its sender.
@@ -77,35 +98,6 @@ pub enum Ack {
     /// sender's to wait for
     Backend,
     /// Once it is queued in memory
-    Memory,
-}
-
-/// Where requests wait for the backends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Waiting {
-    /// With their senders: a request is acknowledged once every backend has accepted it.
-    AtSender,
-    /// In memory.
-    InMemory,
-    /// On disk.
-    OnDisk(QueueDir),
-}
-
-/// A queue that survives the process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueueDir {
-    /// Where it is. One shim at a time has it.
-    pub path: PathBuf,
-    /// When a request is acknowledged.
-    pub ack: LogAck,
-}
-
-/// When a request that goes to a queue on disk is acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogAck {
-    /// Once it is written and synced.
-    Disk,
-    /// Once it is in memory, on its way to the disk.
     Memory,
 }
 
@@ -147,6 +139,12 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// How long shutdown may take to send what still waits.
     pub drain_timeout: Duration,
+    /// Who may send.
+    pub door: Door,
+    /// What clients may take on each port.
+    pub limits: Limits,
+    /// How slow a sender may be.
+    pub pace: Pace,
     /// Where the spans go.
     pub destination: Destination,
 }
@@ -170,31 +168,6 @@ pub enum Destination {
     },
 }
 
-/// Where to send to.
-#[derive(Debug, Clone)]
-pub struct Backend {
-    /// Its name: for log lines, metrics, and its place in a queue on disk.
-    pub name: String,
-    /// How it is reached.
-    pub exporter: ExporterSettings,
-    /// What it is sent of what is taken.
-    pub signals: Signals,
-}
-
-impl Backend {
-    /// The name of the backend that the `OTEL_EXPORTER_OTLP_…` variables name.
-    pub const DEFAULT_NAME: &str = "default";
-
-    /// The one backend, as the environment names it.
-    pub fn only(exporter: ExporterSettings) -> Backend {
-        Backend {
-            name: Backend::DEFAULT_NAME.to_owned(),
-            exporter,
-            signals: Signals::ALL,
-        }
-    }
-}
-
 /// Any free port of the loopback interface.
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
@@ -208,6 +181,9 @@ impl Config {
             signals: Signals::ALL,
             max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+            door: Door::default(),
+            limits: limits::DEFAULTS.ports(),
+            pace: limits::DEFAULTS.pace(),
             destination: Destination::Store {
                 max_bytes: DEFAULT_STORE_MAX_BYTES,
             },
@@ -231,17 +207,22 @@ impl Config {
 impl Args {
     /// Joins the command line with the environment: a backend named there is forwarded to, and
     /// without one the shim keeps traces itself.
-    pub fn into_config(self, settings: &Settings) -> Result<Config, ConfigError> {
+    ///
+    /// With `--backend` those are all of them, each with the variables of its name that `get` gives.
+    pub fn into_config(
+        self,
+        settings: &Settings,
+        get: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Config, ConfigError> {
         self.check_bounds()?;
-        let destination = match settings.traces_endpoint() {
-            None => self.keeping()?,
-            Some(named) => {
-                self.check_not_ourselves(named, settings)?;
-                Destination::Backends {
-                    backends: vec![Backend::only(settings.exporter().clone())],
-                    queue_max_bytes: self.queue_max_bytes,
-                    waiting: self.waiting()?,
-                }
+        let backends = self.backends(settings, get)?;
+        let destination = if backends.is_empty() {
+            self.keeping()?
+        } else {
+            Destination::Backends {
+                backends,
+                queue_max_bytes: self.queue_max_bytes,
+                waiting: self.waiting()?,
             }
         };
         Ok(Config {
@@ -254,13 +235,47 @@ impl Args {
             signals: self.signals.iter().copied().collect(),
             max_request_bytes: self.max_request_bytes,
             drain_timeout: Duration::from_secs(self.drain_timeout_seconds),
+            limits: self.limits.ports(),
+            pace: self.limits.pace(),
+            door: self.door.into_door()?,
             destination,
         })
     }
 
+    fn backends(
+        &self,
+        settings: &Settings,
+        get: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Vec<Backend>, ConfigError> {
+        let named = match (settings.traces_endpoint(), &self.backend[..]) {
+            (None, []) => return Ok(Vec::new()),
+            (Some(named), []) => {
+                let variable = settings.traces_endpoint_variable();
+                let variable = variable.expect("whatever named the endpoint is known");
+                let backend = Backend::only(settings.exporter().clone());
+                vec![(variable, named, backend)]
+            }
+            (_, flags) => {
+                let backends = backends::read(flags, get)?;
+                let named = flags.iter().zip(backends);
+                named
+                    .map(|(flag, backend)| (backends::FLAG, flag.as_str(), backend))
+                    .collect()
+            }
+        };
+        named
+            .into_iter()
+            .map(|(variable, named, backend)| {
+                self.check_not_ourselves(variable, named, &backend.exporter.endpoint)?;
+                Ok(backend)
+            })
+            .collect()
+    }
+
     /// Without a backend.
     fn keeping(&self) -> Result<Destination, ConfigError> {
-        const BACKEND: &str = "with a backend to send to (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)";
+        const BACKEND: &str =
+            "with a backend to send to (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or --backend)";
         if let Some(path) = &self.queue_dir {
             let allowed = format!("a directory, {BACKEND}");
             let path = path.display().to_string();
@@ -329,8 +344,12 @@ impl Args {
     }
 
     /// A shim that sends to itself would send for ever.
-    fn check_not_ourselves(&self, named: &str, settings: &Settings) -> Result<(), ConfigError> {
-        let endpoint = &settings.exporter().endpoint;
+    fn check_not_ourselves(
+        &self,
+        variable: &str,
+        named: &str,
+        endpoint: &str,
+    ) -> Result<(), ConfigError> {
         let uri: Uri = endpoint.parse().expect("the settings hold a checked URL");
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri
@@ -354,8 +373,6 @@ impl Args {
         if is_ours(self.grpc) || is_ours(self.http) {
             let allowed = "a backend's address: this is where the shim itself listens \
                            (--grpc, --http)";
-            let variable = settings.traces_endpoint_variable();
-            let variable = variable.expect("whatever named the endpoint is known");
             return Err(ConfigError::new(variable, named, allowed));
         }
         Ok(())
@@ -380,7 +397,7 @@ mod tests {
                 .map(str::to_owned)
         })?;
         let cli = Cli::try_parse_from(["shim"].iter().chain(flags)).expect("flags parse");
-        cli.args.into_config(&settings)
+        cli.args.into_config(&settings, &|_| None)
     }
 
     #[test]
@@ -477,6 +494,8 @@ mod tests {
             false,
         );
         check(&[], "http://jaeger:4317", false);
+        let named = ["--backend", "eu=http://localhost:4317"];
+        check(&named, "http://jaeger:4317", true);
     }
 
     #[test]
@@ -489,7 +508,7 @@ mod tests {
                 (name == variable).then(|| "http://localhost:4317".to_owned())
             });
             let cli = Cli::try_parse_from(["shim"]).expect("no flags");
-            let config = cli.args.into_config(&settings.expect("valid"));
+            let config = cli.args.into_config(&settings.expect("valid"), &|_| None);
             let error = config.expect_err("ourselves").to_string();
             assert!(error.starts_with(&format!("{variable}='")), "{error}");
         }

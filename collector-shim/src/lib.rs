@@ -8,9 +8,10 @@
 //! # Layout
 //!
 //! - [`config`]: the command line and the environment, made ready to use.
-//! - `shim`: [`Shim`], which binds and runs all of it, and [`ShimHandle`], which tells how it goes.
-//! - `serve`: an accept loop with its bounds, for every port.
-//! - `receiver`: OTLP in: `grpc`, `http`, `json`, bounded bodies, refusals in each protocol's words.
+//! - `shim`: [`Shim`], which binds and runs all of it.
+//! - `handle`: [`ShimHandle`]: what it is made of behind its ports, and what it tells of itself.
+//! - `receiver`: OTLP in: `grpc`, `http`, `json`, bounded bodies, bearer tokens, refusals in each
+//!   protocol's words.
 //! - [`Signal`]: traces, metrics, logs and profiles, and where each is posted.
 //! - `wire`: the walk: sound or not, how many spans or data points or the like, where to cut; its tables.
 //! - `coding`: gzip and zstd, undone in bounded memory.
@@ -18,34 +19,43 @@
 //! - `queue`: bounded in bytes, between the receivers and the senders; in memory or on disk.
 //! - `log`: the queue on disk: a checksummed log in segments, a cursor for each backend, recovery, dead
 //!   letters.
+//! - `encode`: protobuf as OTLP/JSON.
 //! - `exporter`: OTLP out: an `outlet` to each backend by `grpc` or `http`, senders from the queue,
 //!   `direct` with the sender waiting, and which answers are tried again.
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
 //! - `counts`: what came in and what became of it.
+//! - `tool`: `queue` and `dead-letters`, which show and send what lies in a queue's directory.
 //! - `program`: arguments to exit, for `lantern-shim` and for `lantern shim`.
 
 mod coding;
 pub mod config;
 mod counts;
+mod encode;
 mod exporter;
+mod handle;
 mod intake;
 mod log;
 mod program;
 mod queue;
 mod receiver;
-mod serve;
 mod shim;
 mod signal;
 mod store;
+mod tool;
 mod viewer;
 mod wire;
 
-pub use config::{Ack, Args, Backend, Config, Destination, LogAck, QueueDir, Waiting};
+pub use config::{
+    Ack, Args, Backend, Config, Destination, Door, DoorArgs, LimitArgs, LogAck, Origins, Pace,
+    QueueDir, Waiting,
+};
 pub use counts::Counts;
+pub use handle::ShimHandle;
 pub use log::QueueDirError;
-pub use program::{AFTER_HELP, run};
-pub use shim::{Error, Shim, ShimHandle};
+pub use program::{AFTER_HELP, Cli, run};
+pub use receiver::tokens::Tokens;
+pub use shim::{Error, Shim};
 pub use signal::{Signal, Signals};
 pub use store::{
     Attribute, Event, Link, Resource, Scope, Span, SpanKind, Status, StatusCode, Trace, Value,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use lantern_shim::{AFTER_HELP, Args};
+use lantern_shim::AFTER_HELP;
 use lantern_telemetry::process;
 
 /// Takes OTLP in by gRPC and HTTP, and forwards it to a backend or shows it itself.
@@ -16,9 +16,9 @@ use lantern_telemetry::process;
 #[command(name = "lantern-shim", version, after_long_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
-    args: Args,
+    shim: lantern_shim::Cli,
 }
 
 fn main() -> ExitCode {
-    process::main(|cli: Cli| lantern_shim::run(cli.args))
+    process::main(|cli: Cli| lantern_shim::run(cli.shim))
 }

@@ -8,20 +8,18 @@ use ::http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
+use lantern_telemetry::serve::{Lifetime, Limits, Listener, Tls, Version, serve};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Destination, Waiting};
-use crate::counts::{Counters, Counts};
-use crate::exporter::{Direct, Exporter, Outlet};
+use crate::config::{Config, Destination, Door};
+use crate::handle::ShimHandle;
 use crate::intake::{Intake, Sink};
-use crate::log::{Log, QueueDirError};
-use crate::queue::{Level, MemoryQueue, Queue};
+use crate::log::QueueDirError;
+use crate::queue::{Level, Queue};
 use crate::receiver::{Receiver, grpc, http};
-use crate::serve::{LIMITS, Lifetime, Version, serve};
 use crate::signal::Signal;
-use crate::store::{Store, Trace};
 use crate::viewer;
 
 /// Why a shim does not start, or does not end well.
@@ -66,14 +64,6 @@ struct Port {
     address: SocketAddr,
 }
 
-/// Asks a shim, while it runs and after, what it has done.
-#[derive(Debug, Clone)]
-pub struct ShimHandle {
-    pub(crate) sink: Sink,
-    pub(crate) outlets: Vec<Arc<Outlet>>,
-    pub(crate) counters: Arc<Counters>,
-}
-
 /// Connections may take this share of the time to drain; the rest is for the queue.
 const CONNECTION_SHARE: u32 = 3;
 
@@ -86,7 +76,7 @@ impl Shim {
             Some(address) => Some(Port::bind(address, "--viewer").await?),
             None => None,
         };
-        let handle = handle(&config.destination).await?;
+        let handle = ShimHandle::open(&config.destination).await?;
         Ok(Shim {
             grpc,
             http,
@@ -128,13 +118,16 @@ impl Shim {
             handle,
         } = self;
         let senders = handle.start_senders();
-        let receiver = Receiver::new(Intake {
+        let intake = Intake {
             sink: handle.sink.clone(),
             outlets: handle.outlets.clone(),
             counters: Arc::clone(&handle.counters),
             signals: config.signals,
             max_request_bytes: config.max_request_bytes,
-        });
+        };
+        let _following = follow(&config.door);
+        let receiver = Receiver::new(intake, config.door, config.pace);
+        let limits = config.limits;
         let grace = config.drain_timeout / CONNECTION_SHARE;
         // Each port has its own end: one that is through must not take another's requests with it.
         let lifetime = || Lifetime {
@@ -142,8 +135,8 @@ impl Shim {
             abandoned: CancellationToken::new(),
             drain_grace: grace,
         };
-        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), lifetime()));
-        let receiving = serve_receivers((grpc, lifetime()), (http, lifetime()), receiver);
+        let viewing = viewer.map(|port| serve_viewer(port, handle.clone(), limits, lifetime()));
+        let receiving = serve_receivers((grpc, lifetime()), (http, lifetime()), receiver, limits);
         let stopping = async {
             shutdown.cancelled().await;
             tokio::time::Instant::now() + config.drain_timeout
@@ -163,6 +156,7 @@ impl Shim {
     }
 
     fn log_start(&self) {
+        self.warn_of_open_tokens();
         let (grpc, http) = (self.grpc_addr(), self.http_addr());
         match &self.config.destination {
             Destination::Store { max_bytes } => match self.viewer_addr() {
@@ -193,48 +187,18 @@ impl Shim {
     }
 }
 
-async fn handle(destination: &Destination) -> Result<ShimHandle> {
-    let (backends, max_bytes, waiting) = match destination {
-        Destination::Store { max_bytes } => {
-            return Ok(ShimHandle {
-                sink: Sink::Store(Arc::new(Store::new(*max_bytes))),
-                outlets: Vec::new(),
-                counters: Arc::default(),
-            });
+impl Shim {
+    /// A token that others can read is none.
+    fn warn_of_open_tokens(&self) {
+        let door = &self.config.door;
+        let ports = [self.grpc_addr(), self.http_addr()];
+        let is_open = door.tls.is_none() && ports.iter().any(|port| !port.ip().is_loopback());
+        if door.tokens.is_some() && is_open {
+            tracing::warn!(
+                "bearer tokens come in unencrypted: --tls-cert and --tls-key change that"
+            );
         }
-        Destination::Backends {
-            backends,
-            queue_max_bytes,
-            waiting,
-        } => (backends, *queue_max_bytes, waiting.clone()),
-    };
-    let counters = Arc::new(Counters::new(backends.len()));
-    let outlets: Vec<_> = backends.iter().map(Outlet::new).map(Arc::new).collect();
-    let sink = match waiting {
-        Waiting::AtSender => {
-            let direct = Direct::new(outlets.clone(), max_bytes, Arc::clone(&counters));
-            Sink::Direct(Arc::new(direct))
-        }
-        Waiting::InMemory => {
-            let queue = MemoryQueue::new(max_bytes, backends.len());
-            Sink::Queue(Arc::new(Queue::Memory(queue)))
-        }
-        Waiting::OnDisk(dir) => {
-            let counters = Arc::clone(&counters);
-            let names = backends.iter().map(|backend| backend.name.clone());
-            let names = names.collect();
-            // All that waits is read once.
-            let opening =
-                tokio::task::spawn_blocking(move || Log::open(dir, max_bytes, names, counters));
-            let log = opening.await.expect("opening a log does not panic")?;
-            Sink::Queue(Arc::new(Queue::Disk(log)))
-        }
-    };
-    Ok(ShimHandle {
-        sink,
-        outlets,
-        counters,
-    })
+    }
 }
 
 impl Port {
@@ -248,21 +212,44 @@ impl Port {
         let address = listener.local_addr().map_err(failed)?;
         Ok(Port { listener, address })
     }
+
+    fn speaking(self, tls: Option<Arc<Tls>>) -> Listener {
+        Listener::new(self.listener, tls)
+    }
 }
 
-async fn serve_receivers(grpc: (Port, Lifetime), http: (Port, Lifetime), receiver: Receiver) {
+/// Looks for changes in the files of `door` for as long as the answer lives.
+fn follow(door: &Door) -> JoinSet<()> {
+    let mut following = JoinSet::new();
+    let interval = door.reload_interval;
+    if let Some(tls) = &door.tls {
+        following.spawn(Arc::clone(tls).follow(interval));
+    }
+    if let Some(tokens) = &door.tokens {
+        following.spawn(Arc::clone(tokens).follow(interval));
+    }
+    following
+}
+
+async fn serve_receivers(
+    grpc: (Port, Lifetime),
+    http: (Port, Lifetime),
+    receiver: Receiver,
+    limits: Limits,
+) {
+    let tls = receiver.door.tls.clone();
     let router = TowerToHyperService::new(http::router(receiver.clone()));
     let grpc_service =
         service_fn(move |request: Request<Incoming>| grpc::serve(receiver.clone(), request));
     let (grpc, http) = (
         serve(
-            grpc.0.listener,
+            grpc.0.speaking(tls.clone()),
             Version::Http2,
             grpc_service,
-            LIMITS,
+            limits,
             grpc.1,
         ),
-        serve(http.0.listener, Version::Any, router, LIMITS, http.1),
+        serve(http.0.speaking(tls), Version::Any, router, limits, http.1),
     );
     tokio::join!(grpc, http);
 }
@@ -270,10 +257,11 @@ async fn serve_receivers(grpc: (Port, Lifetime), http: (Port, Lifetime), receive
 fn serve_viewer(
     port: Port,
     handle: ShimHandle,
+    limits: Limits,
     lifetime: Lifetime,
 ) -> impl Future<Output = ()> + use<> {
     let router = TowerToHyperService::new(viewer::router(handle));
-    serve(port.listener, Version::Any, router, LIMITS, lifetime)
+    serve(port.listener, Version::Any, router, limits, lifetime)
 }
 
 /// Lets the senders empty the queue until `deadline`.
@@ -309,73 +297,6 @@ async fn drain(
                 "stopped; what waits is sent after the next start"
             );
             Ok(())
-        }
-    }
-}
-
-impl ShimHandle {
-    /// What spans came in and what became of them.
-    pub fn counts(&self) -> Counts {
-        self.counts_of(Signal::Traces)
-    }
-
-    /// The same of another signal: data points, log records, profiles.
-    pub fn counts_of(&self, signal: Signal) -> Counts {
-        let counters = &self.counters;
-        // What became of items is read before what came in, so that the sums never run ahead.
-        let mut counts = Counts::default();
-        for backend in &counters.backends {
-            counts.delivered_spans += backend.delivered.of(signal).get();
-            counts.rejected_spans += backend.rejected.of(signal).get();
-            counts.unsent_spans += backend.unsent.of(signal).get();
-            counts.retries += backend.retries.get();
-        }
-        if signal == Signal::Traces {
-            counts.delivered_spans += counters.stored_spans.get();
-        }
-        counts.received_spans = counters.accepted.of(signal).total();
-        counts.refused_spans = counters.refused.of(signal).total();
-        counts.recovered_spans = counters.recovered.of(signal).get();
-        counts.damaged_records = counters.damaged_records.get();
-        counts.torn_bytes = counters.torn_bytes.get();
-        counts.dead_letters = counters.dead_letters.get();
-        match &self.sink {
-            Sink::Queue(queue) => {
-                let backends = 0..self.outlets.len();
-                let levels = backends.map(|backend| queue.level(backend));
-                for level in levels {
-                    counts.queued_spans += level.items.of(signal);
-                    counts.queued_bytes += level.bytes as u64;
-                }
-            }
-            Sink::Direct(_) => {}
-            Sink::Store(store) => {
-                let holdings = store.holdings();
-                counts.evicted_spans = holdings.evicted_spans;
-                counts.evicted_traces = holdings.evicted_traces;
-            }
-        }
-        counts
-    }
-
-    fn start_senders(&self) -> JoinSet<()> {
-        let mut senders = JoinSet::new();
-        if let Sink::Queue(queue) = &self.sink {
-            for (backend, outlet) in self.outlets.iter().enumerate() {
-                let (outlet, queue) = (Arc::clone(outlet), Arc::clone(queue));
-                let counters = Arc::clone(&self.counters);
-                Exporter::new(outlet, backend, queue, counters).start(&mut senders);
-            }
-        }
-        senders
-    }
-
-    /// A trace by its id: hex of any case, leading zeros optional. None when it is not known, or
-    /// when spans are forwarded and not kept.
-    pub fn trace(&self, trace_id: &str) -> Option<Trace> {
-        match &self.sink {
-            Sink::Queue(_) | Sink::Direct(_) => None,
-            Sink::Store(store) => store.trace(trace_id).map(Trace::from),
         }
     }
 }

@@ -106,13 +106,13 @@ impl Bodies {
 }
 
 /// Whether the body is what its type says, without an encoding around it.
-fn is_plain(headers: &HeaderMap) -> bool {
+pub(crate) fn is_plain(headers: &HeaderMap) -> bool {
     let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
     encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// Whether the body has this media type, whatever its parameters.
-fn has_type(headers: &HeaderMap, media_type: &[u8]) -> bool {
+pub(crate) fn has_type(headers: &HeaderMap, media_type: &[u8]) -> bool {
     let Some(value) = headers.get(CONTENT_TYPE) else {
         return false;
     };

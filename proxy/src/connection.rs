@@ -5,49 +5,197 @@
 //! sends it slowly; without any buffer, head and body of every small answer would cost a system
 //! call and a packet each. Here the buffer is flushed whenever a read finds nothing to do: while
 //! it waits for the upstream, pingora always also waits for the client.
+//!
+//! It also sees what becomes of requests that are never handed over ([`crate::refusal`]): their
+//! beginning is kept until a request is taken from the connection.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use bytes::{Buf as _, Bytes};
+use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::error::Failure;
+use crate::refusal::{Ends, Refusals};
+
 /// Holds the head and body of a short answer; larger writes pass by the buffer.
 const WRITE_BUFFER_BYTES: usize = 2048;
 
-#[derive(Debug)]
+/// How much of a request's head is kept until it is taken. What is longer is cut: it is there for the
+/// span of a request that is refused.
+const KEPT_HEAD_BYTES: usize = 1024;
+
+/// What every answer of HTTP/1 begins with.
+const ANSWER: &[u8] = b"HTTP/1.";
+/// What a connection of HTTP/2 begins with; its requests are refused within it.
+const HTTP2_PREFACE: &[u8] = b"PRI ";
+
+/// Whether a request has been taken from a connection. pingora hands it to each of the connection's
+/// sessions.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionPhase(AtomicU8);
+
+const AWAITS_REQUEST: u8 = 0;
+const IN_REQUEST: u8 = 1;
+/// As [`AWAITS_REQUEST`], and what is kept is the head of the last request.
+const REQUEST_OVER: u8 = 2;
+/// Bytes that come are not known to belong to a next request.
+const UNTRACKED: u8 = 3;
+
+impl ConnectionPhase {
+    /// Of the connection that a session belongs to.
+    pub(crate) fn of(digest: Option<&Digest>) -> Option<&Self> {
+        let user_data = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;
+        user_data.downcast_ref::<Arc<Self>>().map(Arc::as_ref)
+    }
+
+    /// A request has been handed over.
+    pub(crate) fn request_taken(&self) {
+        self.0.store(IN_REQUEST, Ordering::Relaxed);
+    }
+
+    /// What comes now is the next request, unless a rest of this one's body is to come.
+    pub(crate) fn request_over(&self, body_is_read: bool) {
+        let next = if body_is_read {
+            REQUEST_OVER
+        } else {
+            UNTRACKED
+        };
+        self.0.store(next, Ordering::Relaxed);
+    }
+}
+
 pub(crate) struct ClientConnection {
     stream: BufWriter<TcpStream>,
     socket: Arc<SocketDigest>,
     accepted: SystemTime,
+    phase: Arc<ConnectionPhase>,
+    digest: Arc<ProxyDigest>,
+    refusals: Refusals,
+    ends: Ends,
+    /// The beginning of a request that has not been taken.
+    head: Vec<u8>,
+    /// Whether the client has sent its last byte.
+    client_closed: bool,
+    /// What is left to write of the answer to a request that was refused. pingora's own is dropped.
+    refusal: Option<Bytes>,
+}
+
+impl fmt::Debug for ClientConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClientConnection").field(&self.ends).finish()
+    }
 }
 
 impl ClientConnection {
-    pub(crate) fn new(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn new(stream: TcpStream, peer: SocketAddr, refusals: Refusals) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         let socket = SocketDigest::from_raw_fd(stream.as_raw_fd());
-        let local = stream.local_addr().ok().map(Into::into);
+        let local = stream.local_addr().ok();
+        let ends = Ends {
+            peer,
+            local,
+            tls: false,
+        };
+        let local = local.map(Into::into);
         socket
             .peer_addr
             .set(Some(peer.into()))
             .expect("the digest is new");
         socket.local_addr.set(local).expect("the digest is new");
+        let phase = Arc::<ConnectionPhase>::default();
+        // The one place for data of ours that reaches every session of a connection.
+        let response = Box::new(ResponseHeader::build(200, None).expect("a status"));
+        let digest = ProxyDigest::new(response, Some(Box::new(Arc::clone(&phase))));
         Ok(Self {
             stream: BufWriter::with_capacity(WRITE_BUFFER_BYTES, stream),
             socket: Arc::new(socket),
             accepted: SystemTime::now(),
+            phase,
+            digest: Arc::new(digest),
+            refusals,
+            ends,
+            head: Vec::new(),
+            client_closed: false,
+            refusal: None,
         })
+    }
+
+    /// Whether what comes, or was kept, belongs to a request that nobody has taken.
+    fn awaits_request(&mut self) -> bool {
+        match self.phase.0.load(Ordering::Relaxed) {
+            AWAITS_REQUEST => true,
+            REQUEST_OVER => {
+                self.head.clear();
+                self.phase.0.store(AWAITS_REQUEST, Ordering::Relaxed);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Keeps what has been read of a request that may never be taken.
+    fn keep_head(&mut self, read: &[u8]) {
+        if !self.awaits_request() {
+            return;
+        }
+        if read.is_empty() {
+            self.client_closed = true;
+        } else {
+            let room = KEPT_HEAD_BYTES - self.head.len();
+            self.head.extend_from_slice(&read[..read.len().min(room)]);
+        }
+    }
+
+    /// Whether `bytes` are part of pingora's answer to a request that it refuses. The first time,
+    /// ours is made.
+    fn refuses(&mut self, bytes: &[u8]) -> bool {
+        if self.refusal.is_none() && bytes.starts_with(ANSWER) && self.awaits_request() {
+            let head = std::mem::take(&mut self.head);
+            let answer = self
+                .refusals
+                .answer(Failure::InvalidRequest, self.ends, &head);
+            self.refusal = Some(answer);
+        }
+        self.refusal.is_some()
+    }
+
+    /// Writes what is left of our own answer.
+    fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest) = self.refusal.as_mut().filter(|rest| rest.has_remaining()) {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
+            rest.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ClientConnection {
+    fn drop(&mut self) {
+        let awaits = self.awaits_request();
+        if awaits && !self.head.is_empty() && !self.head.starts_with(HTTP2_PREFACE) {
+            let failure = if self.client_closed {
+                Failure::ClientDisconnected
+            } else {
+                Failure::Aborted
+            };
+            self.refusals.record(failure, self.ends, &self.head);
+        }
     }
 }
 
@@ -57,7 +205,11 @@ impl AsyncRead for ClientConnection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let filled = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            self.keep_head(&buf.filled()[filled..]);
+        }
         if read.is_pending() && !self.stream.buffer().is_empty() {
             // Nothing to read and nothing more to add: what is buffered must not wait.
             if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
@@ -74,6 +226,9 @@ impl AsyncWrite for ClientConnection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.refuses(buf) {
+            return self.poll_refusal(cx).map_ok(|()| buf.len());
+        }
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -82,6 +237,10 @@ impl AsyncWrite for ClientConnection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if bufs.first().is_some_and(|first| self.refuses(first)) {
+            let bytes = bufs.iter().map(|buf| buf.len()).sum();
+            return self.poll_refusal(cx).map_ok(|()| bytes);
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -128,7 +287,7 @@ impl GetTimingDigest for ClientConnection {
 
 impl GetProxyDigest for ClientConnection {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        Some(Arc::clone(&self.digest))
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http::StatusCode;
+use opentelemetry::trace::TraceId;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType};
 use rustix::io::Errno;
 
@@ -28,6 +29,9 @@ pub enum Error {
 /// pingora's type for the error of an upstream whose name has no address.
 pub(crate) const UNRESOLVED: ErrorType = ErrorType::Custom("UpstreamUnresolved");
 
+/// pingora's type for a request to open a tunnel.
+pub(crate) const CONNECT: ErrorType = ErrorType::Custom("Connect");
+
 /// Why a request had no complete answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -48,6 +52,10 @@ pub(crate) enum Failure {
     UpstreamInvalidResponse,
     /// The process has no file descriptor left for a connection to the upstream.
     OutOfDescriptors,
+    /// More clients than the bound allows.
+    TooManyConnections,
+    /// CONNECT: this is no tunnel.
+    MethodNotAllowed,
     Internal,
     /// The proxy itself gave the request up: the drain timeout had passed, or it panicked.
     Aborted,
@@ -69,6 +77,7 @@ impl Failure {
             // pingora leaves the source of some failed writes to the client unset.
             | (ErrorSource::Unset, WriteError) => Self::ClientDisconnected,
             (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Self::ClientTimeout,
+            (ErrorSource::Downstream, etype) if *etype == CONNECT => Self::MethodNotAllowed,
             (ErrorSource::Downstream, _) => Self::InvalidRequest,
             (ErrorSource::Upstream, etype) => match etype {
                 ConnectRefused => Self::UpstreamConnectionRefused,
@@ -103,6 +112,8 @@ impl Failure {
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamInvalidResponse => "upstream_invalid_response",
             Self::OutOfDescriptors => "out_of_file_descriptors",
+            Self::TooManyConnections => "too_many_connections",
+            Self::MethodNotAllowed => "method_not_allowed",
             Self::Internal => "internal_error",
             Self::Aborted => "aborted",
         }
@@ -117,7 +128,10 @@ impl Failure {
             Self::UpstreamConnectTimeout | Self::UpstreamTimeout => {
                 Some(StatusCode::GATEWAY_TIMEOUT)
             }
-            Self::OutOfDescriptors => Some(StatusCode::SERVICE_UNAVAILABLE),
+            Self::OutOfDescriptors | Self::TooManyConnections => {
+                Some(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            Self::MethodNotAllowed => Some(StatusCode::METHOD_NOT_ALLOWED),
             Self::Internal => Some(StatusCode::INTERNAL_SERVER_ERROR),
             Self::UpstreamUnresolved
             | Self::UpstreamConnectionRefused
@@ -128,7 +142,7 @@ impl Failure {
     }
 
     /// For the client, who need not know where the upstream is.
-    fn message(self) -> &'static str {
+    pub(crate) fn message(self) -> &'static str {
         match self {
             Self::ClientDisconnected => "the client left",
             Self::ClientTimeout => "the request was not received in time",
@@ -142,19 +156,27 @@ impl Failure {
             Self::UpstreamTimeout => "the upstream server did not answer in time",
             Self::UpstreamClosed => "the upstream server closed the connection before it answered",
             Self::UpstreamInvalidResponse => "the upstream server's answer is not valid HTTP",
-            Self::OutOfDescriptors => "the proxy has too many connections",
+            Self::OutOfDescriptors | Self::TooManyConnections => {
+                "the proxy has too many connections"
+            }
+            Self::MethodNotAllowed => "the proxy opens no tunnels",
             Self::Internal => "the proxy failed to handle the request",
             Self::Aborted => "the proxy gave the request up",
         }
     }
 
     /// OpenAI's error body, which its clients turn into an exception with this message.
-    pub(crate) fn openai_body(self) -> Bytes {
+    pub(crate) fn openai_body(self, trace_id: Option<TraceId>) -> Bytes {
         let kind = match self.status() {
             Some(status) if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
-        openai_body(self.message(), kind, self.as_str())
+        let (message, code) = (self.message(), self.as_str());
+        let trace_id = trace_id.map_or_else(String::new, |id| format!(r#","trace_id":"{id}""#));
+        // The texts are ours and need no escaping.
+        Bytes::from(format!(
+            r#"{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":"{code}"{trace_id}}}}}"#
+        ))
     }
 }
 
@@ -165,13 +187,6 @@ fn is_out_of_descriptors(error: &PingoraError) -> bool {
         cause.and_then(Errno::from_io_error),
         Some(Errno::MFILE | Errno::NFILE)
     )
-}
-
-/// An error body. The arguments are literals that need no escaping.
-pub(crate) fn openai_body(message: &'static str, kind: &'static str, code: &'static str) -> Bytes {
-    Bytes::from(format!(
-        r#"{{"error":{{"message":"{message}","type":"{kind}","param":null,"code":"{code}"}}}}"#
-    ))
 }
 
 #[cfg(test)]
@@ -249,8 +264,12 @@ mod tests {
     #[test]
     fn the_body_is_that_of_openai() {
         assert_eq!(
-            Failure::UpstreamConnectionRefused.openai_body(),
+            Failure::UpstreamConnectionRefused.openai_body(None),
             r#"{"error":{"message":"the upstream server refused the connection","type":"server_error","param":null,"code":"upstream_connection_refused"}}"#
+        );
+        assert_eq!(
+            Failure::Internal.openai_body(Some(TraceId::from(0xabc))),
+            r#"{"error":{"message":"the proxy failed to handle the request","type":"server_error","param":null,"code":"internal_error","trace_id":"00000000000000000000000000000abc"}}"#
         );
     }
 }

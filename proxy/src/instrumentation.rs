@@ -3,10 +3,11 @@
 //! The names are those of the OpenTelemetry instrumentations, `OTEL_PYTHON_*` included, so that
 //! a deployment that traced its server with `opentelemetry-instrument` keeps its settings.
 
-use http::HeaderMap;
 use lantern_telemetry::config::{ConfigError, from_env};
 use opentelemetry::{KeyValue, StringValue};
-use opentelemetry_semantic_conventions::attribute::{HTTP_REQUEST_HEADER, HTTP_RESPONSE_HEADER};
+use opentelemetry_semantic_conventions::attribute::{
+    HTTP_REQUEST_HEADER, HTTP_REQUEST_METHOD, HTTP_REQUEST_METHOD_ORIGINAL, HTTP_RESPONSE_HEADER,
+};
 use regex::RegexSet;
 
 use crate::headers::{CapturedHeaders, HeaderNames};
@@ -16,6 +17,8 @@ const EXCLUDED_URLS_FASTAPI: &str = "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS";
 const EXCLUDED_URLS: &str = "OTEL_PYTHON_EXCLUDED_URLS";
 const CAPTURE_REQUEST: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST";
 const CAPTURE_RESPONSE: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE";
+const CAPTURE_CLIENT_REQUEST: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST";
+const CAPTURE_CLIENT_RESPONSE: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_RESPONSE";
 const SANITIZE_FIELDS: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS";
 
 /// RFC 9110, PATCH (RFC 5789) and QUERY; the usual ones first, since the list is scanned.
@@ -23,13 +26,19 @@ const DEFAULT_METHODS: &[&str] = &[
     "POST", "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "QUERY", "CONNECT", "TRACE",
 ];
 
+/// The method of a request whose method is unknown, or could not be read.
+pub(crate) const OTHER_METHOD: &str = "_OTHER";
+
 /// How HTTP spans are written. The default captures no header and excludes no URL.
 #[derive(Clone, Debug)]
 pub struct Instrumentation {
     known_methods: Vec<StringValue>,
     excluded_urls: Option<RegexSet>,
-    request_headers: CapturedHeaders,
-    response_headers: CapturedHeaders,
+    /// What is captured of heads on the client's side, and on the upstream's.
+    pub(crate) server_request: CapturedHeaders,
+    pub(crate) server_response: CapturedHeaders,
+    pub(crate) client_request: CapturedHeaders,
+    pub(crate) client_response: CapturedHeaders,
 }
 
 impl Default for Instrumentation {
@@ -48,18 +57,22 @@ impl Instrumentation {
     pub fn from_vars(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let get = |name| get(name).filter(|value| !value.trim().is_empty());
         let sanitize = header_names(SANITIZE_FIELDS, &get)?;
-        let request = header_names(CAPTURE_REQUEST, &get)?;
-        let response = header_names(CAPTURE_RESPONSE, &get)?;
+        let captured = |prefix, variable| {
+            let names = header_names(variable, &get)?;
+            Ok(CapturedHeaders::new(prefix, names, sanitize.clone()))
+        };
         Ok(Self {
             known_methods: known_methods(get(KNOWN_METHODS)),
             excluded_urls: excluded_urls(&get)?,
-            request_headers: CapturedHeaders::new(HTTP_REQUEST_HEADER, request, sanitize.clone()),
-            response_headers: CapturedHeaders::new(HTTP_RESPONSE_HEADER, response, sanitize),
+            server_request: captured(HTTP_REQUEST_HEADER, CAPTURE_REQUEST)?,
+            server_response: captured(HTTP_RESPONSE_HEADER, CAPTURE_RESPONSE)?,
+            client_request: captured(HTTP_REQUEST_HEADER, CAPTURE_CLIENT_REQUEST)?,
+            client_response: captured(HTTP_RESPONSE_HEADER, CAPTURE_CLIENT_RESPONSE)?,
         })
     }
 
     /// The value of `http.request.method`, or `None` for a method nobody knows.
-    pub(crate) fn known_method(&self, method: &str) -> Option<StringValue> {
+    fn known_method(&self, method: &str) -> Option<StringValue> {
         self.known_methods
             .iter()
             .find(|known| known.as_str() == method)
@@ -76,14 +89,25 @@ impl Instrumentation {
             .as_ref()
             .is_some_and(|excluded| excluded.is_match(url))
     }
+}
 
-    pub(crate) fn capture_request(&self, headers: &HeaderMap, attributes: &mut Vec<KeyValue>) {
-        self.request_headers.capture(headers, attributes);
+/// Appends the method's attributes and returns its place in a span's name, which has few distinct
+/// values: an unknown method is not in it.
+pub(crate) fn method_attributes<'a>(
+    instrumentation: &Instrumentation,
+    method: &'a str,
+    attributes: &mut Vec<KeyValue>,
+) -> &'a str {
+    if let Some(known) = instrumentation.known_method(method) {
+        attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, known));
+        return method;
     }
-
-    pub(crate) fn capture_response(&self, headers: &HeaderMap, attributes: &mut Vec<KeyValue>) {
-        self.response_headers.capture(headers, attributes);
+    attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, OTHER_METHOD));
+    if method != OTHER_METHOD {
+        let original = KeyValue::new(HTTP_REQUEST_METHOD_ORIGINAL, method.to_owned());
+        attributes.push(original);
     }
+    "HTTP"
 }
 
 fn known_methods(list: Option<String>) -> Vec<StringValue> {
@@ -185,6 +209,7 @@ mod tests {
             EXCLUDED_URLS,
             EXCLUDED_URLS_FASTAPI,
             CAPTURE_REQUEST,
+            CAPTURE_CLIENT_RESPONSE,
             SANITIZE_FIELDS,
         ] {
             let error = with(variable, "(")

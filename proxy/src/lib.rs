@@ -1,21 +1,24 @@
 //! A reverse proxy for LLM servers that gives every HTTP request its server span, so that the server
 //! behind it needs no tracing of HTTP at all.
 //!
-//! It continues the trace that a request brings, or starts one; tells the upstream its own span as
-//! the parent; and ends the span with the last byte of the answer. Bodies pass through as they
+//! It continues the trace that a request brings, or starts one; gives every attempt at an upstream a
+//! CLIENT span, which the upstream is told as the parent; and ends the SERVER span with the last byte
+//! of the answer. Bodies pass through as they
 //! come, in both directions: nothing is buffered or changed. Those of requests to a model are read in
 //! passing, for what they say of the model's work.
 //!
 //! # Layout
 //!
-//! - [`Args`] → [`Config`]: flags, checked before anything binds (`config`), and the environment of
-//!   the HTTP instrumentation ([`Instrumentation`]).
+//! - [`Args`] → [`Config`]: flags, variables and the file, checked before anything binds (`config`), and
+//!   the environment of the HTTP instrumentation ([`Instrumentation`]).
 //! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
 //!   socket as pingora sees it.
-//! - `service`: a request's life in pingora's phases; retries; `upstream`: whose turn it is;
-//!   `resolver`: where a name is.
-//! - `span`: the span and the guard that ends it; `route`, `redact` and `headers` find out what goes
-//!   onto it; `propagation`: trace headers in and out.
+//! - `service`: a request's life in pingora's phases; retries; `upstream`: where a request goes, by load
+//!   or by prompt, and who is out.
+//! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
+//!   `attempt`: the CLIENT spans. `origin`, `route`, `redact` and `headers` find out what goes onto
+//!   them; `propagation`: trace headers in and out; `identity`: what the client is told of them.
+//! - `refusal`: requests that pingora never hands over.
 //! - `bodies`: what passes between the heads; `sse` and `json` read it byte by byte, `genai` knows what
 //!   the APIs mean by it.
 //! - `program`: arguments to exit, for `lantern-proxy` and for `lantern proxy`.
@@ -30,6 +33,10 @@
 //! | `lantern.http.response.time_to_first_byte` | double, s | from the request's head to the first byte of the answer's |
 //! | `lantern.http.response.chunk_count` | int | pieces in which a body without Content-Length arrived |
 //! | `lantern.sse.event_count` | int | complete events of a `text/event-stream`, a closing `[DONE]` included |
+//! | `lantern.request.id` | string | the client's own `x-request-id`; without one, the request's id is the trace's |
+//!
+//! A CLIENT span has `http.request.resend_count` from the second attempt on, and as
+//! `lantern.upstream.request.id` the upstream's `x-request-id` where it is not ours.
 //!
 //! A `POST` to `/v1/completions`, `/v1/chat/completions`, `/v1/responses` or `/v1/embeddings` has the
 //! GenAI conventions' attributes too, of whatever its bodies say: `gen_ai.operation.name` always;
@@ -54,26 +61,27 @@
 //! `error.type` is the status code for an upstream's 5xx; otherwise `client_disconnected`,
 //! `client_timeout`, `invalid_request`, `upstream_unresolved`, `upstream_connection_refused`,
 //! `upstream_connect_timeout`, `upstream_connect_failed`, `upstream_timeout`, `upstream_closed`,
-//! `upstream_invalid_response`, `out_of_file_descriptors`, `internal_error`, or `aborted` for a request that the proxy gave up
-//! on shutdown. A status code is there only if the client was sent one.
-//!
-//! # What leaves no span
-//!
-//! pingora answers requests that it cannot parse (400), `CONNECT` (405) and connections over the
-//! bound (503) before any code of ours runs. These have no span.
+//! `upstream_invalid_response`, `out_of_file_descriptors`, `too_many_connections`,
+//! `method_not_allowed` (CONNECT), `internal_error`, or `aborted` for a request that the proxy gave up
+//! on shutdown. A status code is there only if the client was sent one. To an attempt a 4xx is an error
+//! too; to the request it is none of the server's, whoever answered it.
 
+mod attempt;
 mod bodies;
 mod config;
 mod connection;
 mod error;
 mod genai;
 mod headers;
+mod identity;
 mod instrumentation;
 mod json;
+mod observer;
+mod origin;
 mod program;
 mod propagation;
 mod redact;
-mod resolver;
+mod refusal;
 mod route;
 mod server;
 mod service;
@@ -81,9 +89,10 @@ mod span;
 mod sse;
 mod upstream;
 
-pub use config::{Args, Config};
+pub use config::{Args, Config, Flags};
 pub use error::Error;
 pub use instrumentation::Instrumentation;
+pub use origin::TrustedProxies;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
 pub use server::Proxy;
-pub use upstream::Upstream;
+pub use upstream::{Balance, Health, Upstream};

@@ -18,10 +18,16 @@ Examples:
   # Trace a server on port 8001; spans go to a collector on localhost:4317
   lantern proxy --upstream http://127.0.0.1:8001
 
-  # Two servers in turns, reachable from other machines, spans over HTTP
+  # Two servers, reachable from other machines, spans over HTTP
   OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf \\
   OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://collector:4318/v1/traces \\
   lantern proxy --listen 0.0.0.0:8000 --upstream http://gpu0:8001 --upstream http://gpu1:8001
+
+  # The same from a file, checked first: upstream = [\"http://gpu0:8001\", \"http://gpu1:8001,weight=2\"]
+  lantern proxy --config proxy.toml --check && lantern proxy --config proxy.toml
+
+Every flag is also a variable, LANTERN_PROXY_ and its name: LANTERN_PROXY_READ_TIMEOUT_SECONDS=60.
+A flag goes before its variable, a variable before the file.
 
 Environment (the standard OpenTelemetry variables, among them):
   OTEL_SERVICE_NAME                     name of this service [default: lantern-proxy]
@@ -35,10 +41,14 @@ Environment (the standard OpenTelemetry variables, among them):
   OTEL_PYTHON_FASTAPI_EXCLUDED_URLS, OTEL_PYTHON_EXCLUDED_URLS
                                         regular expressions; a URL that matches leaves no span";
 
-/// Proxies until SIGINT or SIGTERM.
+/// Proxies until SIGINT or SIGTERM; or, with `--check`, prints the settings.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let config = args.into_config()?;
     let settings = Settings::from_env()?;
+    if let Some(description) = args.checked()? {
+        print!("{description}");
+        return Ok(());
+    }
+    let config = args.into_config()?;
     process::init_logging(settings.log_filter());
     let shutdown = process::shutdown_on_signals();
     let telemetry = Telemetry::start(&settings, DEFAULT_SERVICE_NAME)?;

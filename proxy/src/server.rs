@@ -4,13 +4,13 @@
 //! pingora's own server would take over the process: signals, runtimes, listening sockets. Its
 //! HTTP engine alone can be handed connections, so several proxies fit into one process.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use lantern_telemetry::{LimitedLog, Telemetry};
-use pingora::apps::ServerApp;
+use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,8 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::connection::ClientConnection;
-use crate::error::{Error, openai_body};
+use crate::error::{Error, Failure};
+use crate::observer::Observer;
+use crate::refusal::{Ends, Refusals};
 use crate::service::{MAX_ATTEMPTS, Service};
+use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
 const POOLED_CONNECTIONS: usize = 1024;
@@ -39,6 +42,8 @@ pub struct Proxy {
     listener: TcpListener,
     local_addr: SocketAddr,
     app: Arc<HttpProxy<Service>>,
+    refusals: Refusals,
+    upstreams: Arc<Upstreams>,
     max_connections: usize,
     drain_timeout: Duration,
 }
@@ -61,12 +66,22 @@ impl Proxy {
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
             ..ServerConf::default()
         };
-        let mut app = HttpProxy::new(Service::new(config, telemetry), Arc::new(conf));
+        let observer = Arc::new(Observer::new(&config, telemetry));
+        let refusals = Refusals::new(Arc::clone(&observer));
+        let upstreams = Arc::new(Upstreams::new(&config));
+        let service = Service::new(Arc::clone(&upstreams), observer);
+        let mut app = HttpProxy::new(service, Arc::new(conf));
+        // The service refuses CONNECT itself, as it refuses everything else.
+        let mut options = HttpServerOptions::default();
+        options.allow_connect_method_proxying = true;
+        app.server_options = Some(options);
         app.handle_init_modules();
         Ok(Self {
             listener,
             local_addr,
             app: Arc::new(app),
+            refusals,
+            upstreams,
             max_connections,
             drain_timeout,
         })
@@ -83,13 +98,17 @@ impl Proxy {
         let Self {
             listener,
             app,
+            refusals,
+            upstreams,
             max_connections,
             drain_timeout,
             ..
         } = self;
+        let mut checks = JoinSet::new();
+        checks.spawn(check_for_ever(upstreams));
         let (closing, closing_watch) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(max_connections));
-        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+        let refusal_permits = Arc::new(Semaphore::new(MAX_REFUSALS));
         let mut connections = JoinSet::new();
         let (full_log, failed_log) = (LimitedLog::default(), LimitedLog::default());
         loop {
@@ -105,15 +124,25 @@ impl Proxy {
             match accepted {
                 Ok((stream, peer)) => match Arc::clone(&permits).try_acquire_owned() {
                     Ok(permit) => {
-                        let serving = serve(Arc::clone(&app), stream, peer, closing_watch.clone());
+                        let connection = ClientConnection::new(stream, peer, refusals.clone());
+                        let serving = serve(Arc::clone(&app), connection, closing_watch.clone());
                         connections.spawn(holding(permit, serving));
                     }
                     Err(_) => {
                         if let Some(refused) = full_log.due(1) {
                             tracing::warn!(max_connections, refused, "too many connections");
                         }
-                        if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
-                            connections.spawn(holding(permit, refuse(stream)));
+                        let ends = Ends {
+                            peer,
+                            local: stream.local_addr().ok(),
+                            tls: false,
+                        };
+                        match Arc::clone(&refusal_permits).try_acquire_owned() {
+                            Ok(permit) => {
+                                let refusing = refuse(stream, ends, refusals.clone());
+                                connections.spawn(holding(permit, refusing));
+                            }
+                            Err(_) => refusals.record(Failure::TooManyConnections, ends, &[]),
                         }
                     }
                 },
@@ -136,15 +165,14 @@ impl Proxy {
 
 async fn serve(
     app: Arc<HttpProxy<Service>>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    connection: io::Result<ClientConnection>,
     closing: watch::Receiver<bool>,
 ) {
-    match ClientConnection::new(stream, peer) {
+    match connection {
         Ok(connection) => {
             app.process_new(Box::new(connection), &closing).await;
         }
-        Err(error) => tracing::debug!(%peer, %error, "a connection ended before it began"),
+        Err(error) => tracing::debug!(%error, "a connection ended before it began"),
     }
 }
 
@@ -181,9 +209,10 @@ fn report(joined: Result<(), JoinError>) {
 }
 
 /// Answers a connection over the bound without reading its request.
-async fn refuse(mut stream: TcpStream) {
+async fn refuse(mut stream: TcpStream, ends: Ends, refusals: Refusals) {
+    let answer = refusals.answer(Failure::TooManyConnections, ends, &[]);
     let work = async {
-        stream.write_all(&refusal()).await?;
+        stream.write_all(&answer).await?;
         stream.shutdown().await?;
         // Closing with unread bytes would reset the connection before the answer is read.
         let mut ignored = [0; 1024];
@@ -191,18 +220,4 @@ async fn refuse(mut stream: TcpStream) {
         std::io::Result::Ok(())
     };
     let _ = tokio::time::timeout(REFUSAL_LIMIT, work).await;
-}
-
-fn refusal() -> Bytes {
-    let body = openai_body(
-        "the proxy has too many connections",
-        "server_error",
-        "too_many_connections",
-    );
-    let head = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    [head.as_bytes(), &body].concat().into()
 }

@@ -1,38 +1,37 @@
 //! The life of a request in pingora's phases:
 //!
 //! 1. `early_request_filter`: the span starts.
-//! 2. `upstream_peer`: whose turn it is; again after a failed attempt.
+//! 2. `request_filter`: the start of the body is looked at, if the choice of upstream depends on it.
+//!    `upstream_peer`: the choice; again after a failed attempt.
 //! 3. `upstream_request_filter`: trace context and forwarding headers.
 //! 4. `request_body_filter`: the request's body passes by, piece by piece; again for each attempt.
 //! 5. `response_filter`, `response_body_filter`: the answer passes by, piece by piece.
 //! 6. `fail_to_proxy` if there is no answer: one of ours.
 //! 7. `logging`: the span ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
-use lantern_telemetry::Telemetry;
-use opentelemetry_sdk::trace::SdkTracer;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
+use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
 
-use crate::config::Config;
-use crate::error::{Failure, UNRESOLVED};
-use crate::instrumentation::Instrumentation;
-use crate::propagation::TraceHeaders;
-use crate::span::{Arrival, RequestSpan, Transferred};
-use crate::upstream::{Cursor, Upstreams};
-
-/// How long an upstream connection is kept for the next request. uvicorn closes an idle connection
-/// after five seconds; closing first avoids most requests on connections that are just going away.
-const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+use crate::bodies::{has_type, is_plain};
+use crate::connection::ConnectionPhase;
+use crate::error::{CONNECT, Failure, UNRESOLVED};
+use crate::identity::{Identity, X_REQUEST_ID};
+use crate::observer::{Observed, Observer};
+use crate::origin::Arrival;
+use crate::span::{RequestSpan, Transferred};
+use crate::upstream::{Cursor, PrefixKey, Upstreams};
 
 /// How long an error answer waits for the rest of the request's body. Closing a connection with
 /// unread bytes resets it, and the client would never see the answer.
@@ -56,64 +55,41 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// The proxy as pingora calls it.
 pub(crate) struct Service {
-    tracer: SdkTracer,
-    trace_headers: TraceHeaders,
-    instrumentation: Instrumentation,
-    upstreams: Upstreams,
-    connect_timeout: Duration,
-    read_timeout: Duration,
+    observer: Arc<Observer>,
+    upstreams: Arc<Upstreams>,
 }
 
 /// What is known of one request. Dropping it ends its span.
 #[derive(Default)]
 pub(crate) struct RequestContext {
-    /// `None` before the first phase, and for a URL that is excluded.
-    span: Option<RequestSpan>,
+    /// `None` before the first phase.
+    observed: Option<Observed>,
     cursor: Option<Cursor>,
     /// Whether the upstream has said anything, a 1xx included.
     answered: bool,
 }
 
 impl Service {
-    pub(crate) fn new(config: Config, telemetry: &Telemetry) -> Self {
+    pub(crate) fn new(upstreams: Arc<Upstreams>, observer: Arc<Observer>) -> Self {
         Self {
-            tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
-            trace_headers: TraceHeaders::new(telemetry.propagator()),
-            instrumentation: config.instrumentation,
-            upstreams: Upstreams::new(config.upstreams, config.connect_timeout),
-            connect_timeout: config.connect_timeout,
-            read_timeout: config.read_timeout,
+            observer,
+            upstreams,
         }
     }
 
-    fn start_span(&self, session: &Session) -> Option<RequestSpan> {
-        let arrival = Arrival {
+    fn observe(&self, session: &Session) -> Observed {
+        let inet = |address: Option<&SocketAddr>| address.and_then(SocketAddr::as_inet).copied();
+        let digest = session.digest();
+        self.observer.begin(&Arrival {
             head: session.req_header().as_ref(),
-            peer: session
-                .client_addr()
-                .and_then(|address| address.as_inet())
-                .copied(),
-            local: session
-                .server_addr()
-                .and_then(|address| address.as_inet())
-                .copied(),
-        };
-        if self.instrumentation.has_excluded_urls()
-            && self.instrumentation.is_excluded(&arrival.url())
-        {
-            return None;
-        }
-        let parent = self.trace_headers.extract(&arrival.head.headers);
-        Some(RequestSpan::start(
-            &self.tracer,
-            &self.instrumentation,
-            &parent,
-            &arrival,
-        ))
+            peer: inet(session.client_addr()),
+            local: inet(session.server_addr()),
+            tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
+        })
     }
 
     fn finish_span(session: &Session, failure: Option<Failure>, ctx: &mut RequestContext) {
-        let Some(span) = &mut ctx.span else { return };
+        let Some(span) = ctx.span() else { return };
         let status = session.response_written().map(|response| response.status);
         span.finish(
             failure,
@@ -123,6 +99,19 @@ impl Service {
                 response_body_bytes: session.body_bytes_sent(),
             },
         );
+    }
+}
+
+impl RequestContext {
+    /// `None` for a URL that is excluded.
+    fn span(&mut self) -> Option<&mut RequestSpan> {
+        self.observed.as_mut()?.span.as_mut()
+    }
+
+    fn end_attempt(&mut self, failure: Option<Failure>) {
+        if let Some(attempt) = self.span().and_then(RequestSpan::attempt) {
+            attempt.end(failure);
+        }
     }
 }
 
@@ -149,26 +138,45 @@ impl ProxyHttp for Service {
         if session.get_keepalive() == Some(KEEPALIVE_FOR_EVER) {
             session.set_keepalive(Some(CLIENT_KEEPALIVE_SECONDS));
         }
-        ctx.span = self.start_span(session);
+        if let Some(phase) = ConnectionPhase::of(session.digest()) {
+            phase.request_taken();
+        }
+        ctx.observed = Some(self.observe(session));
         Ok(())
+    }
+
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<bool> {
+        if session.req_header().method == Method::CONNECT {
+            return Err(PingoraError::new_down(CONNECT));
+        }
+        let key = if self.upstreams.balances_by_prefix() {
+            prefix_key(session).await?
+        } else {
+            None
+        };
+        ctx.cursor = Some(Cursor::new(Arc::clone(&self.upstreams), key));
+        Ok(false)
     }
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<Box<HttpPeer>> {
-        let cursor = ctx.cursor.get_or_insert_with(|| self.upstreams.take_turn());
-        let Some(address) = self.upstreams.address(cursor).await else {
+        let cursor = ctx.cursor.as_mut().expect("`request_filter` came first");
+        let Some((peer, destination)) = cursor.peer().await else {
             let context = "no upstream's name has an address";
             return Err(PingoraError::explain(UNRESOLVED, context).into_up());
         };
-        let mut peer = HttpPeer::new(address, false, String::new());
-        peer.options.connection_timeout = Some(self.connect_timeout);
-        peer.options.total_connection_timeout = Some(self.connect_timeout);
-        peer.options.read_timeout = Some(self.read_timeout);
-        peer.options.write_timeout = Some(self.read_timeout);
-        peer.options.idle_timeout = Some(UPSTREAM_IDLE_TIMEOUT);
+        let observed = ctx.observed.as_mut();
+        if let Some(span) = observed.and_then(|observed| observed.span.as_mut()) {
+            let head = session.req_header();
+            self.observer.start_attempt(span, head, &destination);
+        }
         Ok(Box::new(peer))
     }
 
@@ -180,10 +188,8 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
         mut error: Box<PingoraError>,
     ) -> Box<PingoraError> {
-        let elsewhere = ctx
-            .cursor
-            .as_mut()
-            .is_some_and(|cursor| self.upstreams.advance(cursor));
+        ctx.end_attempt(Some(Failure::of(&error)));
+        let elsewhere = ctx.cursor.as_mut().is_some_and(Cursor::connect_failed);
         error.set_retry(elsewhere);
         error
     }
@@ -191,15 +197,15 @@ impl ProxyHttp for Service {
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        _reused: bool,
+        reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::fd::RawFd,
-        _digest: Option<&Digest>,
+        digest: Option<&Digest>,
         ctx: &mut RequestContext,
     ) -> Result<()> {
         ctx.answered = false;
-        if let Some(span) = &mut ctx.span {
-            span.attempt_started();
+        if let Some(cursor) = &mut ctx.cursor {
+            cursor.connected(digest, reused);
         }
         Ok(())
     }
@@ -210,15 +216,23 @@ impl ProxyHttp for Service {
         request: &mut RequestHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let Some(context) = ctx.span.as_ref().and_then(RequestSpan::context) {
-            self.trace_headers.replace(context, request)?;
+        let observed = ctx.observed.as_mut().expect("the request has begun");
+        request.insert_header(X_REQUEST_ID, observed.identity.request_id.clone())?;
+        if let Some(span) = &mut observed.span {
+            if let Some(context) = span.attempt_context() {
+                self.observer.trace_headers.replace(context, request)?;
+            }
+            if let Some(attempt) = span.attempt() {
+                attempt.request_head(&self.observer.instrumentation, &request.headers);
+            }
         }
         let peer = session.client_addr().and_then(|address| address.as_inet());
         if let Some(peer) = peer {
             let forwarded = forwarded_for(&request.headers, &peer.ip().to_canonical().to_string());
             request.insert_header(X_FORWARDED_FOR, forwarded)?;
         }
-        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static("http"))
+        let scheme = HeaderValue::from_static(observed.scheme);
+        request.insert_header(X_FORWARDED_PROTO, scheme)
     }
 
     async fn request_body_filter(
@@ -228,7 +242,7 @@ impl ProxyHttp for Service {
         _end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let (Some(span), Some(body)) = (&mut ctx.span, body) {
+        if let (Some(span), Some(body)) = (ctx.span(), body) {
             span.request_body(body);
         }
         Ok(())
@@ -244,6 +258,12 @@ impl ProxyHttp for Service {
         if !is_final(response.status) {
             return Ok(());
         }
+        let observed = ctx.observed.as_mut().expect("the request has begun");
+        if let Some(span) = &mut observed.span {
+            let head = (response.status, &response.headers);
+            span.response_started(&self.observer.instrumentation, &observed.identity, head);
+        }
+        observed.identity.sign(response)?;
         response.remove_header(&KEEP_ALIVE);
         response.remove_header(&PROXY_CONNECTION);
         if session.req_header().version == Version::HTTP_10 {
@@ -253,9 +273,6 @@ impl ProxyHttp for Service {
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
-        if let Some(span) = &mut ctx.span {
-            span.response_started(&self.instrumentation, response.status, &response.headers);
-        }
         Ok(())
     }
 
@@ -263,19 +280,22 @@ impl ProxyHttp for Service {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<Option<Duration>> {
-        if let (Some(span), Some(body)) = (&mut ctx.span, body) {
+        if let (Some(span), Some(body)) = (ctx.span(), body) {
             span.response_body(body);
+        }
+        if end_of_stream {
+            ctx.end_attempt(None);
         }
         Ok(None)
     }
 
-    /// Whether a request that broke may be sent again. HTTP forbids it for a POST in general; it is
-    /// safe when the connection came from the pool and ended without a byte of an answer, since an
-    /// upstream closes an idle connection without reading from it. pingora keeps the first 64 KiB
-    /// of a body for this; a longer one cannot be sent again.
+    /// Whether a request that broke may be sent again: if the connection came from the pool and ended
+    /// without a byte of an answer, as it does when the upstream gives up an idle connection; and, unless
+    /// the method is idempotent, only if the upstream cannot have read the whole request. pingora keeps
+    /// the first 64 KiB of a body for this; a longer one cannot be sent again.
     fn error_while_proxy(
         &self,
         peer: &HttpPeer,
@@ -284,7 +304,13 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
         client_reused: bool,
     ) -> Box<PingoraError> {
+        ctx.end_attempt(Some(Failure::of(&error)));
+        let left_unread = ctx.cursor.as_ref().is_some_and(Cursor::left_bytes_unread);
+        let is_harmless = left_unread
+            || !session.as_downstream_mut().is_body_done()
+            || session.req_header().method.is_idempotent();
         let retry = client_reused
+            && is_harmless
             && !ctx.answered
             && !session.as_ref().retry_buffer_truncated()
             && closed_without_a_byte(&error);
@@ -308,8 +334,10 @@ impl ProxyHttp for Service {
         let unanswered = session
             .response_written()
             .is_none_or(|response| !is_final(response.status));
+        let identity = ctx.observed.as_ref().map(|observed| &observed.identity);
         if let Some(status) = failure.status().filter(|_| unanswered)
-            && let Err(error) = answer_failure(session, failure, status).await
+            && let Some(identity) = identity
+            && let Err(error) = answer_failure(session, failure, status, identity).await
         {
             tracing::debug!(%error, "the client left before its error answer");
         }
@@ -332,6 +360,10 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
     ) {
         Self::finish_span(session, error.map(Failure::of), ctx);
+        let body_is_read = session.is_body_done();
+        if let Some(phase) = ConnectionPhase::of(session.digest()) {
+            phase.request_over(body_is_read);
+        }
     }
 
     /// `fail_to_proxy` logs.
@@ -362,6 +394,38 @@ fn is_final(status: StatusCode) -> bool {
     !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
+/// The key of the prompt that the request's body starts with, if it does. Only what comes with the first
+/// read decides, at most the 64 KiB that pingora keeps for a retry: from there the upstream gets it.
+async fn prefix_key(session: &mut Session) -> Result<Option<u64>> {
+    let head = session.req_header();
+    if head.method != Method::POST
+        || !has_type(&head.headers, b"application/json")
+        || !is_plain(&head.headers)
+        // It sends no body before the upstream has said that it wants one.
+        || head.headers.contains_key(EXPECT)
+    {
+        return Ok(None);
+    }
+    let client = session.as_downstream_mut();
+    client.enable_retry_buffering();
+    let mut key = PrefixKey::new();
+    while let Some(bytes) = client
+        .read_request_body()
+        .await
+        .map_err(|error| error.into_down())?
+    {
+        key.push(&bytes);
+        if !bytes.is_empty() {
+            break;
+        }
+    }
+    if client.retry_buffer_truncated() {
+        let context = "one read gave more of the body than can be kept";
+        return Err(PingoraError::explain(ErrorType::InternalError, context));
+    }
+    Ok(key.finish())
+}
+
 /// The addresses in X-Forwarded-For and, behind them, the peer.
 fn forwarded_for(headers: &HeaderMap, peer: &str) -> HeaderValue {
     let mut list = Vec::with_capacity(peer.len());
@@ -389,12 +453,18 @@ fn closed_without_a_byte(error: &PingoraError) -> bool {
     }
 }
 
-async fn answer_failure(session: &mut Session, failure: Failure, status: StatusCode) -> Result<()> {
-    let body = failure.openai_body();
-    let mut response = ResponseHeader::build(status, Some(4))?;
+async fn answer_failure(
+    session: &mut Session,
+    failure: Failure,
+    status: StatusCode,
+    identity: &Identity,
+) -> Result<()> {
+    let body = failure.openai_body(identity.trace_id());
+    let mut response = ResponseHeader::build(status, Some(6))?;
     response.insert_header(CONTENT_TYPE, "application/json")?;
     response.insert_header(CONTENT_LENGTH, body.len())?;
     response.insert_header(CACHE_CONTROL, "no-store")?;
+    identity.sign(&mut response)?;
     let is_head = session.req_header().method == Method::HEAD;
     let body = if is_head { Bytes::new() } else { body };
     session

@@ -5,60 +5,36 @@
 //! so a request that is aborted or panics leaves one too. The attributes that a sampler may look
 //! at are set at creation; the others when their time comes.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{HOST, USER_AGENT};
+use http::header::USER_AGENT;
 use http::request::Parts;
-use http::{HeaderMap, StatusCode, Version};
-use opentelemetry::trace::{Span as _, SpanKind, Status, TraceContextExt, Tracer as _};
+use http::{HeaderMap, Method, StatusCode, Version};
+use opentelemetry::trace::{
+    Span as _, SpanContext, SpanKind, Status, TraceContextExt, Tracer as _,
+};
 use opentelemetry::{Context, Key, KeyValue, StringValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use opentelemetry_semantic_conventions::attribute as semconv;
 
+use crate::attempt::{Attempt, Destination};
 use crate::bodies::Bodies;
 use crate::error::Failure;
 use crate::genai::{self, Exchange};
 use crate::headers::text;
-use crate::instrumentation::Instrumentation;
+use crate::identity::{Identity, X_REQUEST_ID};
+use crate::instrumentation::{Instrumentation, method_attributes};
+use crate::origin::{Arrival, Origin};
 use crate::redact::redact_query;
 use crate::route;
 
 /// Seconds from the request's head to the first byte of the answer's head (double).
 const TIME_TO_FIRST_BYTE: Key = Key::from_static_str("lantern.http.response.time_to_first_byte");
-
-const OTHER_METHOD: &str = "_OTHER";
+/// The request's id, where it is not the trace's (string).
+const REQUEST_ID: Key = Key::from_static_str("lantern.request.id");
 
 /// Room for the attributes of an ordinary request, so that the list grows once at most.
 const ATTRIBUTES_AT_START: usize = 16;
-
-/// A request's head and the two ends of its connection.
-pub(crate) struct Arrival<'a> {
-    pub(crate) head: &'a Parts,
-    pub(crate) peer: Option<SocketAddr>,
-    pub(crate) local: Option<SocketAddr>,
-}
-
-impl Arrival<'_> {
-    /// The URL that excluded URLs are searched in: scheme, host and path.
-    pub(crate) fn url(&self) -> String {
-        let authority = self.authority().unwrap_or_default();
-        format!("http://{authority}{}", self.head.uri.path())
-    }
-
-    fn authority(&self) -> Option<&str> {
-        match self.head.uri.authority() {
-            Some(authority) => Some(authority.as_str()),
-            None => self
-                .head
-                .headers
-                .get(HOST)
-                .and_then(|host| host.to_str().ok()),
-        }
-        .filter(|authority| !authority.is_empty())
-    }
-}
 
 /// What had passed through when the request ended.
 #[derive(Clone, Copy, Default)]
@@ -72,8 +48,9 @@ pub(crate) struct Transferred {
 /// The span of a request in flight.
 pub(crate) struct RequestSpan {
     span: Span,
-    /// What the upstream is told: the incoming context with this span in its middle.
+    /// The incoming context with this span in its middle.
     context: Context,
+    attempts: Vec<Attempt>,
     started: Instant,
     /// What a request that never comes to `finish` has shown of itself.
     seen: Transferred,
@@ -88,45 +65,34 @@ impl RequestSpan {
         instrumentation: &Instrumentation,
         parent: &Context,
         arrival: &Arrival<'_>,
+        origin: Origin,
     ) -> Self {
-        let route = route::find(arrival.head.uri.path());
-        let method = arrival.head.method.as_str();
-        let known_method = instrumentation.known_method(method);
-        // The name has few distinct values: an unknown method is not in it.
-        let name_method = if known_method.is_some() {
-            method
-        } else {
-            "HTTP"
-        };
-        let name = match route {
-            Some(route) => format!("{name_method} {route}"),
-            None => name_method.to_owned(),
-        };
+        let head = arrival.head;
+        let path = path(head);
+        let route = path.and_then(route::find);
         let mut attributes = Vec::with_capacity(ATTRIBUTES_AT_START);
-        match known_method {
-            Some(known) => attributes.push(KeyValue::new(semconv::HTTP_REQUEST_METHOD, known)),
-            None => {
-                attributes.push(KeyValue::new(semconv::HTTP_REQUEST_METHOD, OTHER_METHOD));
-                let original = method.to_owned();
-                attributes.push(KeyValue::new(
-                    semconv::HTTP_REQUEST_METHOD_ORIGINAL,
-                    original,
-                ));
-            }
-        }
+        let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
+        let name = match route {
+            Some(route) => format!("{method} {route}"),
+            None => method.to_owned(),
+        };
         if let Some(route) = route {
             attributes.push(KeyValue::new(semconv::HTTP_ROUTE, route));
         }
-        let operation = genai::operation(&arrival.head.method, route);
+        let operation = genai::operation(&head.method, route);
         if let Some(operation) = operation {
             attributes.push(KeyValue::new(genai::OPERATION_NAME, operation));
         }
-        url_attributes(arrival.head, &mut attributes);
-        network_attributes(arrival, &mut attributes);
-        if let Some(agent) = arrival.head.headers.get(USER_AGENT) {
+        url_attributes(path, head.uri.query(), &mut attributes);
+        attributes.push(version_attribute(head.version));
+        peer_attributes(arrival, &mut attributes);
+        origin_attributes(origin, &mut attributes);
+        if let Some(agent) = head.headers.get(USER_AGENT) {
             attributes.push(KeyValue::new(semconv::USER_AGENT_ORIGINAL, text(agent)));
         }
-        instrumentation.capture_request(&arrival.head.headers, &mut attributes);
+        instrumentation
+            .server_request
+            .capture(&head.headers, &mut attributes);
 
         let builder = tracer
             .span_builder(name)
@@ -137,11 +103,12 @@ impl RequestSpan {
         let started = Instant::now();
         let bodies = span.is_recording().then(|| {
             let exchange = operation.map(|_| Exchange::new(started));
-            Bodies::new(&arrival.head.headers, exchange)
+            Bodies::new(&head.headers, exchange)
         });
         Self {
             span,
             context,
+            attempts: Vec::new(),
             started,
             seen: Transferred::default(),
             bodies,
@@ -149,16 +116,43 @@ impl RequestSpan {
         }
     }
 
-    /// The context to hand to the upstream, sampled or not; `None` when tracing is off.
-    pub(crate) fn context(&self) -> Option<&Context> {
-        self.span.span_context().is_valid().then_some(&self.context)
+    pub(crate) fn span_context(&self) -> &SpanContext {
+        self.span.span_context()
+    }
+
+    /// What the request is called, for whoever looks for its span.
+    pub(crate) fn identify(&mut self, identity: &Identity) {
+        if identity.from_client {
+            let id = text(&identity.request_id);
+            self.span.set_attribute(KeyValue::new(REQUEST_ID, id));
+        }
     }
 
     /// The request goes to an upstream, its body from the start.
-    pub(crate) fn attempt_started(&mut self) {
+    pub(crate) fn start_attempt(
+        &mut self,
+        tracer: &SdkTracer,
+        instrumentation: &Instrumentation,
+        head: &Parts,
+        destination: &Destination,
+    ) {
         if let Some(bodies) = &mut self.bodies {
             bodies.restart_request();
         }
+        let (request, resends) = ((&self.context, head), self.attempts.len());
+        let attempt = Attempt::start(tracer, instrumentation, request, destination, resends);
+        self.attempts.push(attempt);
+    }
+
+    /// The attempt that is under way.
+    pub(crate) fn attempt(&mut self) -> Option<&mut Attempt> {
+        self.attempts.last_mut()
+    }
+
+    /// The context to hand to the upstream, sampled or not; `None` when tracing is off.
+    pub(crate) fn attempt_context(&self) -> Option<&Context> {
+        let context = self.attempts.last()?.context();
+        context.span().span_context().is_valid().then_some(context)
     }
 
     /// A piece of the request's body passes by.
@@ -172,8 +166,8 @@ impl RequestSpan {
     pub(crate) fn response_started(
         &mut self,
         instrumentation: &Instrumentation,
-        status: StatusCode,
-        headers: &HeaderMap,
+        identity: &Identity,
+        (status, headers): (StatusCode, &HeaderMap),
     ) {
         let Some(bodies) = &mut self.bodies else {
             return;
@@ -184,8 +178,18 @@ impl RequestSpan {
         self.span
             .set_attribute(KeyValue::new(TIME_TO_FIRST_BYTE, seconds));
         let mut captured = Vec::new();
-        instrumentation.capture_response(headers, &mut captured);
+        instrumentation
+            .server_response
+            .capture(headers, &mut captured);
         self.span.set_attributes(captured);
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.response_head(instrumentation, status, headers);
+            // The client gets ours; whoever asks the upstream's operator needs theirs.
+            let theirs = headers.get(X_REQUEST_ID);
+            if let Some(id) = theirs.filter(|id| *id != identity.request_id) {
+                attempt.upstream_request_id(id);
+            }
+        }
     }
 
     /// A piece of the answer's body passes by.
@@ -194,6 +198,9 @@ impl RequestSpan {
             return;
         }
         self.seen.response_body_bytes += bytes.len();
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.response_body(bytes.len());
+        }
         if let Some(bodies) = &mut self.bodies {
             bodies.response(bytes);
         }
@@ -203,6 +210,9 @@ impl RequestSpan {
     pub(crate) fn finish(&mut self, failure: Option<Failure>, transferred: Transferred) {
         if std::mem::replace(&mut self.ended, true) {
             return;
+        }
+        for attempt in self.attempts.drain(..) {
+            attempt.finish(failure);
         }
         if let Some(mut bodies) = self.bodies.take() {
             let mut attributes = Vec::new();
@@ -245,7 +255,9 @@ impl RequestSpan {
         };
         self.span
             .set_attribute(KeyValue::new(semconv::ERROR_TYPE, error_type));
-        self.span.set_status(Status::error(""));
+        if !status.is_some_and(|status| status.is_client_error()) {
+            self.span.set_status(Status::error(""));
+        }
     }
 }
 
@@ -255,49 +267,49 @@ impl Drop for RequestSpan {
     }
 }
 
-fn url_attributes(head: &Parts, attributes: &mut Vec<KeyValue>) {
-    // TLS ends in front of this proxy, or nowhere.
-    attributes.push(KeyValue::new(semconv::URL_SCHEME, "http"));
-    attributes.push(KeyValue::new(semconv::URL_PATH, head.uri.path().to_owned()));
-    if let Some(query) = head.uri.query() {
-        attributes.push(KeyValue::new(
-            semconv::URL_QUERY,
-            redact_query(query).into_owned(),
-        ));
+/// The path of a request that has one: not to the server itself (`*`), not CONNECT, nor one whose
+/// target could not be read.
+fn path(head: &Parts) -> Option<&str> {
+    let path = head.uri.path();
+    (path.starts_with('/') && head.method != Method::CONNECT).then_some(path)
+}
+
+fn url_attributes(path: Option<&str>, query: Option<&str>, attributes: &mut Vec<KeyValue>) {
+    if let Some(path) = path {
+        attributes.push(KeyValue::new(semconv::URL_PATH, path.to_owned()));
+    }
+    if let Some(query) = query {
+        let query = redact_query(query).into_owned();
+        attributes.push(KeyValue::new(semconv::URL_QUERY, query));
     }
 }
 
-fn network_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
-    let version = match arrival.head.version {
+fn version_attribute(version: Version) -> KeyValue {
+    let version = match version {
         Version::HTTP_09 => "0.9",
         Version::HTTP_10 => "1.0",
         Version::HTTP_2 => "2",
         Version::HTTP_3 => "3",
         _ => "1.1",
     };
-    attributes.push(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version));
-    if let Some(peer) = arrival.peer {
-        let address: Arc<str> = peer.ip().to_canonical().to_string().into();
-        // Nobody's Forwarded header is trusted, so the client is the peer.
-        attributes.push(KeyValue::new(semconv::CLIENT_ADDRESS, Arc::clone(&address)));
-        attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, address));
-        attributes.push(KeyValue::new(
-            semconv::NETWORK_PEER_PORT,
-            i64::from(peer.port()),
-        ));
-    }
-    server_attributes(arrival, attributes);
+    KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version)
 }
 
-/// The server that the client meant; without a Host, the address it reached.
-fn server_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
-    let (address, port) = match (arrival.authority(), arrival.local) {
-        (Some(authority), _) => {
-            let (host, port) = split_authority(authority);
-            (host.to_owned(), port)
-        }
-        (None, Some(local)) => (local.ip().to_canonical().to_string(), Some(local.port())),
-        (None, None) => return,
+fn peer_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
+    let Some(peer) = arrival.peer else { return };
+    let address = peer.ip().to_canonical().to_string();
+    attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, address));
+    let port = i64::from(peer.port());
+    attributes.push(KeyValue::new(semconv::NETWORK_PEER_PORT, port));
+}
+
+fn origin_attributes(origin: Origin, attributes: &mut Vec<KeyValue>) {
+    attributes.push(KeyValue::new(semconv::URL_SCHEME, origin.scheme));
+    if let Some(client) = origin.client {
+        attributes.push(KeyValue::new(semconv::CLIENT_ADDRESS, client));
+    }
+    let Some((address, port)) = origin.server else {
+        return;
     };
     attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, address));
     if let Some(port) = port {
@@ -305,41 +317,6 @@ fn server_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
     }
 }
 
-/// Host and port of `host`, `host:port`, `[v6]` or `[v6]:port`.
-fn split_authority(authority: &str) -> (&str, Option<u16>) {
-    if let Some((host, rest)) = authority
-        .strip_prefix('[')
-        .and_then(|v6| v6.split_once(']'))
-    {
-        return (
-            host,
-            rest.strip_prefix(':').and_then(|port| port.parse().ok()),
-        );
-    }
-    match authority.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse().ok()),
-        None => (authority, None),
-    }
-}
-
 fn int(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_authority_splits_into_host_and_port() {
-        for (authority, expected) in [
-            ("localhost", ("localhost", None)),
-            ("localhost:8000", ("localhost", Some(8000))),
-            ("[::1]", ("::1", None)),
-            ("[::1]:8000", ("::1", Some(8000))),
-            ("a:b", ("a", None)),
-        ] {
-            assert_eq!(split_authority(authority), expected, "{authority}");
-        }
-    }
 }

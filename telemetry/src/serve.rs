@@ -3,6 +3,7 @@
 //! Our own and not `axum::serve`, which bounds neither connections nor the drain. Before hyper sees a
 //! connection, its first bytes have come: hyper's own limit for a request's head starts only once it
 //! knows the version of HTTP, so that a connection that says nothing would keep its place for good.
+//! Where a port speaks TLS ([`tls`]), its handshake counts as those bytes.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -18,13 +19,17 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::io::{AsyncReadExt as _, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::LimitedLog;
+pub use tls::{Tls, TlsFiles};
+
+mod tls;
 
 /// Pause after a failed accept: the usual reason, no free file descriptor, passes with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -50,7 +55,7 @@ pub struct Limits {
     pub connections: usize,
     /// Requests at once on one HTTP/2 connection.
     pub streams: u32,
-    /// From accepting a connection to its first bytes.
+    /// From accepting a connection to its first bytes, the handshake of TLS included.
     pub first_bytes: Duration,
     /// For the head of an HTTP/1 request, the silence before it on a kept connection included.
     pub head: Duration,
@@ -69,9 +74,29 @@ pub struct Lifetime {
     pub drain_grace: Duration,
 }
 
+/// Where connections come in, and whether they are encrypted.
+#[derive(Debug)]
+pub struct Listener {
+    tcp: TcpListener,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Listener {
+    /// Speaks `tls` on `tcp`, or plain HTTP where there is none.
+    pub fn new(tcp: TcpListener, tls: Option<Arc<Tls>>) -> Listener {
+        Listener { tcp, tls }
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(tcp: TcpListener) -> Listener {
+        Listener::new(tcp, None)
+    }
+}
+
 /// Serves until told to stop. When this returns, every request has ended or been dropped.
 pub async fn serve<S, B>(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     version: Version,
     service: S,
     limits: Limits,
@@ -86,8 +111,9 @@ pub async fn serve<S, B>(
 {
     let tracker = TaskTracker::new();
     let builder = builder(version, limits, &tracker, &lifetime);
+    let Listener { tcp, tls } = listener.into();
     let mut acceptor = Acceptor {
-        listener,
+        listener: tcp,
         places: Arc::new(Semaphore::new(limits.connections)),
         failures: LimitedLog::default(),
     };
@@ -97,12 +123,22 @@ pub async fn serve<S, B>(
         .await
     {
         let (builder, service, lifetime) = (builder.clone(), service.clone(), lifetime.clone());
+        let tls = tls.clone();
         tracker.spawn(async move {
-            let opening = first_bytes(socket, version, limits.first_bytes);
+            let opening = open(socket, tls.as_deref(), version);
+            let opening = tokio::time::timeout(limits.first_bytes, opening);
             // Nothing is in flight yet, so that a stop need not wait for it.
-            match lifetime.shutdown.run_until_cancelled(opening).await {
-                Some(Ok((first, socket))) => {
-                    connection(&builder, replay(first, socket), service, &lifetime).await;
+            let opened = lifetime.shutdown.run_until_cancelled(opening).await;
+            match opened.map(|in_time| in_time.unwrap_or_else(|late| Err(late.into()))) {
+                Some(Ok(Opened::Plain(first, socket))) => {
+                    let (reader, writer) = socket.into_split();
+                    let socket = replay(first, reader, writer);
+                    connection(&builder, socket, service, &lifetime).await;
+                }
+                Some(Ok(Opened::Encrypted(first, socket))) => {
+                    let (reader, writer) = tokio::io::split(socket);
+                    let socket = replay(first, reader, writer);
+                    connection(&builder, socket, service, &lifetime).await;
                 }
                 Some(Err(error)) => tracing::debug!(%error, "a connection did not begin"),
                 None => {}
@@ -156,42 +192,57 @@ impl Acceptor {
     }
 }
 
-/// What tells HTTP/2 from HTTP/1: the whole preface, or a byte that differs from it.
-async fn first_bytes(
-    mut socket: TcpStream,
-    version: Version,
-    limit: Duration,
-) -> io::Result<(Bytes, TcpStream)> {
-    let mut first = BytesMut::with_capacity(HTTP2_PREFACE.len());
-    let reading = async {
-        while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
-            let left = (HTTP2_PREFACE.len() - first.len()) as u64;
-            if (&mut socket).take(left).read_buf(&mut first).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-            }
-        }
-        Ok(())
-    };
-    tokio::time::timeout(limit, reading).await??;
-    if version == Version::Http2 && first != HTTP2_PREFACE {
-        return Err(io::Error::other("no HTTP/2 where nothing else is spoken"));
-    }
-    Ok((first.freeze(), socket))
+/// A connection with its first bytes.
+enum Opened {
+    Plain(Bytes, TcpStream),
+    Encrypted(Bytes, Box<TlsStream<TcpStream>>),
 }
 
-/// `socket` with the bytes already read from it put back.
-fn replay(first: Bytes, socket: TcpStream) -> impl tokio::io::AsyncRead + AsyncWrite + Unpin {
+async fn open(mut socket: TcpStream, tls: Option<&Tls>, version: Version) -> io::Result<Opened> {
     // Answers are small and awaited; without it each could wait for the client's delayed ACK.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    let (reader, writer) = socket.into_split();
+    match tls {
+        None => {
+            let first = first_bytes(&mut socket, version).await?;
+            Ok(Opened::Plain(first, socket))
+        }
+        Some(tls) => {
+            let mut socket = Box::new(tls.acceptor().accept(socket).await?);
+            let first = first_bytes(&mut socket, version).await?;
+            Ok(Opened::Encrypted(first, socket))
+        }
+    }
+}
+
+/// What tells HTTP/2 from HTTP/1: the whole preface, or a byte that differs from it.
+async fn first_bytes(socket: &mut (impl AsyncRead + Unpin), version: Version) -> io::Result<Bytes> {
+    let mut first = BytesMut::with_capacity(HTTP2_PREFACE.len());
+    while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
+        let left = (HTTP2_PREFACE.len() - first.len()) as u64;
+        if (&mut *socket).take(left).read_buf(&mut first).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+    }
+    if version == Version::Http2 && first != HTTP2_PREFACE {
+        return Err(io::Error::other("no HTTP/2 where nothing else is spoken"));
+    }
+    Ok(first.freeze())
+}
+
+/// A socket's halves with the bytes already read from it put back.
+fn replay(
+    first: Bytes,
+    reader: impl AsyncRead + Unpin,
+    writer: impl AsyncWrite + Unpin,
+) -> impl AsyncRead + AsyncWrite + Unpin {
     tokio::io::join(Cursor::new(first).chain(reader), writer)
 }
 
 async fn connection<S, B>(
     builder: &Builder<Tracked>,
-    socket: impl tokio::io::AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: S,
     lifetime: &Lifetime,
 ) where

@@ -42,7 +42,7 @@ fn any_http_server_gets_its_server_spans_and_its_signals() {
         ],
     );
     let get = |traceparent: &str| {
-        let request = http().get(format!("http://{listen}/README.md"));
+        let request = http().get(format!("http://{listen}/"));
         request.header("traceparent", traceparent).call()
     };
     let unsampled = "00-33333333333333334444444444444444-00f067aa0ba902b7-00";
@@ -60,9 +60,9 @@ fn any_http_server_gets_its_server_spans_and_its_signals() {
         "{}",
         ended.output
     );
-    let trace = backend.trace(TRACE_ID, 1);
-    assert_eq!(trace.tree(), "files GET\n");
-    assert_eq!(trace.tag("GET", "url.path"), "/README.md");
+    let trace = backend.trace(TRACE_ID, 2);
+    assert_eq!(trace.tree(), "files GET /\n  files GET\n");
+    assert_eq!(trace.tag("GET /", "url.path"), "/");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! One request is one tree: client → proxy → engine span → queue, prefill, decode, by either
+//! One request is one tree: client → proxy → its attempt → engine span → queue, prefill, decode, by either
 //! protocol into the shim and by either out of it, in the embedded store and in the real Jaeger.
 
 use crate::support::backend::{Backend, Trace};
@@ -7,10 +7,11 @@ use crate::support::path::{MODEL, ServingPath};
 pub(crate) const TREE: &str = "\
 client-service client-span
   lantern-proxy POST /v1/completions
-    lantern-inference llm_request
-      lantern-inference queue
-      lantern-inference prefill
-      lantern-inference decode
+    lantern-proxy POST
+      lantern-inference llm_request
+        lantern-inference queue
+        lantern-inference prefill
+        lantern-inference decode
 ";
 
 const PROTOCOLS: [(&str, &str); 4] = [
@@ -71,6 +72,8 @@ fn check_tags(trace: &Trace) {
         "http.response.status_code",
         200.into(),
     );
+    check("POST", "span.kind", "client".into());
+    check("POST", "http.response.status_code", 200.into());
     check("llm_request", "span.kind", "server".into());
     check("llm_request", "gen_ai.response.model", MODEL.into());
     check("llm_request", "gen_ai.request.max_tokens", 10.into());

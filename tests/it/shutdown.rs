@@ -45,9 +45,10 @@ fn shutdown_under_load_loses_no_span_of_an_answered_request() {
 
     let answered = answered.lock().expect("no client panics");
     for trace_id in answered.iter() {
-        let trace = backend.trace(trace_id, 5);
+        let trace = backend.trace(trace_id, 6);
         for operation in [
             "POST /v1/completions",
+            "POST",
             "llm_request",
             "queue",
             "prefill",

@@ -19,9 +19,10 @@ fn up_once_shows_the_whole_trace_as_a_waterfall() {
         let ended = up_once(&[("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", protocol)]);
         assert_eq!(ended.code, Some(0), "{}", ended.output);
         for expected in [
-            "6 spans, 3 services",
+            "7 spans, 3 services",
             "client-span",
             "└ POST /v1/completions",
+            "└ POST ",
             "└ llm_request",
             "├ queue",
             "├ prefill",
@@ -62,7 +63,7 @@ fn up_once_with_a_backend_ends_when_the_backend_has_every_span() {
             .expect("the trace");
         assert_eq!(
             traces[0]["spans"].as_array().map(Vec::len),
-            Some(6),
+            Some(7),
             "{traces}"
         );
     }

@@ -1,8 +1,8 @@
 """Asks a running stack for one completion and waits until Jaeger's API shows the request's whole trace.
 
-The request carries a traceparent, so that the tree must hang below the client: the proxy's SERVER span, below it the
-engine's llm_request, below that queue, prefill and decode. Needs nothing but Python. Prints the tree; exits 1 when the
-trace is not whole in time or has another shape.
+The request carries a traceparent, so that the tree must hang below the client: the proxy's SERVER span, below it its
+CLIENT span, below that the engine's llm_request, below that queue, prefill and decode. Needs nothing but Python. Prints
+the tree; exits 1 when the trace is not whole in time or has another shape.
 """
 
 import argparse
@@ -21,7 +21,8 @@ POLL_INTERVAL_S = 0.2
 # Span, the service it belongs to, the span that it must hang below.
 TREE = (
     ("POST /v1/completions", "lantern-proxy", "client"),
-    ("llm_request", "lantern-inference", "POST /v1/completions"),
+    ("POST", "lantern-proxy", "POST /v1/completions"),
+    ("llm_request", "lantern-inference", "POST"),
     ("queue", "lantern-inference", "llm_request"),
     ("prefill", "lantern-inference", "llm_request"),
     ("decode", "lantern-inference", "llm_request"),

@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lantern_telemetry::{ExporterSettings, Protocol, config::Compression};
+use lantern_telemetry::config::Compression;
+use lantern_telemetry::{ExporterSettings, Protocol};
 
 use super::{Answer, Cause, grpc, http};
 use crate::coding::{self, Coding};
@@ -19,6 +20,8 @@ use crate::signal::{Signal, Signals};
 
 /// A signal that the backend did not have is offered again after this: it may have been replaced.
 const LACKING_LIMIT: Duration = Duration::from_secs(300);
+
+const LOCK: &str = "no holder of this lock panics";
 
 enum Client {
     Grpc(grpc::GrpcClient),
@@ -99,7 +102,7 @@ impl Outlet {
 
     /// The backend may not have the signal, or not the coding: the same in none tells.
     async fn send_decompressed(&self, payload: &Payload, refused: Coding) -> Answer {
-        let plain = decompressed(payload);
+        let plain = payload.decompressed();
         let answer = self.attempt(payload.signal, Coding::Identity, plain).await;
         if let Answer::Accepted(_) = &answer {
             let endpoint = &self.endpoint;
@@ -141,10 +144,10 @@ impl Outlet {
             Coding::Identity if wants_gzip => (Coding::Gzip, coding::gzip(&payload.bytes).into()),
             Coding::Identity => (Coding::Identity, payload.bytes.clone()),
             Coding::Zstd if is_refused && wants_gzip => {
-                (Coding::Gzip, coding::gzip(&decompressed(payload)).into())
+                (Coding::Gzip, coding::gzip(&payload.decompressed()).into())
             }
             _ if is_refused || self.compression == Some(Compression::None) => {
-                (Coding::Identity, decompressed(payload))
+                (Coding::Identity, payload.decompressed())
             }
             coding => (coding, payload.bytes.clone()),
         }
@@ -179,7 +182,7 @@ impl Outlet {
     }
 
     fn known(&self) -> MutexGuard<'_, PerSignal<Known>> {
-        self.known.lock().expect("no holder of this lock panics")
+        self.known.lock().expect(LOCK)
     }
 }
 
@@ -188,16 +191,6 @@ fn client(settings: &ExporterSettings) -> Client {
         Protocol::Grpc => Client::Grpc(grpc::GrpcClient::new(settings)),
         Protocol::HttpProtobuf => Client::Http(http::HttpClient::new(settings)),
     }
-}
-
-/// What is in `payload`. The receiver has decompressed it before, within its bound.
-fn decompressed(payload: &Payload) -> Bytes {
-    if payload.coding == Coding::Identity {
-        return payload.bytes.clone();
-    }
-    let unbounded = |_| Ok::<_, std::convert::Infallible>(());
-    let plain = coding::decompress(payload.coding, &payload.bytes, usize::MAX, unbounded);
-    plain.expect("it was decompressed when it came").into()
 }
 
 impl std::fmt::Debug for Outlet {

@@ -12,7 +12,7 @@ const NEW_FILE: &str = "cursor.new";
 const VERSION: &str = "lantern-cursors-1";
 
 /// The number of the first record that each backend, by its name, has not answered for.
-pub(super) type Cursors = BTreeMap<String, u64>;
+pub(crate) type Cursors = BTreeMap<String, u64>;
 
 /// The cursors as they were last written. None at all when they cannot be trusted.
 pub(super) fn read(dir: &Path) -> io::Result<Cursors> {

@@ -4,20 +4,100 @@
 //! is the protobuf message in base64, compressed by `coding`, ready to be posted once the reason is
 //! gone. Two files take turns, so that the older half goes when the bound is reached.
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
 
+use crate::coding::Coding;
 use crate::queue::Payload;
+use crate::signal::Signal;
 
 const FILE: &str = "dead-letters.jsonl";
 const OLDER_FILE: &str = "dead-letters.older.jsonl";
 /// Both files together.
 pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A letter as it is written.
+#[derive(Serialize, Deserialize)]
+struct Line<'a> {
+    time_unix_s: u64,
+    reason: Cow<'a, str>,
+    backend: Cow<'a, str>,
+    signal: Signal,
+    coding: Coding,
+    items: u64,
+    request: String,
+}
+
+/// A letter that was read back.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) written_at: SystemTime,
+    pub(crate) reason: String,
+    pub(crate) backend: String,
+    pub(crate) payload: Payload,
+}
+
+/// Reads the letters of a directory, oldest first.
+#[derive(Debug)]
+pub(crate) struct Letters {
+    files: VecDeque<BufReader<File>>,
+    /// Lines that are none: a crash may have left the last one of a file unfinished.
+    pub(crate) damaged_lines: u64,
+}
+
+impl Letters {
+    pub(crate) fn open(dir: &Path) -> io::Result<Letters> {
+        let mut files = VecDeque::new();
+        for name in [OLDER_FILE, FILE] {
+            match File::open(dir.join(name)) {
+                Ok(file) => files.push_back(BufReader::new(file)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Letters {
+            files,
+            damaged_lines: 0,
+        })
+    }
+
+    pub(crate) fn next(&mut self) -> io::Result<Option<Letter>> {
+        let mut line = Vec::new();
+        while let Some(file) = self.files.front_mut() {
+            line.clear();
+            if file.take(MAX_BYTES).read_until(b'\n', &mut line)? == 0 {
+                self.files.pop_front();
+            } else if let Some(letter) = parse(&line) {
+                return Ok(Some(letter));
+            } else {
+                self.damaged_lines += 1;
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn parse(line: &[u8]) -> Option<Letter> {
+    let line: Line<'_> = serde_json::from_slice(line).ok()?;
+    let request = STANDARD.decode(line.request).ok()?;
+    Some(Letter {
+        written_at: UNIX_EPOCH.checked_add(Duration::from_secs(line.time_unix_s))?,
+        reason: line.reason.into_owned(),
+        backend: line.backend.into_owned(),
+        payload: Payload {
+            coding: line.coding,
+            ..Payload::plain(line.signal, request.into(), line.items)
+        },
+    })
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -44,19 +124,19 @@ impl DeadLetters {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let mut line = serde_json::json!({
-            "time_unix_s": now.as_secs(),
-            "reason": reason,
-            "backend": backend,
-            "signal": payload.signal.as_str(),
-            "coding": payload.coding.as_str(),
-            "items": payload.items,
-            "request": STANDARD.encode(&payload.bytes),
-        })
-        .to_string();
-        line.push('\n');
+        let line = Line {
+            time_unix_s: now.as_secs(),
+            reason: Cow::Borrowed(reason),
+            backend: Cow::Borrowed(backend),
+            signal: payload.signal,
+            coding: payload.coding,
+            items: payload.items,
+            request: STANDARD.encode(&payload.bytes),
+        };
+        let mut line = serde_json::to_vec(&line)?;
+        line.push(b'\n');
         let mut file = self.file(line.len() as u64)?;
-        file.write_all(line.as_bytes())?;
+        file.write_all(&line)?;
         file.sync_data()
     }
 
@@ -87,7 +167,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::signal::Signal;
 
     #[test]
     fn letters_hold_reason_and_bytes_and_the_oldest_go_first() {
@@ -99,24 +178,36 @@ mod tests {
                 .write("eu", &payload, "not \"yours\"")
                 .expect("written");
         }
-        let read = |name: &str| fs::read_to_string(dir.path().join(name)).expect("there");
-        let both = read(OLDER_FILE) + &read(FILE);
+        let text = |name: &str| fs::read_to_string(dir.path().join(name)).expect("there");
+        let both = text(OLDER_FILE) + &text(FILE);
         assert!(both.len() <= 4_000);
-        let lines: Vec<serde_json::Value> = both
-            .lines()
-            .map(|line| serde_json::from_str(line).expect("JSON"))
-            .collect();
-        assert!(lines.len() > 5);
-        for (line, number) in lines.iter().rev().zip((0..100_u64).rev()) {
-            assert_eq!(
-                (&line["signal"], &line["backend"]),
-                (&"logs".into(), &"eu".into())
-            );
-            assert_eq!(line["reason"], "not \"yours\"");
-            assert_eq!(line["items"], number);
-            let bytes = STANDARD.decode(line["request"].as_str().expect("text"));
-            assert_eq!(bytes.expect("base64"), [number as u8; 30]);
+        let line: serde_json::Value =
+            serde_json::from_str(both.lines().next().expect("one")).expect("JSON");
+        assert_eq!(line["reason"], "not \"yours\"");
+        let read = || {
+            let mut letters = Letters::open(dir.path()).expect("readable");
+            let mut kept = Vec::new();
+            while let Some(letter) = letters.next().expect("readable") {
+                kept.push(letter);
+            }
+            (kept, letters.damaged_lines)
+        };
+        let (kept, damaged_lines) = read();
+        assert_eq!(damaged_lines, 0);
+        assert!(kept.len() > 5);
+        for (letter, number) in kept.iter().rev().zip((0..100_u64).rev()) {
+            assert_eq!(letter.payload.signal, Signal::Logs);
+            assert_eq!(letter.backend, "eu");
+            assert_eq!(letter.reason, "not \"yours\"");
+            assert_eq!(letter.payload.items, number);
+            assert_eq!(letter.payload.bytes[..], [number as u8; 30]);
+            assert!(letter.written_at > UNIX_EPOCH);
         }
+        let path = dir.path().join(FILE);
+        let whole = fs::read(&path).expect("there");
+        fs::write(&path, &whole[..whole.len() - 5]).expect("writable");
+        let (left, damaged_lines) = read();
+        assert_eq!((left.len(), damaged_lines), (kept.len() - 1, 1));
         let large = Payload::plain(Signal::Logs, Bytes::from(vec![0; 4_000]), 1);
         assert!(letters.write("eu", &large, "no").is_err());
     }

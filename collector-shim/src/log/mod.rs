@@ -4,13 +4,15 @@
 //! acknowledged. [`reader`] hands them to a backend's sender in order. [`cursor`] marks how far each
 //! backend has answered; segments before the last of them are removed. [`recovery`] reads all that again
 //! after a start. [`state`] is what they share, [`segment`] and [`record`] the format, and
-//! [`dead_letters`] where requests end that the backend will never take.
+//! [`dead_letters`] where requests end that the backend will never take. [`inspect`] reads all of it
+//! for people.
 //!
 //! A record is delivered at least once: after a crash, what was delivered since the cursor was last
 //! written is delivered again.
 
 mod cursor;
-mod dead_letters;
+pub(crate) mod dead_letters;
+pub(crate) mod inspect;
 mod reader;
 mod record;
 mod recovery;
@@ -36,6 +38,7 @@ use crate::signal::Signal;
 use dead_letters::DeadLetters;
 use reader::Reader;
 pub use recovery::QueueDirError;
+pub(crate) use recovery::lock;
 use state::{Job, Shared};
 use writer::Writer;
 

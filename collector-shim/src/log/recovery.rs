@@ -37,6 +37,21 @@ pub enum QueueDirError {
     },
 }
 
+impl QueueDirError {
+    /// What becomes of an error of the system when `action` was tried in `dir`.
+    pub(super) fn io(
+        dir: &Path,
+        action: &'static str,
+    ) -> impl FnOnce(io::Error) -> QueueDirError + use<> {
+        let dir = dir.to_owned();
+        move |source| QueueDirError::Io {
+            dir,
+            action,
+            source,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Recovered {
@@ -51,13 +66,7 @@ pub(super) struct Recovered {
 
 /// Locks `dir`, which is made if need be, and reads what is in it.
 pub(super) fn recover(dir: &Path, backends: &[String]) -> Result<Recovered, QueueDirError> {
-    let failed = |action| {
-        move |source| QueueDirError::Io {
-            dir: dir.to_owned(),
-            action,
-            source,
-        }
-    };
+    let failed = |action| QueueDirError::io(dir, action);
     make(dir).map_err(failed("make it"))?;
     let lock = lock(dir)?;
     let names = list(dir).map_err(failed("list it"))?;
@@ -122,26 +131,27 @@ fn make(dir: &Path) -> io::Result<()> {
 }
 
 /// The system gives the lock back whatever way the process ends.
-fn lock(dir: &Path) -> Result<File, QueueDirError> {
+pub(crate) fn lock(dir: &Path) -> Result<File, QueueDirError> {
     let mut options = OpenOptions::new();
     let file = options.create(true).truncate(false).write(true);
-    let io_error = |source| QueueDirError::Io {
-        dir: dir.to_owned(),
-        action: "lock it",
-        source,
-    };
-    let file = file.open(dir.join(LOCK_FILE)).map_err(io_error)?;
+    let file = file
+        .open(lock_path(dir))
+        .map_err(QueueDirError::io(dir, "lock it"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(QueueDirError::InUse {
             dir: dir.to_owned(),
         }),
-        Err(TryLockError::Error(source)) => Err(io_error(source)),
+        Err(TryLockError::Error(source)) => Err(QueueDirError::io(dir, "lock it")(source)),
     }
 }
 
+pub(super) fn lock_path(dir: &Path) -> PathBuf {
+    dir.join(LOCK_FILE)
+}
+
 /// Oldest first.
-fn list(dir: &Path) -> io::Result<Vec<SegmentName>> {
+pub(super) fn list(dir: &Path) -> io::Result<Vec<SegmentName>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
         names.extend(entry?.file_name().to_str().and_then(SegmentName::parse));

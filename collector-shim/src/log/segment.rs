@@ -28,14 +28,16 @@ pub(super) struct SegmentName {
 
 impl SegmentName {
     pub(super) fn path(&self, dir: &Path) -> PathBuf {
+        dir.join(self.file_name())
+    }
+
+    pub(super) fn file_name(&self) -> String {
         let SegmentName {
             number,
             base_seq,
             salt,
         } = self;
-        dir.join(format!(
-            "{number:016x}-{base_seq:016x}-{salt:08x}{EXTENSION}"
-        ))
+        format!("{number:016x}-{base_seq:016x}-{salt:08x}{EXTENSION}")
     }
 
     pub(super) fn parse(file_name: &str) -> Option<SegmentName> {

@@ -3,9 +3,11 @@
 
 mod memory;
 
+use std::convert::Infallible;
+
 use bytes::{Bytes, BytesMut};
 
-use crate::coding::Coding;
+use crate::coding::{self, Coding};
 use crate::counts::PerSignal;
 use crate::log::Log;
 use crate::signal::Signal;
@@ -39,6 +41,16 @@ impl Payload {
             items,
             seq: 0,
         }
+    }
+
+    /// The request itself. The receiver has decompressed it before, within its bound.
+    pub(crate) fn decompressed(&self) -> Bytes {
+        if self.coding == Coding::Identity {
+            return self.bytes.clone();
+        }
+        let unbounded = |_| Ok::<_, Infallible>(());
+        let plain = coding::decompress(self.coding, &self.bytes, usize::MAX, unbounded);
+        plain.expect("it was decompressed when it came").into()
     }
 
     /// Whether `other` may follow in the same request. Compressed ones may not: receivers read the

@@ -8,46 +8,22 @@ use hyper::body::Body;
 
 use super::room::Room;
 use crate::coding::{self, Coding, DecodeError};
+use crate::config::Pace;
 use crate::intake::{Refusal, beside_if_large};
 
-/// How slow a sender may be.
-#[derive(Debug, Clone, Copy)]
-struct Pace {
-    /// Without a byte of its request's body.
-    silence: Duration,
-    /// For all of it.
-    whole: Duration,
-}
-
-/// How long a sender waits for us, and we for it.
-pub(crate) const SILENCE_LIMIT: Duration = Duration::from_secs(10);
-const PACE: Pace = Pace {
-    silence: SILENCE_LIMIT,
-    // 64 MiB at 2 Mbit/s.
-    whole: Duration::from_secs(300),
-};
 /// How much is set aside at first for a body, whatever length it announces.
 const FIRST_CAPACITY_BYTES: usize = 64 * 1024;
 
-/// Reads all of `body`. `check` sees what has come so far and may refuse early.
+/// And how much at most once it is known what will come, so that what has come need not be moved.
+const MOST_AHEAD_BYTES: usize = 1024 * 1024;
+
+/// Reads all of `body`. `check` sees what has come so far; it may refuse early, or know how much there
+/// will be.
 pub(crate) async fn read<B>(
     body: B,
     max_bytes: usize,
     room: &mut Room,
-    check: impl Fn(&[u8]) -> Result<(), Refusal>,
-) -> Result<Bytes, Refusal>
-where
-    B: Body<Data = Bytes>,
-    B::Error: std::fmt::Display,
-{
-    paced(body, max_bytes, room, check, PACE).await
-}
-
-async fn paced<B>(
-    body: B,
-    max_bytes: usize,
-    room: &mut Room,
-    check: impl Fn(&[u8]) -> Result<(), Refusal>,
+    check: impl Fn(&[u8]) -> Result<Option<usize>, Refusal>,
     pace: Pace,
 ) -> Result<Bytes, Refusal>
 where
@@ -69,7 +45,7 @@ async fn collect<B>(
     body: B,
     max_bytes: usize,
     room: &mut Room,
-    check: impl Fn(&[u8]) -> Result<(), Refusal>,
+    check: impl Fn(&[u8]) -> Result<Option<usize>, Refusal>,
     silence: Duration,
 ) -> Result<Bytes, Refusal>
 where
@@ -96,7 +72,9 @@ where
         }
         room.take(data.remaining())?;
         all.extend_from_slice(&data);
-        check(&all)?;
+        if let Some(expected) = check(&all)? {
+            all.reserve(expected.min(MOST_AHEAD_BYTES).saturating_sub(all.len()));
+        }
     }
     Ok(all.freeze())
 }
@@ -166,7 +144,7 @@ mod tests {
         let mut room = Room::none_yet(&Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)));
         let until = Instant::now() + drips;
         let body = Dripping { until };
-        let read = paced(body, usize::MAX, &mut room, |_| Ok(()), pace).await;
+        let read = read(body, usize::MAX, &mut room, |_| Ok(None), pace).await;
         read.expect_err("it never ends")
     }
 

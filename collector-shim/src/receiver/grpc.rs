@@ -75,16 +75,18 @@ where
     B: HttpBody<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
+    receiver.admit(request.headers())?;
     receiver.intake.check_signal(signal)?;
     let coding = coding(request.headers())?;
     let mut room = receiver.room();
     let max_bytes = receiver.intake.max_request_bytes;
     let check = |so_far: &[u8]| match frame_length(so_far) {
         Some(length) if length > max_bytes => Err(Refusal::TooLarge { max_bytes }),
-        _ => Ok(()),
+        length => Ok(length.map(|length| length + FRAME_HEADER_BYTES)),
     };
     let most = max_bytes + FRAME_HEADER_BYTES;
-    let framed = body::read(request.into_body(), most, &mut room, check).await?;
+    let body = request.into_body();
+    let framed = body::read(body, most, &mut room, check, receiver.pace).await?;
     let (coding, bytes) = match unframe(&framed)? {
         Frame::Plain(message) => (Coding::Identity, message),
         Frame::Compressed(message) if coding != Coding::Identity => (coding, message),

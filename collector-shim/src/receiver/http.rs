@@ -1,28 +1,54 @@
 //! OTLP/HTTP in: `POST /v1/traces` and the other signals' paths, in protobuf and in JSON.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::routing::post;
 use http::{HeaderMap, HeaderValue, Method, Response, Uri, header};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::status::{Encoding, http_response};
 use super::{Receiver, body};
 use crate::coding::Coding;
+use crate::config::Origins;
 use crate::counts::Transport;
 use crate::exporter::Accepted;
 use crate::intake::Refusal;
 use crate::signal::Signal;
 
+/// How long a browser need not ask again.
+const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
+
 /// All that the port serves.
 pub(crate) fn router(receiver: Receiver) -> Router {
+    let origins = receiver.door.origins.clone();
     let mut router = Router::new();
     for signal in Signal::ALL {
         let export =
             move |State(receiver), request| async move { export(receiver, signal, request).await };
         router = router.route(signal.http_path(), post(export).fallback(wrong_method));
     }
-    router.fallback(wrong_path).with_state(receiver)
+    let router = router.fallback(wrong_path).with_state(receiver);
+    match origins {
+        Some(origins) => router.layer(cross_origin(origins)),
+        None => router,
+    }
+}
+
+/// Lets pages of `origins` send, and answers what their browsers ask before that.
+fn cross_origin(origins: Origins) -> CorsLayer {
+    let origins = match origins {
+        Origins::Any => AllowOrigin::any(),
+        Origins::These(origins) => AllowOrigin::list(origins),
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods(Method::POST)
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::RETRY_AFTER])
+        .max_age(PREFLIGHT_AGE)
 }
 
 async fn export(receiver: Receiver, signal: Signal, request: Request) -> Response<Body> {
@@ -58,11 +84,13 @@ async fn accept(
     request: Request,
     encoding: Encoding,
 ) -> Result<Accepted, Refusal> {
+    receiver.admit(request.headers())?;
     receiver.intake.check_signal(signal)?;
     let coding = coding(request.headers())?;
     let mut room = receiver.room();
     let max_bytes = receiver.intake.max_request_bytes;
-    let bytes = body::read(request.into_body(), max_bytes, &mut room, |_| Ok(())).await?;
+    let body = request.into_body();
+    let bytes = body::read(body, max_bytes, &mut room, |_| Ok(None), receiver.pace).await?;
     let body = super::Body {
         transport: Transport::Http,
         signal,

@@ -86,7 +86,9 @@ impl<'de> Visitor<'de> for Content<'_> {
         while let Some(field) = fields.next_key_seed(Key(self.message))? {
             let out = &mut *self.out;
             match field {
-                Some(field) if field.is_repeated => fields.next_value_seed(List { field, out })?,
+                Some(field) if field.is_repeated() => {
+                    fields.next_value_seed(List { field, out })?;
+                }
                 Some(field) => fields.next_value_seed(Value { field, out })?,
                 None => fields.next_value::<IgnoredAny>().map(drop)?,
             }

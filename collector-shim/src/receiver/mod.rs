@@ -9,17 +9,21 @@ pub(crate) mod http;
 pub(crate) mod json;
 pub(crate) mod room;
 pub(crate) mod status;
+pub(crate) mod tokens;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use ::http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use bytes::Bytes;
 
 use crate::coding::Coding;
+use crate::config::{Door, Pace};
 use crate::counts::Transport;
 use crate::exporter::Accepted;
-use crate::intake::{INLINE_BYTES, Incoming, Intake, Refusal, beside_if_large};
+use crate::intake::{INLINE_BYTES, Incoming, Intake, Refusal, Sink, beside_if_large};
 use crate::signal::Signal;
 use room::Room;
 use status::Encoding;
@@ -29,6 +33,8 @@ use status::Encoding;
 const ROOM_REQUESTS: usize = 4;
 /// Large requests decoded at once: more would take memory and be no faster.
 const WORKERS: usize = 4;
+/// How long a request waits for its turn to be one of them.
+const WORKER_WAIT: Duration = Duration::from_secs(10);
 
 /// What the receivers share.
 #[derive(Debug, Clone)]
@@ -36,15 +42,27 @@ pub(crate) struct Receiver {
     pub(crate) intake: Arc<Intake>,
     reading_bytes: Arc<Semaphore>,
     workers: Arc<Semaphore>,
+    pub(crate) door: Door,
+    pace: Pace,
 }
 
 impl Receiver {
-    pub(crate) fn new(intake: Intake) -> Receiver {
+    pub(crate) fn new(intake: Intake, door: Door, pace: Pace) -> Receiver {
         let room_bytes = intake.max_request_bytes.saturating_mul(ROOM_REQUESTS);
         Receiver {
             intake: Arc::new(intake),
             reading_bytes: Arc::new(Semaphore::new(room_bytes.min(Semaphore::MAX_PERMITS))),
             workers: Arc::new(Semaphore::new(WORKERS)),
+            door,
+            pace,
+        }
+    }
+
+    /// Whether a request with these headers may come in: known before its body is read.
+    fn admit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        match &self.door.tokens {
+            Some(tokens) if !tokens.admit(headers) => Err(Refusal::Unauthorized),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -55,14 +73,19 @@ impl Receiver {
         if body.coding != Coding::Identity {
             (plain, room) = body::decompress(body.coding, plain, max_bytes, room).await?;
         }
-        let _worker = self.worker(plain.len()).await?;
         let compressed = match (body.encoding, body.coding) {
             (Encoding::Json, _) => {
+                let _turn = self.worker(plain.len()).await?;
                 plain = json_to_protobuf(body.signal, plain, max_bytes).await?;
                 None
             }
             (Encoding::Protobuf, Coding::Identity) => None,
             (Encoding::Protobuf, coding) => Some((coding, body.bytes)),
+        };
+        // What is only passed on takes no turn: it may wait for a disk or a backend.
+        let _turn = match self.intake.sink {
+            Sink::Store(_) => self.worker(plain.len()).await?,
+            Sink::Queue(_) | Sink::Direct(_) => None,
         };
         let incoming = Incoming {
             transport: body.transport,
@@ -86,7 +109,7 @@ impl Receiver {
             return Ok(None);
         }
         let turn = Arc::clone(&self.workers).acquire_owned();
-        match tokio::time::timeout(body::SILENCE_LIMIT, turn).await {
+        match tokio::time::timeout(WORKER_WAIT, turn).await {
             Ok(Ok(permit)) => Ok(Some(permit)),
             Ok(Err(_)) | Err(_) => {
                 let reason = format!("{WORKERS} large requests are being decoded");

@@ -49,6 +49,7 @@ fn codes(refusal: &Refusal) -> (Code, StatusCode) {
         Refusal::Encoding(_) | Refusal::MediaType(_) => {
             (Code::Unimplemented, StatusCode::UNSUPPORTED_MEDIA_TYPE)
         }
+        Refusal::Unauthorized => (Code::Unauthenticated, StatusCode::UNAUTHORIZED),
         Refusal::Method(_) => (Code::Unimplemented, StatusCode::METHOD_NOT_ALLOWED),
         Refusal::Path(_) | Refusal::Signal { .. } => (Code::Unimplemented, StatusCode::NOT_FOUND),
         Refusal::Backend { code, .. } => (*code, backend_status(*code)),
@@ -120,6 +121,13 @@ pub(crate) fn http_response(
         }
         Refusal::Method(_) => {
             headers.insert(http::header::ALLOW, http::HeaderValue::from_static("POST"));
+        }
+        // RFC 9110 15.5.2: how to be let in.
+        Refusal::Unauthorized => {
+            headers.insert(
+                http::header::WWW_AUTHENTICATE,
+                http::HeaderValue::from_static("Bearer"),
+            );
         }
         // RFC 9110 15.5.16: what would have been accepted.
         Refusal::Encoding(_) => {

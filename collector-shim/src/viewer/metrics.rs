@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, header};
 
 use crate::counts::{Counters, Transport};
+use crate::handle::ShimHandle;
 use crate::intake::Sink;
 use crate::queue::{Level, Queue};
-use crate::shim::ShimHandle;
 use crate::signal::Signal;
 use crate::store::Holdings;
 

@@ -176,7 +176,7 @@ fn walk_message(
             continue;
         };
         if wire_type != field.kind.wire_type() {
-            if field.is_repeated && wire_type == LENGTH_DELIMITED {
+            if field.is_repeated() && wire_type == LENGTH_DELIMITED {
                 cursor.packed(&field.kind)?;
                 continue;
             }
@@ -189,7 +189,7 @@ fn walk_message(
         }
         match &field.kind {
             Kind::Text => {
-                if field.is_repeated {
+                if field.is_repeated() {
                     visit.element();
                 }
                 visit.text(cursor.block()?);

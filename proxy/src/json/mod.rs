@@ -13,6 +13,8 @@
 
 mod text;
 
+use std::borrow::Cow;
+
 use memchr::memchr2;
 
 use text::unescape;
@@ -151,6 +153,14 @@ impl<F: Copy> Scanner<F> {
     /// Whether the document's last byte has been seen.
     pub(crate) fn is_complete(&self) -> bool {
         matches!(self.state, State::Over { complete: true })
+    }
+
+    /// The string that is being read and that something is wanted of, as far as it has come.
+    pub(crate) fn unfinished_text(&self) -> Option<(F, Cow<'_, str>)> {
+        match self.state {
+            State::Text { is_key: false, .. } => Some((self.field()?, unescape(&self.text))),
+            _ => None,
+        }
     }
 
     /// Takes the next bytes of the document; `report` gets what is found in them.

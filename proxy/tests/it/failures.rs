@@ -5,9 +5,7 @@ use std::time::Duration;
 use opentelemetry::trace::Status;
 use opentelemetry_sdk::trace::SpanData;
 
-use crate::support::{
-    Peer, RawUpstream, Response, TestProxy, attribute, config, nobody, request, within,
-};
+use crate::support::{Peer, RawUpstream, Response, TestProxy, attribute, config, nobody, request};
 
 const POST: &[&str] = &[
     "POST /v1/completions HTTP/1.1",
@@ -296,23 +294,76 @@ async fn a_body_that_is_no_http_is_a_400() {
         "{}",
         response.body
     );
-    check_failed(&proxy.spans.next().await, "invalid_request", Some("400"));
+    let span = proxy.spans.next().await;
+    let error_type = attribute(&span, "error.type");
+    assert_eq!(error_type.as_deref(), Some("invalid_request"));
+    assert_eq!(span.status, Status::Unset, "a 4xx is the client's");
 }
 
 #[tokio::test]
-async fn requests_that_cannot_be_parsed_are_refused_and_leave_no_span() {
+async fn a_client_that_leaves_within_its_head_leaves_a_span() {
+    let mut proxy = TestProxy::in_front_of(nobody().await).await;
+    let mut client = proxy.connect().await;
+    client
+        .write("GET /health HTTP/1.1\r\nHost: llm.example\r\nX-Cut")
+        .await;
+    drop(client);
+    let span = proxy.spans.next().await;
+    check_failed(&span, "client_disconnected", None);
+    assert_eq!(span.name, "GET /health");
+    let server = attribute(&span, "server.address");
+    assert_eq!(server.as_deref(), Some("llm.example"));
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_leaves_no_span() {
     let upstream = RawUpstream::bind().await;
-    let proxy = TestProxy::in_front_of(upstream.address()).await;
-    for (raw, status) in [
-        ("no http at all\r\n\r\n", 400),
-        (
-            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
-            400,
-        ),
-        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405),
-    ] {
-        assert_eq!(proxy.send(raw).await.status, status, "{raw}");
-    }
-    let spans = within("the proxy's end", proxy.stopped()).await;
-    assert!(spans.is_empty());
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    drop(proxy.connect().await);
+    let (mut client, mut server) = in_flight(&proxy, &upstream).await;
+    server
+        .write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    client.read_response().await;
+    proxy.spans.next().await;
+    drop(client);
+    assert!(proxy.stopped().await.is_empty());
+}
+
+#[tokio::test]
+async fn every_attempt_is_a_span_with_its_number_and_its_end() {
+    let upstream = RawUpstream::bind().await;
+    let mut config = config(nobody().await);
+    config.upstreams.push(upstream.address().into());
+    let mut proxy = TestProxy::with(config).await;
+    let (mut client, mut server) = in_flight(&proxy, &upstream).await;
+    server
+        .write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    client.read_response().await;
+    let span = proxy.spans.next().await;
+    let attempts = proxy.spans.attempts();
+    let told: Vec<_> = attempts
+        .iter()
+        .map(|attempt| {
+            assert_eq!(attempt.parent_span_id, span.span_context.span_id());
+            (
+                attribute(attempt, "http.request.resend_count"),
+                attribute(attempt, "error.type"),
+                attribute(attempt, "http.response.status_code"),
+            )
+        })
+        .collect();
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        told,
+        [
+            (None, text("upstream_connection_refused"), None),
+            (text("1"), None, text("200")),
+        ]
+    );
+    assert_eq!(
+        attempts[0].status,
+        Status::error("the upstream server refused the connection")
+    );
 }

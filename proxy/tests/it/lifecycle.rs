@@ -75,28 +75,26 @@ async fn pooled_connection(proxy: &mut TestProxy, upstream: &RawUpstream) -> (Pe
     (client, pooled)
 }
 
+const POST: &[&str] = &[
+    "POST /v1/completions HTTP/1.1",
+    "Host: a",
+    "Content-Length: 15",
+];
+const PROMPT: &str = r#"{"prompt":"hi"}"#;
+
 /// The race of a server that closes an idle connection: the request is already on its way.
 #[tokio::test]
-async fn a_post_on_a_pooled_connection_that_the_upstream_closes_succeeds() {
+async fn a_post_that_the_upstream_had_not_read_when_it_closed_the_connection_is_sent_again() {
     let upstream = RawUpstream::bind().await;
     let mut proxy = TestProxy::in_front_of(upstream.address()).await;
-    let (mut client, mut pooled) = pooled_connection(&mut proxy, &upstream).await;
-    let lines = [
-        "POST /v1/completions HTTP/1.1",
-        "Host: a",
-        "Content-Length: 15",
-    ];
-    client.write(&request(&lines, r#"{"prompt":"hi"}"#)).await;
-    let (_, body) = pooled.read_message().await;
-    assert_eq!(
-        body, r#"{"prompt":"hi"}"#,
-        "it came on the pooled connection"
-    );
+    let (mut client, pooled) = pooled_connection(&mut proxy, &upstream).await;
+    client.write(&request(POST, PROMPT)).await;
+    pooled.readable().await;
     drop(pooled);
     let mut fresh = upstream.accept().await;
     let (head, body) = fresh.read_message().await;
     assert!(head.starts_with("POST /v1/completions "), "{head}");
-    assert_eq!(body, r#"{"prompt":"hi"}"#);
+    assert_eq!(body, PROMPT);
     fresh.write(OK).await;
     assert_eq!(client.read_response().await.body, "ok");
 
@@ -111,6 +109,42 @@ async fn a_post_on_a_pooled_connection_that_the_upstream_closes_succeeds() {
         Some("15")
     );
     assert!(proxy.spans.is_empty(), "both attempts are one request");
+    let resends: Vec<_> = proxy.spans.attempts();
+    let resends: Vec<_> = resends
+        .iter()
+        .map(|attempt| attribute(attempt, "http.request.resend_count"))
+        .collect();
+    assert_eq!(resends.last(), Some(&Some("1".to_owned())));
+}
+
+#[tokio::test]
+async fn a_post_that_the_upstream_had_read_is_not_sent_again() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    let (mut client, mut pooled) = pooled_connection(&mut proxy, &upstream).await;
+    client.write(&request(POST, PROMPT)).await;
+    assert_eq!(pooled.read_message().await.1, PROMPT);
+    drop(pooled);
+    assert_eq!(client.read_response().await.status, 502);
+    let span = proxy.spans.next().await;
+    assert_eq!(
+        attribute(&span, "error.type").as_deref(),
+        Some("upstream_closed")
+    );
+}
+
+#[tokio::test]
+async fn a_get_is_sent_again_whether_the_upstream_had_read_it_or_not() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::in_front_of(upstream.address()).await;
+    let (mut client, mut pooled) = pooled_connection(&mut proxy, &upstream).await;
+    client.write(&request(GET, "")).await;
+    pooled.read_message().await;
+    drop(pooled);
+    let mut fresh = upstream.accept().await;
+    fresh.read_message().await;
+    fresh.write(OK).await;
+    assert_eq!(client.read_response().await.body, "ok");
 }
 
 #[tokio::test]
@@ -242,14 +276,22 @@ async fn a_connection_over_the_bound_is_refused_and_one_after_it_is_not() {
     let echo = Echo::start().await;
     let mut config = config(echo.address);
     config.max_connections = 1;
-    let proxy = TestProxy::with(config).await;
+    let mut proxy = TestProxy::with(config).await;
     let mut first = proxy.connect().await;
     first.write(&request(GET, "")).await;
     assert_eq!(first.read_response().await.status, 200);
+    proxy.spans.next().await;
 
     let refused = proxy.send(&request(GET, "")).await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("1"));
+    let span = proxy.spans.next().await;
+    assert_eq!(span.name, "HTTP");
+    let error_type = attribute(&span, "error.type");
+    assert_eq!(error_type.as_deref(), Some("too_many_connections"));
+    let trace_id = span.span_context.trace_id().to_string();
+    assert_eq!(refused.header("x-request-id"), Some(trace_id.as_str()));
+    assert!(refused.body.contains(&trace_id), "{}", refused.body);
     assert!(
         refused.body.contains(r#""code":"too_many_connections""#),
         "{}",
@@ -270,7 +312,11 @@ async fn several_proxies_run_in_one_process() {
     assert_eq!(front.send(&request(GET, "")).await.body, "answered");
     let (outer, inner) = (front.spans.next().await, behind.spans.next().await);
     assert_eq!(outer.span_context.trace_id(), inner.span_context.trace_id());
-    assert_eq!(inner.parent_span_id, outer.span_context.span_id());
+    let [attempt] = &front.spans.attempts()[..] else {
+        panic!("one attempt");
+    };
+    assert_eq!(attempt.parent_span_id, outer.span_context.span_id());
+    assert_eq!(inner.parent_span_id, attempt.span_context.span_id());
 }
 
 #[tokio::test]

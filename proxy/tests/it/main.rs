@@ -7,5 +7,7 @@ mod genai;
 mod lifecycle;
 mod program;
 mod propagation;
+mod settings;
 mod streaming;
 mod support;
+mod upstreams;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::ConfigError;
+use super::endpoint::{self, Endpoint};
 use super::tls::{self, PemFile};
 use super::vars::{Var, Vars};
-use super::{ConfigError, endpoint};
 
 /// The specification's default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,6 +69,21 @@ pub struct ExporterSettings {
 }
 
 impl ExporterSettings {
+    /// How to send to `url`, as given by `flag`. Its other settings are the variables whose names begin
+    /// with `prefix` where those of OTLP begin with `OTEL_EXPORTER_OTLP_`, which are not looked at:
+    /// credentials are for who they were given for.
+    pub fn named(
+        flag: &str,
+        url: &str,
+        prefix: &str,
+        get: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let mut settings = Self::from_vars(&Vars::of_exporter(get, prefix))?;
+        let endpoint = Endpoint::for_all_signals(flag, url, settings.insecure)?;
+        settings.endpoint = endpoint::resolve(Some(&endpoint), settings.protocol);
+        Ok(settings)
+    }
+
     /// Reads all but the endpoint, which [`super::Settings`] resolves.
     pub(super) fn from_vars(vars: &Vars<'_>) -> Result<Self, ConfigError> {
         let protocol = vars

@@ -2,7 +2,8 @@
 //! start and not a failing export an hour later.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
@@ -16,7 +17,7 @@ use super::{ConfigError, ExporterSettings};
 const MAX_PEM_BYTES: u64 = 1024 * 1024;
 
 /// A PEM file that was read and has in it what its variable asks for.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PemFile {
     /// Where it was read from.
     pub path: PathBuf,
@@ -28,6 +29,38 @@ impl fmt::Debug for PemFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The text may be a private key.
         write!(f, "PemFile({})", self.path.display())
+    }
+}
+
+impl PemFile {
+    /// Reads the file, whatever is in it.
+    pub(crate) fn read(path: &Path) -> io::Result<PemFile> {
+        use std::io::Read as _;
+
+        let mut pem = Vec::new();
+        let file = std::fs::File::open(path)?;
+        file.take(MAX_PEM_BYTES).read_to_end(&mut pem)?;
+        let path = path.to_owned();
+        Ok(PemFile { path, pem })
+    }
+
+    pub(crate) fn certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&self.pem)
+            .collect::<Result<_, _>>()
+            .ok()?;
+        (!certificates.is_empty()).then_some(certificates)
+    }
+
+    pub(crate) fn private_key(&self) -> Option<PrivateKeyDer<'static>> {
+        PrivateKeyDer::from_pem_slice(&self.pem).ok()
+    }
+
+    pub(crate) fn roots(&self) -> Option<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        for certificate in self.certificates()? {
+            roots.add(certificate).ok()?;
+        }
+        Some(roots)
     }
 }
 
@@ -49,16 +82,18 @@ impl Files {
             client_certificate: client_certificate.as_ref().map(read).transpose()?,
         };
         if let (Some(var), Some(file)) = (&certificate, &files.certificate)
-            && roots(file).is_none()
+            && file.roots().is_none()
         {
             return Err(var.error("a PEM file of one or more certificates"));
         }
         match (&key, &client_certificate) {
             (Some(key), None) => {
-                return Err(key.error("it together with OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"));
+                let other = vars.otlp_name("CLIENT_CERTIFICATE");
+                return Err(key.error(format!("it together with {other}")));
             }
             (None, Some(chain)) => {
-                return Err(chain.error("it together with OTEL_EXPORTER_OTLP_CLIENT_KEY"));
+                let other = vars.otlp_name("CLIENT_KEY");
+                return Err(chain.error(format!("it together with {other}")));
             }
             (Some(key), Some(chain)) => files.check_identity(key, chain)?,
             (None, None) => {}
@@ -72,9 +107,11 @@ impl Files {
         else {
             return Ok(());
         };
-        let private_key = private_key(key_file)
+        let private_key = key_file
+            .private_key()
             .ok_or_else(|| key.error("a PEM file of an unencrypted private key"))?;
-        let certificates = certificates(chain_file)
+        let certificates = chain_file
+            .certificates()
             .ok_or_else(|| chain.error("a PEM file of one or more certificates"))?;
         builder()
             .with_root_certificates(RootCertStore::empty())
@@ -89,15 +126,15 @@ impl ExporterSettings {
     pub(super) fn rustls_config(&self) -> ClientConfig {
         let checked = "the TLS files were checked when they were read";
         let roots = match &self.certificate {
-            Some(file) => roots(file).expect(checked),
+            Some(file) => file.roots().expect(checked),
             None => RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         };
         let builder = builder().with_root_certificates(roots);
         match (&self.client_certificate, &self.client_key) {
             (Some(chain), Some(key)) => builder
                 .with_client_auth_cert(
-                    certificates(chain).expect(checked),
-                    private_key(key).expect(checked),
+                    chain.certificates().expect(checked),
+                    key.private_key().expect(checked),
                 )
                 .expect(checked),
             _ => builder.with_no_client_auth(),
@@ -113,31 +150,6 @@ fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
 }
 
 fn read(var: &Var) -> Result<PemFile, ConfigError> {
-    use std::io::Read;
-
-    let path = PathBuf::from(&var.value);
-    let mut pem = Vec::new();
-    std::fs::File::open(&path)
-        .and_then(|file| file.take(MAX_PEM_BYTES).read_to_end(&mut pem))
-        .map_err(|error| var.error(format!("the path of a PEM file that can be read ({error})")))?;
-    Ok(PemFile { path, pem })
-}
-
-fn certificates(file: &PemFile) -> Option<Vec<CertificateDer<'static>>> {
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&file.pem)
-        .collect::<Result<_, _>>()
-        .ok()?;
-    (!certificates.is_empty()).then_some(certificates)
-}
-
-fn private_key(file: &PemFile) -> Option<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_slice(&file.pem).ok()
-}
-
-fn roots(file: &PemFile) -> Option<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(file)? {
-        roots.add(certificate).ok()?;
-    }
-    Some(roots)
+    PemFile::read(Path::new(&var.value))
+        .map_err(|error| var.error(format!("the path of a PEM file that can be read ({error})")))
 }

@@ -11,6 +11,8 @@ use super::ConfigError;
 /// A source of variables: the process environment, or a table in a test.
 pub(super) struct Vars<'a> {
     get: &'a dyn Fn(&str) -> Option<String>,
+    /// What the names of an exporter's variables begin with, the more specific first.
+    exporter_prefixes: Vec<String>,
 }
 
 /// A variable that is set to something.
@@ -22,7 +24,19 @@ pub(super) struct Var {
 
 impl<'a> Vars<'a> {
     pub(super) fn new(get: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { get }
+        let prefixes = ["OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"];
+        Self {
+            get,
+            exporter_prefixes: prefixes.map(str::to_owned).to_vec(),
+        }
+    }
+
+    /// Those of an exporter whose variables have names of their own.
+    pub(super) fn of_exporter(get: &'a dyn Fn(&str) -> Option<String>, prefix: &str) -> Self {
+        Self {
+            get,
+            exporter_prefixes: vec![prefix.to_owned()],
+        }
     }
 
     /// The variable `name`, when it is set and not empty.
@@ -39,10 +53,18 @@ impl<'a> Vars<'a> {
         names.iter().find_map(|name| self.get(name))
     }
 
-    /// An OTLP exporter variable: the one for traces, else the one for all signals.
+    /// A variable of the exporter: for OTLP's own the one for traces, else the one for all signals.
     pub(super) fn otlp(&self, suffix: &str) -> Option<Var> {
-        self.get(&format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"))
-            .or_else(|| self.get(&format!("OTEL_EXPORTER_OTLP_{suffix}")))
+        let prefixes = self.exporter_prefixes.iter();
+        prefixes
+            .map(|prefix| format!("{prefix}{suffix}"))
+            .find_map(|name| self.get(&name))
+    }
+
+    /// The most general name of a variable of the exporter.
+    pub(super) fn otlp_name(&self, suffix: &str) -> String {
+        let prefix = self.exporter_prefixes.last();
+        format!("{}{suffix}", prefix.expect("there is one at least"))
     }
 
     /// A whole number within `range`, or `default` when unset.

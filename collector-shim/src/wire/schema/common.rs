@@ -1,7 +1,7 @@
 //! What all signals have (`common.proto` and `resource.proto`).
 
 use super::Kind::{Bool, Bytes, Double, Int32, Int64, Text, Uint32};
-use super::{Kind, Message, many, one};
+use super::{Kind, Message, either, many, one};
 
 pub(super) static RESOURCE: Message = Message::new(
     "Resource",
@@ -44,14 +44,14 @@ pub(super) static KEY_VALUE: Message = Message::new(
 pub(super) static ANY_VALUE: Message = Message::new(
     "AnyValue",
     &[
-        one(1, "stringValue", Text),
-        one(2, "boolValue", Bool),
-        one(3, "intValue", Int64),
-        one(4, "doubleValue", Double),
-        one(5, "arrayValue", Kind::Message(&ARRAY_VALUE)),
-        one(6, "kvlistValue", Kind::Message(&KEY_VALUE_LIST)),
-        one(7, "bytesValue", Bytes),
-        one(8, "stringValueStrindex", Int32),
+        either(1, "stringValue", Text),
+        either(2, "boolValue", Bool),
+        either(3, "intValue", Int64),
+        either(4, "doubleValue", Double),
+        either(5, "arrayValue", Kind::Message(&ARRAY_VALUE)),
+        either(6, "kvlistValue", Kind::Message(&KEY_VALUE_LIST)),
+        either(7, "bytesValue", Bytes),
+        either(8, "stringValueStrindex", Int32),
     ],
 );
 

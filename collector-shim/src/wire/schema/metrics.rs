@@ -2,7 +2,7 @@
 
 use super::Kind::{Bool, Double, Enum, Fixed64, Item, Sfixed64, Sint32, Text, Uint32, Uint64};
 use super::common::{INSTRUMENTATION_SCOPE, KEY_VALUE, RESOURCE};
-use super::{Kind, Message, SPAN_ID, TRACE_ID, many, one};
+use super::{Kind, Message, SPAN_ID, TRACE_ID, either, many, one};
 
 pub(super) static EXPORT_METRICS_SERVICE_REQUEST: Message = Message::new(
     "ExportMetricsServiceRequest",
@@ -33,15 +33,15 @@ static METRIC: Message = Message::new(
         one(1, "name", Text),
         one(2, "description", Text),
         one(3, "unit", Text),
-        one(5, "gauge", Kind::Message(&GAUGE)),
-        one(7, "sum", Kind::Message(&SUM)),
-        one(9, "histogram", Kind::Message(&HISTOGRAM)),
-        one(
+        either(5, "gauge", Kind::Message(&GAUGE)),
+        either(7, "sum", Kind::Message(&SUM)),
+        either(9, "histogram", Kind::Message(&HISTOGRAM)),
+        either(
             10,
             "exponentialHistogram",
             Kind::Message(&EXPONENTIAL_HISTOGRAM),
         ),
-        one(11, "summary", Kind::Message(&SUMMARY)),
+        either(11, "summary", Kind::Message(&SUMMARY)),
         many(12, "metadata", Kind::Message(&KEY_VALUE)),
     ],
 );
@@ -90,9 +90,9 @@ static NUMBER_DATA_POINT: Message = Message::new(
     &[
         one(2, "startTimeUnixNano", Fixed64),
         one(3, "timeUnixNano", Fixed64),
-        one(4, "asDouble", Double),
+        either(4, "asDouble", Double),
         many(5, "exemplars", Kind::Message(&EXEMPLAR)),
-        one(6, "asInt", Sfixed64),
+        either(6, "asInt", Sfixed64),
         many(7, "attributes", Kind::Message(&KEY_VALUE)),
         one(8, "flags", Uint32),
     ],
@@ -162,10 +162,10 @@ static EXEMPLAR: Message = Message::new(
     "Exemplar",
     &[
         one(2, "timeUnixNano", Fixed64),
-        one(3, "asDouble", Double),
+        either(3, "asDouble", Double),
         one(4, "spanId", SPAN_ID),
         one(5, "traceId", TRACE_ID),
-        one(6, "asInt", Sfixed64),
+        either(6, "asInt", Sfixed64),
         many(7, "filteredAttributes", Kind::Message(&KEY_VALUE)),
     ],
 );

@@ -1,5 +1,5 @@
-//! The shapes of OTLP's export requests, as tables: the walk ([`super`]) and the JSON of the
-//! receiver go by them.
+//! The shapes of OTLP's export requests, as tables: the walk ([`super`]), the JSON of the
+//! receiver and that of [`crate::encode`] go by them.
 //!
 //! Field numbers, types and JSON names are those of opentelemetry-proto 1.11. A field that is
 //! not in a table is unknown: it is skipped by its wire type and kept.
@@ -23,7 +23,7 @@ pub(crate) struct Message {
 }
 
 /// No field that is known has a number as high as this.
-const PLACES: usize = 17;
+pub(crate) const PLACES: usize = 17;
 
 /// A field that is known.
 #[derive(Debug)]
@@ -32,7 +32,24 @@ pub(crate) struct Field {
     /// Its key in JSON.
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    pub(crate) is_repeated: bool,
+    pub(crate) label: Label,
+}
+
+/// How often a field counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Label {
+    /// Once: the last one.
+    One,
+    /// Each time.
+    Many,
+    /// Once, and of all such fields of the message only the last.
+    Either,
+}
+
+impl Field {
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.label == Label::Many
+    }
 }
 
 /// What a known field holds.
@@ -92,23 +109,24 @@ impl Message {
     }
 }
 
-/// A field that is there once or not at all.
 const fn one(number: u32, name: &'static str, kind: Kind) -> Field {
-    Field {
-        number,
-        name,
-        kind,
-        is_repeated: false,
-    }
+    field(number, name, Label::One, kind)
 }
 
-/// A repeated field.
 const fn many(number: u32, name: &'static str, kind: Kind) -> Field {
+    field(number, name, Label::Many, kind)
+}
+
+const fn either(number: u32, name: &'static str, kind: Kind) -> Field {
+    field(number, name, Label::Either, kind)
+}
+
+const fn field(number: u32, name: &'static str, label: Label, kind: Kind) -> Field {
     Field {
         number,
         name,
         kind,
-        is_repeated: true,
+        label,
     }
 }
 

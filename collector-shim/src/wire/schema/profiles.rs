@@ -1,15 +1,16 @@
 //! Profiles, down to where they are counted: their development versions differ from there on (`profiles.proto`).
 
-use super::Kind::{Bytes, Item, Text};
+use super::Kind::{Item, Text};
 use super::common::{INSTRUMENTATION_SCOPE, RESOURCE};
 use super::{Kind, Message, many, one};
 
 pub(super) static EXPORT_PROFILES_SERVICE_REQUEST: Message = Message::new(
     "ExportProfilesServiceRequest",
-    &[
-        many(1, "resourceProfiles", Kind::Message(&RESOURCE_PROFILES)),
-        one(2, "dictionary", Bytes),
-    ],
+    &[many(
+        1,
+        "resourceProfiles",
+        Kind::Message(&RESOURCE_PROFILES),
+    )],
 );
 
 static RESOURCE_PROFILES: Message = Message::new(

@@ -35,6 +35,12 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
     );
 }
 
+/// Waits for `work`, which is to end by itself.
+pub(crate) async fn within_patience<T>(work: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(PATIENCE, work).await;
+    done.expect("it never ended")
+}
+
 /// A shim that serves until it is stopped.
 pub(crate) struct Running {
     pub(crate) grpc: SocketAddr,

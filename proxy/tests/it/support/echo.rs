@@ -35,6 +35,11 @@ impl Echo {
         Self { address, received }
     }
 
+    /// Whether every request that came was taken.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.received.is_empty()
+    }
+
     /// The next request that was received.
     pub(crate) async fn received(&mut self) -> Request<Bytes> {
         within("a request at the upstream", self.received.recv())

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use lantern_proxy::{Config, Proxy};
 use lantern_telemetry::Telemetry;
+use opentelemetry::trace::SpanKind;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use tokio::sync::mpsc;
@@ -35,16 +36,26 @@ pub(crate) fn request(lines: &[&str], body: &str) -> String {
 }
 
 /// Ended spans, in the order in which they ended.
-pub(crate) struct Spans(mpsc::UnboundedReceiver<SpanData>);
+pub(crate) struct Spans {
+    requests: mpsc::UnboundedReceiver<SpanData>,
+    attempts: mpsc::UnboundedReceiver<SpanData>,
+}
 
 #[derive(Debug)]
-struct Forward(mpsc::UnboundedSender<SpanData>);
+struct Forward {
+    requests: mpsc::UnboundedSender<SpanData>,
+    attempts: mpsc::UnboundedSender<SpanData>,
+}
 
 impl SpanExporter for Forward {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         for span in batch {
+            let to = match span.span_kind {
+                SpanKind::Client => &self.attempts,
+                _ => &self.requests,
+            };
             // A test that does not look at its spans has dropped the other end.
-            let _ = self.0.send(span);
+            let _ = to.send(span);
         }
         Ok(())
     }
@@ -52,22 +63,33 @@ impl SpanExporter for Forward {
 
 impl Spans {
     pub(crate) fn new() -> (Telemetry, Self) {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (requests, requests_ended) = mpsc::unbounded_channel();
+        let (attempts, attempts_ended) = mpsc::unbounded_channel();
+        let exporter = Forward { requests, attempts };
         (
-            Telemetry::with_exporter(Forward(sender), "proxy-under-test"),
-            Self(receiver),
+            Telemetry::with_exporter(exporter, "proxy-under-test"),
+            Self {
+                requests: requests_ended,
+                attempts: attempts_ended,
+            },
         )
     }
 
+    /// The SERVER span of the next request.
     pub(crate) async fn next(&mut self) -> SpanData {
-        within("a span", self.0.recv())
+        within("a span", self.requests.recv())
             .await
             .expect("the exporter is still there")
     }
 
-    /// Whether no span has ended that was not yet taken.
+    /// The CLIENT spans that have ended: a request's attempts end before it.
+    pub(crate) fn attempts(&mut self) -> Vec<SpanData> {
+        std::iter::from_fn(|| self.attempts.try_recv().ok()).collect()
+    }
+
+    /// Whether no request has ended whose span was not yet taken.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.requests.is_empty()
     }
 }
 

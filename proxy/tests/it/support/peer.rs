@@ -59,6 +59,13 @@ impl Peer {
         self.write(&format!("{:x}\r\n{text}\r\n", text.len())).await;
     }
 
+    /// Waits for bytes and leaves them there.
+    pub(crate) async fn readable(&self) {
+        within("bytes", self.stream.readable())
+            .await
+            .expect("an open connection");
+    }
+
     /// Everything up to and with `end`.
     pub(crate) async fn read_until(&mut self, end: &str) -> String {
         loop {
@@ -169,8 +176,12 @@ pub(crate) struct RawUpstream {
 
 impl RawUpstream {
     pub(crate) async fn bind() -> Self {
+        Self::bind_to(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    pub(crate) async fn bind_to(address: SocketAddr) -> Self {
         Self {
-            listener: TcpListener::bind("127.0.0.1:0").await.expect("a free port"),
+            listener: TcpListener::bind(address).await.expect("a free port"),
         }
     }
 

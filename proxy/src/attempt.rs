@@ -1,0 +1,183 @@
+//! The CLIENT spans of a request, one for each attempt at an upstream, by the stable HTTP
+//! conventions. <https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-client-span>
+//!
+//! An attempt's span is the parent of whatever the upstream traces. It lasts until the upstream has
+//! sent its last byte, which may be long before a slow client has read it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use opentelemetry::trace::{Span as _, SpanKind, Status, TraceContextExt, Tracer as _};
+use opentelemetry::{Context, Key, KeyValue};
+use opentelemetry_sdk::trace::{SdkTracer, Span};
+use opentelemetry_semantic_conventions::attribute as semconv;
+
+use crate::error::Failure;
+use crate::headers::text;
+use crate::instrumentation::{Instrumentation, method_attributes};
+use crate::redact::redact_query;
+
+/// The id that the upstream gave the request (string).
+const UPSTREAM_REQUEST_ID: Key = Key::from_static_str("lantern.upstream.request.id");
+
+/// Where an attempt goes.
+pub(crate) struct Destination {
+    /// The upstream as it was configured, which is `server.address`.
+    pub(crate) host: Arc<str>,
+    pub(crate) port: u16,
+    /// Where it was found.
+    pub(crate) address: SocketAddr,
+}
+
+/// One attempt at an upstream.
+pub(crate) struct Attempt {
+    span: Span,
+    /// What the upstream is told: the request's context with this span in its middle.
+    context: Context,
+    status: Option<StatusCode>,
+    response_body_bytes: usize,
+    /// When it was over, and how.
+    ended: Option<(SystemTime, Option<Failure>)>,
+}
+
+impl Attempt {
+    /// `request`: the request's context, its span the parent. `resends`: attempts before this one.
+    pub(crate) fn start(
+        tracer: &SdkTracer,
+        instrumentation: &Instrumentation,
+        (request, head): (&Context, &Parts),
+        destination: &Destination,
+        resends: usize,
+    ) -> Self {
+        let mut attributes = Vec::with_capacity(10);
+        // Without `url.template`, which no client of a proxy tells it, the method alone is the name.
+        let name = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
+        attributes.push(KeyValue::new(semconv::URL_FULL, url(head, destination)));
+        let host = Arc::clone(&destination.host);
+        attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, host));
+        let port = i64::from(destination.port);
+        attributes.push(KeyValue::new(semconv::SERVER_PORT, port));
+        let peer = destination.address.ip().to_canonical().to_string();
+        attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, peer));
+        let peer_port = i64::from(destination.address.port());
+        attributes.push(KeyValue::new(semconv::NETWORK_PEER_PORT, peer_port));
+        if resends > 0 {
+            let resends = i64::try_from(resends).unwrap_or(i64::MAX);
+            attributes.push(KeyValue::new(semconv::HTTP_REQUEST_RESEND_COUNT, resends));
+        }
+        let builder = tracer
+            .span_builder(name.to_owned())
+            .with_kind(SpanKind::Client)
+            .with_attributes(attributes);
+        let span = tracer.build_with_context(builder, request);
+        let context = request.with_remote_span_context(span.span_context().clone());
+        Self {
+            span,
+            context,
+            status: None,
+            response_body_bytes: 0,
+            ended: None,
+        }
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The request's head, as it is sent.
+    pub(crate) fn request_head(&mut self, instrumentation: &Instrumentation, headers: &HeaderMap) {
+        let mut captured = Vec::new();
+        instrumentation
+            .client_request
+            .capture(headers, &mut captured);
+        self.span.set_attributes(captured);
+    }
+
+    /// The head of the final answer has come.
+    pub(crate) fn response_head(
+        &mut self,
+        instrumentation: &Instrumentation,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) {
+        self.status = Some(status);
+        let mut captured = Vec::new();
+        instrumentation
+            .client_response
+            .capture(headers, &mut captured);
+        self.span.set_attributes(captured);
+    }
+
+    /// What the upstream calls the request, where that is another name than ours.
+    pub(crate) fn upstream_request_id(&mut self, id: &HeaderValue) {
+        self.span
+            .set_attribute(KeyValue::new(UPSTREAM_REQUEST_ID, text(id)));
+    }
+
+    /// A piece of the answer's body has come.
+    pub(crate) fn response_body(&mut self, bytes: usize) {
+        self.response_body_bytes += bytes;
+    }
+
+    /// The attempt is over; only the first call counts.
+    pub(crate) fn end(&mut self, failure: Option<Failure>) {
+        self.ended
+            .get_or_insert_with(|| (SystemTime::now(), failure));
+    }
+
+    /// Hands the span over. An attempt that is not over ends now, with the request's own `failure`.
+    pub(crate) fn finish(mut self, failure: Option<Failure>) {
+        self.end(failure);
+        let Some((at, failure)) = self.ended else {
+            return;
+        };
+        if self.span.is_recording() {
+            self.set_outcome(failure);
+        }
+        self.span.end_with_timestamp(at);
+    }
+
+    /// To a client, a 4xx is an error too. The code says why; a failure needs words.
+    fn set_outcome(&mut self, failure: Option<Failure>) {
+        if let Some(status) = self.status {
+            let code = i64::from(status.as_u16());
+            self.span
+                .set_attribute(KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, code));
+            let size = i64::try_from(self.response_body_bytes).unwrap_or(i64::MAX);
+            self.span
+                .set_attribute(KeyValue::new(semconv::HTTP_RESPONSE_BODY_SIZE, size));
+            self.span
+                .set_attribute(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, "1.1"));
+        }
+        let refused = |status: &StatusCode| status.is_client_error() || status.is_server_error();
+        if let Some(failure) = failure {
+            self.span
+                .set_attribute(KeyValue::new(semconv::ERROR_TYPE, failure.as_str()));
+            self.span.set_status(Status::error(failure.message()));
+        } else if let Some(status) = self.status.filter(refused) {
+            let code = status.as_str().to_owned();
+            self.span
+                .set_attribute(KeyValue::new(semconv::ERROR_TYPE, code));
+            self.span.set_status(Status::error(""));
+        }
+    }
+}
+
+/// `url.full`, with credentials redacted.
+fn url(head: &Parts, destination: &Destination) -> String {
+    let Destination { host, port, .. } = destination;
+    let path = head.uri.path();
+    let mut url = if host.contains(':') {
+        format!("http://[{host}]:{port}{path}")
+    } else {
+        format!("http://{host}:{port}{path}")
+    };
+    if let Some(query) = head.uri.query() {
+        url.push('?');
+        url.push_str(&redact_query(query));
+    }
+    url
+}

@@ -1,0 +1,121 @@
+//! The names by which a client and an operator can talk of the same request: `x-request-id` on
+//! its way to the upstream and on every answer, and `traceresponse`, which names the trace.
+//! <https://www.w3.org/TR/trace-context-2/#traceresponse-header>
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::trace::{SpanContext, TraceId};
+use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator};
+use pingora::http::ResponseHeader;
+
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
+
+/// Longest id that is taken from a client.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// What a request is called.
+pub(crate) struct Identity {
+    pub(crate) request_id: HeaderValue,
+    /// Whether the client chose the id.
+    pub(crate) from_client: bool,
+    /// `None` when there is no trace.
+    trace: Option<SpanContext>,
+}
+
+impl Identity {
+    /// Of a request with `headers`, whose span has the context `span`.
+    pub(crate) fn new(headers: &HeaderMap, span: Option<&SpanContext>) -> Self {
+        let trace = span.filter(|span| span.is_valid()).cloned();
+        let named = client_id(headers);
+        let from_client = named.is_some();
+        let request_id = named.unwrap_or_else(|| {
+            let trace_id = trace.as_ref().map(SpanContext::trace_id);
+            hex(trace_id.unwrap_or_else(|| RandomIdGenerator::default().new_trace_id()))
+        });
+        Self {
+            request_id,
+            from_client,
+            trace,
+        }
+    }
+
+    /// The trace's id, for an error's body.
+    pub(crate) fn trace_id(&self) -> Option<TraceId> {
+        self.trace.as_ref().map(SpanContext::trace_id)
+    }
+
+    /// `traceresponse`, when there is a trace.
+    pub(crate) fn traceresponse(&self) -> Option<HeaderValue> {
+        let span = self.trace.as_ref()?;
+        let (trace_id, span_id) = (span.trace_id(), span.span_id());
+        let flags = span.trace_flags().to_u8();
+        let value = format!("00-{trace_id}-{span_id}-{flags:02x}");
+        Some(HeaderValue::try_from(value).expect("hexadecimal digits and dashes"))
+    }
+
+    /// Puts both headers onto an answer, in place of the upstream's.
+    pub(crate) fn sign(&self, response: &mut ResponseHeader) -> pingora::Result<()> {
+        response.insert_header(X_REQUEST_ID, self.request_id.clone())?;
+        match self.traceresponse() {
+            Some(value) => response.insert_header(TRACERESPONSE, value),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The client's own id, if it is one that may stand in logs and headers as it is.
+fn client_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut values = headers.get_all(X_REQUEST_ID).iter();
+    let (value, None) = (values.next()?, values.next()) else {
+        return None;
+    };
+    let bytes = value.as_bytes();
+    let is_sane = (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len())
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte));
+    is_sane.then(|| value.clone())
+}
+
+fn hex(id: TraceId) -> HeaderValue {
+    HeaderValue::try_from(id.to_string()).expect("hexadecimal digits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id_of(ids: &[&str]) -> (String, bool) {
+        let mut headers = HeaderMap::new();
+        for id in ids {
+            headers.append(X_REQUEST_ID, HeaderValue::from_str(id).expect("a value"));
+        }
+        let identity = Identity::new(&headers, None);
+        let id = identity.request_id.to_str().expect("text").to_owned();
+        (id, identity.from_client)
+    }
+
+    #[test]
+    fn a_sane_id_of_the_client_is_kept() {
+        for id in ["a", "req_0aB-1.2:3/4+5=6@7", &"x".repeat(128)] {
+            assert_eq!(id_of(&[id]), (id.to_owned(), true));
+        }
+    }
+
+    #[test]
+    fn any_other_is_replaced_by_a_new_one() {
+        for ids in [
+            &[][..],
+            &[""],
+            &["a b"],
+            &["<script>"],
+            &["a", "b"],
+            &[&"x".repeat(129)],
+        ] {
+            let (id, from_client) = id_of(ids);
+            assert!(!from_client, "{ids:?}");
+            assert_eq!(id.len(), 32, "{id}");
+        }
+        assert_ne!(id_of(&[]), id_of(&[]));
+    }
+}

@@ -1,0 +1,88 @@
+//! What all requests' spans have in common: the tracer, how spans are written and whose word is
+//! taken. It begins the observation of a request, whether pingora hands it over or not.
+
+use http::HeaderMap;
+use lantern_telemetry::Telemetry;
+use opentelemetry_sdk::trace::SdkTracer;
+
+use crate::attempt::Destination;
+use crate::config::Config;
+use crate::identity::Identity;
+use crate::instrumentation::Instrumentation;
+use crate::origin::{Arrival, Origin, TrustedProxies};
+use crate::propagation::TraceHeaders;
+use crate::span::RequestSpan;
+
+pub(crate) struct Observer {
+    tracer: SdkTracer,
+    pub(crate) trace_headers: TraceHeaders,
+    pub(crate) instrumentation: Instrumentation,
+    trusted_proxies: TrustedProxies,
+}
+
+/// A request that is observed.
+pub(crate) struct Observed {
+    /// `None` for a URL that is excluded.
+    pub(crate) span: Option<RequestSpan>,
+    pub(crate) identity: Identity,
+    /// The scheme that the client used, as far as that is known.
+    pub(crate) scheme: &'static str,
+}
+
+impl Observer {
+    pub(crate) fn new(config: &Config, telemetry: &Telemetry) -> Self {
+        Self {
+            tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
+            trace_headers: TraceHeaders::new(telemetry.propagator()),
+            instrumentation: config.instrumentation.clone(),
+            trusted_proxies: config.trusted_proxies.clone(),
+        }
+    }
+
+    /// A request has come.
+    pub(crate) fn begin(&self, arrival: &Arrival<'_>) -> Observed {
+        let origin = Origin::of(arrival, &self.trusted_proxies);
+        let scheme = origin.scheme;
+        let headers = &arrival.head.headers;
+        let excluded = self.instrumentation.has_excluded_urls()
+            && self
+                .instrumentation
+                .is_excluded(&origin.url(arrival.head.uri.path()));
+        let mut span = (!excluded).then(|| self.start_span(headers, arrival, origin));
+        let identity = Identity::new(headers, span.as_ref().map(RequestSpan::span_context));
+        if let Some(span) = &mut span {
+            span.identify(&identity);
+        }
+        Observed {
+            span,
+            identity,
+            scheme,
+        }
+    }
+
+    fn start_span(
+        &self,
+        headers: &HeaderMap,
+        arrival: &Arrival<'_>,
+        origin: Origin,
+    ) -> RequestSpan {
+        let parent = self.trace_headers.extract(headers);
+        RequestSpan::start(
+            &self.tracer,
+            &self.instrumentation,
+            &parent,
+            arrival,
+            origin,
+        )
+    }
+
+    /// The request goes to an upstream.
+    pub(crate) fn start_attempt(
+        &self,
+        span: &mut RequestSpan,
+        head: &http::request::Parts,
+        destination: &Destination,
+    ) {
+        span.start_attempt(&self.tracer, &self.instrumentation, head, destination);
+    }
+}

@@ -1,0 +1,151 @@
+//! Requests that pingora never hands over: those it cannot parse, and connections over the bound.
+//! They leave a span and get an answer like any other request.
+//!
+//! pingora answers the first kind by itself, before any code of ours runs. The client's connection
+//! sees it happen: bytes of an answer are written to it while nobody has taken a request from it.
+//! [`Refusals`] then has the last word: it writes the span and gives the answer to send instead.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Request, Uri};
+
+use crate::error::Failure;
+use crate::identity::{TRACERESPONSE, X_REQUEST_ID};
+use crate::instrumentation::OTHER_METHOD;
+use crate::observer::Observer;
+use crate::origin::Arrival;
+use crate::span::Transferred;
+
+/// The two ends of a client's connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) tls: bool,
+}
+
+/// Answers and records requests that are refused before they are one.
+#[derive(Clone)]
+pub(crate) struct Refusals(Arc<Observer>);
+
+impl Refusals {
+    pub(crate) fn new(observer: Arc<Observer>) -> Self {
+        Self(observer)
+    }
+
+    /// Records a request of which `head` was read, and that ends in `failure`; the answer, for which
+    /// the connection is closed.
+    pub(crate) fn answer(&self, failure: Failure, ends: Ends, head: &[u8]) -> Bytes {
+        let head = readable_head(head);
+        let mut observed = self.0.begin(&arrival(&head, ends));
+        let identity = &observed.identity;
+        let status = failure.status().unwrap_or_default();
+        let body = match head.method {
+            Method::HEAD => Bytes::new(),
+            _ => failure.openai_body(identity.trace_id()),
+        };
+        let mut answer = format!("HTTP/1.1 {status}\r\n").into_bytes();
+        let retry = (failure == Failure::TooManyConnections).then(|| HeaderValue::from_static("1"));
+        for (name, value) in [
+            (
+                "content-type",
+                Some(HeaderValue::from_static("application/json")),
+            ),
+            ("content-length", Some(HeaderValue::from(body.len()))),
+            ("cache-control", Some(HeaderValue::from_static("no-store"))),
+            ("retry-after", retry),
+            ("connection", Some(HeaderValue::from_static("close"))),
+            (X_REQUEST_ID.as_str(), Some(identity.request_id.clone())),
+            (TRACERESPONSE.as_str(), identity.traceresponse()),
+        ] {
+            if let Some(value) = value {
+                answer.extend_from_slice(name.as_bytes());
+                answer.extend_from_slice(b": ");
+                answer.extend_from_slice(value.as_bytes());
+                answer.extend_from_slice(b"\r\n");
+            }
+        }
+        answer.extend_from_slice(b"\r\n");
+        answer.extend_from_slice(&body);
+        if let Some(span) = &mut observed.span {
+            let sent = Transferred {
+                status: Some(status),
+                response_body_bytes: body.len(),
+                ..Transferred::default()
+            };
+            span.finish(Some(failure), sent);
+        }
+        answer.into()
+    }
+
+    /// Records a request of which `head` was read, and that nobody answers.
+    pub(crate) fn record(&self, failure: Failure, ends: Ends, head: &[u8]) {
+        let head = readable_head(head);
+        if let Some(span) = &mut self.0.begin(&arrival(&head, ends)).span {
+            span.finish(Some(failure), Transferred::default());
+        }
+    }
+}
+
+fn arrival(head: &Parts, ends: Ends) -> Arrival<'_> {
+    Arrival {
+        head,
+        peer: Some(ends.peer),
+        local: ends.local,
+        tls: ends.tls,
+    }
+}
+
+/// What can be read of the beginning of a request that is none, line by line.
+fn readable_head(bytes: &[u8]) -> Parts {
+    let (mut head, ()) = Request::new(()).into_parts();
+    head.method = Method::from_bytes(OTHER_METHOD.as_bytes()).expect("a token");
+    head.uri = Uri::from_static("*");
+    let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
+    let mut words = lines.next().unwrap_or_default().split(|&byte| byte == b' ');
+    if let Some(Ok(method)) = words.next().map(Method::from_bytes)
+        // Without the rest of the line it may be anything.
+        && let Some(target) = words.next()
+    {
+        head.method = method;
+        if let Ok(uri) = Uri::try_from(target) {
+            head.uri = uri;
+        }
+    }
+    for line in lines.filter_map(|line| line.strip_suffix(b"\n")) {
+        let Some(colon) = memchr::memchr(b':', line) else {
+            continue;
+        };
+        let name = HeaderName::from_bytes(&line[..colon]);
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            head.headers.append(name, value);
+        }
+    }
+    head
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_read_of_a_head_is_read() {
+        for (bytes, method, uri, headers) in [
+            ("", OTHER_METHOD, "*", 0),
+            ("\x16\x03\x01\x02\0", OTHER_METHOD, "*", 0),
+            ("GET", OTHER_METHOD, "*", 0),
+            ("GET /a HTTP/1.1\r\nA: 1\r\nB : 2\r\nC: 3", "GET", "/a", 1),
+            ("GET /a HTTP/9.9\r\nA: 1\nB: 2\r\n\r\n", "GET", "/a", 2),
+            ("GET \x01 HTTP/1.1\r\n\r\n", "GET", "*", 0),
+        ] {
+            let head = readable_head(bytes.as_bytes());
+            assert_eq!(head.method.as_str(), method, "{bytes:?}");
+            assert_eq!(head.uri, uri, "{bytes:?}");
+            assert_eq!(head.headers.len(), headers, "{bytes:?}");
+        }
+    }
+}
