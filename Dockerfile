@@ -17,6 +17,8 @@ FROM scratch AS source
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
+# Not built here, and yet a part of the workspace that the lock file is about.
+COPY bench bench
 COPY collector-shim collector-shim
 COPY inference inference
 COPY proxy proxy
@@ -30,7 +32,7 @@ ARG PROFILE
 # The target directory is a cache of the builder and not a layer: the programs are copied out of it.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,sharing=locked \
-    cargo build --locked --workspace --bins --profile "$PROFILE" \
+    cargo build --locked --workspace --exclude lantern-bench --bins --profile "$PROFILE" \
     && install -D -t /out "target/$PROFILE/lantern" "target/$PROFILE/lantern-inference" \
        "target/$PROFILE/lantern-proxy" "target/$PROFILE/lantern-shim"
 

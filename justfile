@@ -37,6 +37,15 @@ bench-up:
     cargo build --release
     bash -c 'for run in 1 2 3 4 5; do time target/release/lantern up --once >/dev/null; done'
 
+# What the benches measure us against: installed and built once
+peers:
+    bench/peers.sh
+
+# A bench (shim, crash, proxy, streams) and its options: 10 s a measurement, 5 turns, a table in target/bench
+bench NAME *OPTIONS:
+    cargo build --profile dist --locked -p lantern-shim -p lantern-proxy -p lantern-bench
+    target/dist/lantern-bench {{NAME}} {{OPTIONS}}
+
 # The container stack, really run: a request's trace must be whole in Jaeger, by both protocols
 compose-test:
     tests/compose.sh

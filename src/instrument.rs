@@ -46,6 +46,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Args { mut proxy, command } = args;
     proxy.default_upstream(|| upstream_of(&command))?;
     let config = proxy.into_config()?;
+    let settings = if config.keep.is_any() {
+        settings.recording_unsampled()
+    } else {
+        settings
+    };
     let telemetry = Telemetry::start(&settings, "lantern-proxy")?;
     let proxy = Proxy::bind(config, &telemetry).await?;
     let mut signals = Signals::catch()?;

@@ -32,6 +32,9 @@ pub const DEFAULT_STORE_MAX_BYTES: usize = 256 * MIB;
 /// The default of `--drain-timeout-seconds`.
 pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The default of `--report-seconds`.
+const DEFAULT_REPORT_SECONDS: u32 = 60;
+
 /// How the shim is run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -79,6 +82,10 @@ pub struct Args {
     /// How long shutdown may take to send what still waits
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_DRAIN_TIMEOUT.as_secs())]
     pub drain_timeout_seconds: u64,
+
+    /// How often a log line tells what has passed through; 0 for never
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_REPORT_SECONDS)]
+    pub report_seconds: u32,
 
     /// Who may send.
     #[command(flatten)]
@@ -139,6 +146,8 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// How long shutdown may take to send what still waits.
     pub drain_timeout: Duration,
+    /// How often a log line tells what has passed through.
+    pub report_interval: Option<Duration>,
     /// Who may send.
     pub door: Door,
     /// What clients may take on each port.
@@ -181,6 +190,7 @@ impl Config {
             signals: Signals::ALL,
             max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+            report_interval: None,
             door: Door::default(),
             limits: limits::DEFAULTS.ports(),
             pace: limits::DEFAULTS.pace(),
@@ -235,6 +245,10 @@ impl Args {
             signals: self.signals.iter().copied().collect(),
             max_request_bytes: self.max_request_bytes,
             drain_timeout: Duration::from_secs(self.drain_timeout_seconds),
+            report_interval: match self.report_seconds {
+                0 => None,
+                seconds => Some(Duration::from_secs(seconds.into())),
+            },
             limits: self.limits.ports(),
             pace: self.limits.pace(),
             door: self.door.into_door()?,

@@ -24,7 +24,8 @@
 //!   `direct` with the sender waiting, and which answers are tried again.
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
-//! - `counts`: what came in and what became of it.
+//! - `counts`: what came in and what became of it. `report` tells it in the log, `readiness` whether
+//!   more should come.
 //! - `tool`: `queue` and `dead-letters`, which show and send what lies in a queue's directory.
 //! - `program`: arguments to exit, for `lantern-shim` and for `lantern shim`.
 
@@ -38,7 +39,9 @@ mod intake;
 mod log;
 mod program;
 mod queue;
+mod readiness;
 mod receiver;
+mod report;
 mod shim;
 mod signal;
 mod store;

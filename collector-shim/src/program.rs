@@ -68,7 +68,8 @@ Environment (each also as OTEL_EXPORTER_OTLP_TRACES_…, which wins):
   LANTERN_BACKEND_NAME_…          the same of --backend NAME=URL, and …_SIGNALS: traces,metrics,…
   OTEL_LOG_LEVEL                  error, warn, info (default), debug or trace
 
-On the viewer's port there are also /healthz and, for Prometheus, /metrics.
+On the viewer's port there are also /healthz, /readyz, which fails while the queue is nearly full as
+gRPC's health check does on --grpc, and, for Prometheus, /metrics with the Collector's names.
 Exit codes: 0 told to stop, 1 failed, 64 used or configured wrongly.";
 
 /// Takes OTLP in until SIGINT or SIGTERM; or does what a tool is asked for.

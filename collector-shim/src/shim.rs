@@ -13,14 +13,15 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Destination, Door};
+use crate::config::{Config, Destination};
 use crate::handle::ShimHandle;
 use crate::intake::{Intake, Sink};
 use crate::log::QueueDirError;
 use crate::queue::{Level, Queue};
 use crate::receiver::{Receiver, grpc, http};
+use crate::report;
 use crate::signal::Signal;
-use crate::viewer;
+use crate::viewer::{self, metrics::process};
 
 /// Why a shim does not start, or does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,7 @@ const CONNECTION_SHARE: u32 = 3;
 impl Shim {
     /// Binds all ports. Nothing is accepted before [`Shim::run`].
     pub async fn bind(config: Config) -> Result<Shim> {
+        process::begin();
         let grpc = Port::bind(config.grpc, "--grpc").await?;
         let http = Port::bind(config.http, "--http").await?;
         let viewer = match config.viewer {
@@ -125,7 +127,7 @@ impl Shim {
             signals: config.signals,
             max_request_bytes: config.max_request_bytes,
         };
-        let _following = follow(&config.door);
+        let _following = follow(&config, &handle);
         let receiver = Receiver::new(intake, config.door, config.pace);
         let limits = config.limits;
         let grace = config.drain_timeout / CONNECTION_SHARE;
@@ -218,10 +220,18 @@ impl Port {
     }
 }
 
-/// Looks for changes in the files of `door` for as long as the answer lives.
-fn follow(door: &Door) -> JoinSet<()> {
+/// What is done now and then, for as long as the answer lives: files are looked at, counts are told.
+fn follow(config: &Config, handle: &ShimHandle) -> JoinSet<()> {
     let mut following = JoinSet::new();
+    if let Some(interval) = config.report_interval {
+        following.spawn(report::follow(handle.clone(), interval));
+    }
+    let door = &config.door;
     let interval = door.reload_interval;
+    let outlets = handle.outlets.iter();
+    for outlet in outlets.filter(|outlet| outlet.has_tls_files()) {
+        following.spawn(Arc::clone(outlet).follow(interval));
+    }
     if let Some(tls) = &door.tls {
         following.spawn(Arc::clone(tls).follow(interval));
     }

@@ -10,7 +10,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::loader::ModelFiles;
+use crate::loader::{Gguf, ModelFiles, ModelSource};
 
 /// The template's name in its environment.
 const NAME: &str = "chat";
@@ -77,29 +77,20 @@ pub struct ChatRequest {
 impl ChatTemplate {
     /// The template of a model: the file that `chosen` names, or the one that came with it.
     pub fn load(
-        files: &ModelFiles,
+        source: &ModelSource,
         chosen: Option<&Path>,
     ) -> Result<Option<Self>, ChatTemplateError> {
-        let config = match &files.tokenizer_config {
-            Some(path) => read_json(path)?,
-            None => Value::Null,
+        let found = match source {
+            ModelSource::Files(files) => Found::in_files(files, chosen.is_none())?,
+            ModelSource::Gguf(gguf) => Found::in_gguf(gguf),
         };
-        let source = match (chosen, &files.chat_template) {
-            (Some(path), _) => Some(read(path)?),
-            (None, Some(path)) if path.extension().is_some_and(|it| it == "json") => {
-                named_default(&read_json(path)?["chat_template"])
-            }
-            (None, Some(path)) => Some(read(path)?),
-            (None, None) => named_default(&config["chat_template"]),
+        let template = match chosen {
+            Some(path) => Some(read(path)?),
+            None => found.template,
         };
-        let compile = |source| {
-            Self::new(
-                source,
-                special_token(&config["bos_token"]),
-                special_token(&config["eos_token"]),
-            )
-        };
-        source.map(compile).transpose()
+        template
+            .map(|template| Self::new(template, found.bos_token, found.eos_token))
+            .transpose()
     }
 
     /// Compiles a template.
@@ -128,6 +119,50 @@ impl ChatTemplate {
             bos_token,
             eos_token,
         })
+    }
+}
+
+/// What a model brings along.
+struct Found {
+    template: Option<String>,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+impl Found {
+    /// The template only if it is `wanted`.
+    fn in_files(files: &ModelFiles, wanted: bool) -> Result<Self, ChatTemplateError> {
+        let config = match &files.tokenizer_config {
+            Some(path) => read_json(path)?,
+            None => Value::Null,
+        };
+        let template = match &files.chat_template {
+            _ if !wanted => None,
+            Some(path) if path.extension().is_some_and(|it| it == "json") => {
+                named_default(&read_json(path)?["chat_template"])
+            }
+            Some(path) => Some(read(path)?),
+            None => named_default(&config["chat_template"]),
+        };
+        Ok(Self {
+            template,
+            bos_token: special_token(&config["bos_token"]),
+            eos_token: special_token(&config["eos_token"]),
+        })
+    }
+
+    fn in_gguf(gguf: &Gguf) -> Self {
+        let token = |role: &str| {
+            let id = gguf.number(&format!("tokenizer.ggml.{role}_token_id"))?;
+            let token = gguf.list("tokenizer.ggml.tokens").ok()?;
+            token.get(id as usize)?.to_string().ok().cloned()
+        };
+        let template = gguf.optional_text("tokenizer.chat_template");
+        Self {
+            template: template.map(str::to_owned),
+            bos_token: token("bos"),
+            eos_token: token("eos"),
+        }
     }
 }
 

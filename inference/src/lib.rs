@@ -7,6 +7,7 @@
 //! - [`generation`]: from prompts to engine requests, from tokens to text
 //! - [`spans`], [`metrics`]: what requests tell about themselves
 //! - [`engine`]: scheduler, model runner and sampler on the thread that owns the device
+//! - [`ops`]: the fused operations of models, one implementation for each kind of device
 //! - [`models`], [`loader`], [`tokenizer`]: from files to logits and tokens
 
 pub mod api;
@@ -18,6 +19,7 @@ pub mod generation;
 pub mod loader;
 pub mod metrics;
 pub mod models;
+pub mod ops;
 pub mod program;
 pub mod sampling_params;
 pub mod serve;

@@ -138,10 +138,10 @@ impl Server {
 }
 
 fn load(config: &Config) -> Result<Loaded, ServerError> {
-    let files = loader::resolve(&config.model, &config.hub).map_err(refine_load_error)?;
-    let tokenizer = Tokenizer::load(&files)?;
-    let chat_template = ChatTemplate::load(&files, config.chat_template.as_deref())?;
-    let model = loader::load(&files, config.device, config.dtype, config.max_model_len);
+    let source = loader::resolve(&config.model, &config.hub).map_err(refine_load_error)?;
+    let tokenizer = Tokenizer::load(&source)?;
+    let chat_template = ChatTemplate::load(&source, config.chat_template.as_deref())?;
+    let model = loader::load(&source, config.device, config.dtype, config.max_model_len);
     Ok(Loaded {
         model: model.map_err(refine_load_error)?,
         tokenizer,
@@ -165,7 +165,7 @@ async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), ServerErro
 fn refine_load_error(error: LoadError) -> ServerError {
     match error {
         LoadError::NoSuchModel(model) => {
-            let allowed = "a directory, or a hub id such as facebook/opt-125m";
+            let allowed = "a directory, a .gguf file, or a hub id such as facebook/opt-125m";
             ConfigError::new("--model", model, allowed).into()
         }
         LoadError::MaxModelLen { asked, most } => {

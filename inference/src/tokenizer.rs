@@ -1,4 +1,9 @@
 //! Text to token ids and back, as transformers' tokenizers do it.
+//!
+//! # Layout
+//! - `gguf`: a tokenizer out of a GGUF's metadata; here: out of files
+
+mod gguf;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -11,7 +16,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Model};
 
-use crate::loader::{ModelFiles, TokenizerFiles};
+use crate::loader::{GgufError, ModelFiles, ModelSource, TokenizerFiles};
 
 /// Why a tokenizer could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +40,9 @@ pub enum TokenizerError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A GGUF's is not one that can be made.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// The text could not be encoded, or the ids not decoded.
     #[error("the tokenizer failed: {0}")]
     Failed(String),
@@ -48,13 +56,10 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Makes the tokenizer of a model.
-    pub fn load(files: &ModelFiles) -> Result<Self, TokenizerError> {
-        let tokenizer = match &files.tokenizer {
-            Some(TokenizerFiles::Json(path)) => from_json(path)?,
-            Some(TokenizerFiles::VocabAndMerges { vocab, merges }) => {
-                byte_level_bpe(vocab, merges, &SpecialTokens::read(files)?)?
-            }
-            None => return Err(TokenizerError::None),
+    pub fn load(source: &ModelSource) -> Result<Self, TokenizerError> {
+        let tokenizer = match source {
+            ModelSource::Files(files) => from_files(files)?,
+            ModelSource::Gguf(gguf) => gguf::read(gguf)?,
         };
         Ok(Self {
             inner: Arc::new(tokenizer),
@@ -101,6 +106,16 @@ impl From<tokenizers::Error> for TokenizerError {
     }
 }
 
+fn from_files(files: &ModelFiles) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    match &files.tokenizer {
+        Some(TokenizerFiles::Json(path)) => from_json(path),
+        Some(TokenizerFiles::VocabAndMerges { vocab, merges }) => {
+            byte_level_bpe(vocab, merges, &SpecialTokens::read(files)?)
+        }
+        None => Err(TokenizerError::None),
+    }
+}
+
 fn from_json(path: &Path) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let mut tokenizer: tokenizers::Tokenizer = read(path)?
         .parse()
@@ -136,20 +151,31 @@ fn byte_level_bpe(
     tokenizer.with_decoder(Some(ByteLevel::default()));
     tokenizer.add_special_tokens(special.all.iter().cloned())?;
     if let Some((token, id)) = bos {
-        let template = TemplateProcessing::builder()
-            .try_single(format!("{token}:0 $A:0"))
-            .and_then(|builder| {
-                builder
-                    .special_tokens(vec![(token, id)])
-                    .build()
-                    .map_err(|error| error.to_string())
-            })
-            .map_err(TokenizerError::Failed)?;
-        tokenizer.with_post_processor(Some(template));
+        tokenizer.with_post_processor(Some(around(Some((token, id)), None)?));
     } else {
         tokenizer.with_post_processor(Some(ByteLevel::default().trim_offsets(false)));
     }
     Ok(tokenizer)
+}
+
+/// Puts tokens before and after every text.
+fn around(
+    begin: Option<(String, u32)>,
+    end: Option<(String, u32)>,
+) -> Result<TemplateProcessing, TokenizerError> {
+    let piece = |token: &Option<(String, u32)>| match token {
+        Some((text, _)) => vec![format!("{text}:0")],
+        None => Vec::new(),
+    };
+    let pieces = [piece(&begin), vec!["$A:0".to_owned()], piece(&end)].concat();
+    let tokens: Vec<_> = begin.into_iter().chain(end).collect();
+    let template = TemplateProcessing::builder()
+        .try_single(pieces)
+        .and_then(|builder| {
+            let builder = builder.special_tokens(tokens);
+            builder.build().map_err(|error| error.to_string())
+        });
+    template.map_err(TokenizerError::Failed)
 }
 
 /// What tokenizer_config.json, special_tokens_map.json and added_tokens.json say.

@@ -2,7 +2,8 @@
 //! conventions. <https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-client-span>
 //!
 //! An attempt's span is the parent of whatever the upstream traces. It lasts until the upstream has
-//! sent its last byte, which may be long before a slow client has read it.
+//! sent its last byte, which may be before the client has read it. It is handed to the exporter with
+//! the request's own: how the request ends decides whether an unsampled one is kept.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -128,13 +129,15 @@ impl Attempt {
             .get_or_insert_with(|| (SystemTime::now(), failure));
     }
 
-    /// Hands the span over. An attempt that is not over ends now, with the request's own `failure`.
-    pub(crate) fn finish(mut self, failure: Option<Failure>) {
+    /// Hands the span over, with what says that it is kept. An attempt that is not over ends now, with
+    /// the request's own `failure`.
+    pub(crate) fn finish(mut self, failure: Option<Failure>, kept: Option<KeyValue>) {
         self.end(failure);
         let Some((at, failure)) = self.ended else {
             return;
         };
         if self.span.is_recording() {
+            self.span.set_attributes(kept);
             self.set_outcome(failure);
         }
         self.span.end_with_timestamp(at);

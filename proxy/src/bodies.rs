@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use opentelemetry::{Key, KeyValue};
 
-use crate::genai::Exchange;
+use crate::genai::{Exchange, Facts};
 use crate::sse::EventParser;
 
 /// Pieces in which the body of an answer without a Content-Length arrived (int).
@@ -88,6 +88,11 @@ impl Bodies {
             (Answer::Events(parser), None) => parser.push(bytes, &mut ()),
             (Answer::Json, None) | (Answer::Opaque, _) => {}
         }
+    }
+
+    /// What metrics want to know of a request to a model.
+    pub(crate) fn facts(&self) -> Option<Facts> {
+        self.exchange.as_ref().map(Exchange::facts)
     }
 
     /// What has been seen. `failed`: the request was broken off, by whomever.

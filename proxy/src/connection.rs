@@ -11,7 +11,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,15 +22,16 @@ use async_trait::async_trait;
 use bytes::{Buf as _, Bytes};
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::{ALPN, SslDigest};
 use pingora::protocols::{
     Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::error::Failure;
 use crate::refusal::{Ends, Refusals};
+use crate::transport::Transport;
 
 /// Holds the head and body of a short answer; larger writes pass by the buffer.
 const WRITE_BUFFER_BYTES: usize = 2048;
@@ -42,8 +42,6 @@ const KEPT_HEAD_BYTES: usize = 1024;
 
 /// What every answer of HTTP/1 begins with.
 const ANSWER: &[u8] = b"HTTP/1.";
-/// What a connection of HTTP/2 begins with; its requests are refused within it.
-const HTTP2_PREFACE: &[u8] = b"PRI ";
 
 /// Whether a request has been taken from a connection. pingora hands it to each of the connection's
 /// sessions.
@@ -81,8 +79,9 @@ impl ConnectionPhase {
 }
 
 pub(crate) struct ClientConnection {
-    stream: BufWriter<TcpStream>,
+    stream: BufWriter<Transport>,
     socket: Arc<SocketDigest>,
+    tls: Option<Arc<SslDigest>>,
     accepted: SystemTime,
     phase: Arc<ConnectionPhase>,
     digest: Arc<ProxyDigest>,
@@ -103,27 +102,18 @@ impl fmt::Debug for ClientConnection {
 }
 
 impl ClientConnection {
-    pub(crate) fn new(stream: TcpStream, peer: SocketAddr, refusals: Refusals) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        let socket = SocketDigest::from_raw_fd(stream.as_raw_fd());
-        let local = stream.local_addr().ok();
-        let ends = Ends {
-            peer,
-            local,
-            tls: false,
-        };
-        let local = local.map(Into::into);
-        socket
-            .peer_addr
-            .set(Some(peer.into()))
-            .expect("the digest is new");
+    pub(crate) fn new(transport: Transport, ends: Ends, refusals: Refusals) -> Self {
+        let socket = SocketDigest::from_raw_fd(transport.as_raw_fd());
+        let (peer, local) = (Some(ends.peer.into()), ends.local.map(Into::into));
+        socket.peer_addr.set(peer).expect("the digest is new");
         socket.local_addr.set(local).expect("the digest is new");
         let phase = Arc::<ConnectionPhase>::default();
         // The one place for data of ours that reaches every session of a connection.
         let response = Box::new(ResponseHeader::build(200, None).expect("a status"));
         let digest = ProxyDigest::new(response, Some(Box::new(Arc::clone(&phase))));
-        Ok(Self {
-            stream: BufWriter::with_capacity(WRITE_BUFFER_BYTES, stream),
+        Self {
+            tls: transport.tls_digest().map(Arc::new),
+            stream: BufWriter::with_capacity(WRITE_BUFFER_BYTES, transport),
             socket: Arc::new(socket),
             accepted: SystemTime::now(),
             phase,
@@ -133,11 +123,15 @@ impl ClientConnection {
             head: Vec::new(),
             client_closed: false,
             refusal: None,
-        })
+        }
     }
 
     /// Whether what comes, or was kept, belongs to a request that nobody has taken.
     fn awaits_request(&mut self) -> bool {
+        if self.stream.get_ref().is_http2() {
+            // Its requests are refused within it.
+            return false;
+        }
         match self.phase.0.load(Ordering::Relaxed) {
             AWAITS_REQUEST => true,
             REQUEST_OVER => {
@@ -188,7 +182,7 @@ impl ClientConnection {
 impl Drop for ClientConnection {
     fn drop(&mut self) {
         let awaits = self.awaits_request();
-        if awaits && !self.head.is_empty() && !self.head.starts_with(HTTP2_PREFACE) {
+        if awaits && !self.head.is_empty() {
             let failure = if self.client_closed {
                 Failure::ClientDisconnected
             } else {
@@ -272,9 +266,27 @@ impl UniqueID for ClientConnection {
     }
 }
 
-impl Ssl for ClientConnection {}
+impl Ssl for ClientConnection {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.tls.clone()
+    }
 
-impl Peek for ClientConnection {}
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        let is_http2 = self.stream.get_ref().is_http2();
+        Some(if is_http2 { ALPN::H2 } else { ALPN::H1 })
+    }
+}
+
+#[async_trait]
+impl Peek for ClientConnection {
+    /// The first bytes; zeros for those that did not come.
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        let first = self.stream.get_ref().first_bytes();
+        let peeked = &first[..buf.len().min(first.len())];
+        buf[..peeked.len()].copy_from_slice(peeked);
+        Ok(true)
+    }
+}
 
 impl GetTimingDigest for ClientConnection {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {

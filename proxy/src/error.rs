@@ -1,8 +1,10 @@
 //! What can go wrong: [`Error`] for whoever embeds the proxy, and `Failure` for one request, with
 //! its one mapping to `error.type`, to a status and to the body that OpenAI's clients understand.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -24,6 +26,28 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// A file of the configuration cannot be used any more.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl FileError {
+    pub(crate) fn new(path: &Path, reason: impl fmt::Display) -> Self {
+        Self {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
 }
 
 /// pingora's type for the error of an upstream whose name has no address.
@@ -52,6 +76,8 @@ pub(crate) enum Failure {
     UpstreamInvalidResponse,
     /// The process has no file descriptor left for a connection to the upstream.
     OutOfDescriptors,
+    /// The client's TLS cannot be agreed with, or it has no certificate that it needs.
+    TlsHandshake,
     /// More clients than the bound allows.
     TooManyConnections,
     /// CONNECT: this is no tunnel.
@@ -66,8 +92,9 @@ impl Failure {
     pub(crate) fn of(error: &PingoraError) -> Self {
         use ErrorType::{
             BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
-            ConnectionClosed, Custom, CustomCode, H1Error, H2Error, InvalidH2, InvalidHTTPHeader,
-            ReadError, ReadTimedout, SocketError, WriteError, WriteTimedout,
+            ConnectionClosed, Custom, CustomCode, H1Error, H2Error, HandshakeError, InvalidCert,
+            InvalidH2, InvalidHTTPHeader, ReadError, ReadTimedout, SocketError,
+            TLSHandshakeFailure, TLSHandshakeTimedout, WriteError, WriteTimedout,
         };
         if is_out_of_descriptors(error) {
             return Self::OutOfDescriptors;
@@ -81,10 +108,9 @@ impl Failure {
             (ErrorSource::Downstream, _) => Self::InvalidRequest,
             (ErrorSource::Upstream, etype) => match etype {
                 ConnectRefused => Self::UpstreamConnectionRefused,
-                ConnectTimedout => Self::UpstreamConnectTimeout,
-                ConnectNoRoute | ConnectError | SocketError | BindError => {
-                    Self::UpstreamConnectFailed
-                }
+                ConnectTimedout | TLSHandshakeTimedout => Self::UpstreamConnectTimeout,
+                ConnectNoRoute | ConnectError | SocketError | BindError | TLSHandshakeFailure
+                | HandshakeError | InvalidCert => Self::UpstreamConnectFailed,
                 ReadTimedout | WriteTimedout => Self::UpstreamTimeout,
                 ConnectionClosed | ReadError | WriteError => Self::UpstreamClosed,
                 etype if *etype == UNRESOLVED => Self::UpstreamUnresolved,
@@ -112,6 +138,7 @@ impl Failure {
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamInvalidResponse => "upstream_invalid_response",
             Self::OutOfDescriptors => "out_of_file_descriptors",
+            Self::TlsHandshake => "tls_handshake_failed",
             Self::TooManyConnections => "too_many_connections",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Internal => "internal_error",
@@ -122,7 +149,7 @@ impl Failure {
     /// The answer to the client, if there is anybody to answer.
     pub(crate) fn status(self) -> Option<StatusCode> {
         match self {
-            Self::ClientDisconnected | Self::Aborted => None,
+            Self::ClientDisconnected | Self::TlsHandshake | Self::Aborted => None,
             Self::ClientTimeout => Some(StatusCode::REQUEST_TIMEOUT),
             Self::InvalidRequest => Some(StatusCode::BAD_REQUEST),
             Self::UpstreamConnectTimeout | Self::UpstreamTimeout => {
@@ -159,6 +186,7 @@ impl Failure {
             Self::OutOfDescriptors | Self::TooManyConnections => {
                 "the proxy has too many connections"
             }
+            Self::TlsHandshake => "the TLS handshake failed",
             Self::MethodNotAllowed => "the proxy opens no tunnels",
             Self::Internal => "the proxy failed to handle the request",
             Self::Aborted => "the proxy gave the request up",

@@ -12,7 +12,8 @@
 //! - [`Args`] → [`Config`]: flags, variables and the file, checked before anything binds (`config`), and
 //!   the environment of the HTTP instrumentation ([`Instrumentation`]).
 //! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
-//!   socket as pingora sees it.
+//!   connection as pingora sees it, over a `transport` that is plain or encrypted.
+//! - `tls`: certificates and keys on both sides; `reload`: what is made again when its files change.
 //! - `service`: a request's life in pingora's phases; retries; `upstream`: where a request goes, by load
 //!   or by prompt, and who is out.
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
@@ -21,6 +22,9 @@
 //! - `refusal`: requests that pingora never hands over.
 //! - `bodies`: what passes between the heads; `sse` and `json` read it byte by byte, `genai` knows what
 //!   the APIs mean by it.
+//! - `metrics`: what is measured of all requests, for Prometheus. [`Keep`]: which unsampled ones leave
+//!   their spans.
+//! - `usage`: asks upstreams for a stream's usage, where that is wanted.
 //! - `program`: arguments to exit, for `lantern-proxy` and for `lantern proxy`.
 //! - [`Error`], and what a failed request looks like to its client and on its span (`error`).
 //!
@@ -34,6 +38,7 @@
 //! | `lantern.http.response.chunk_count` | int | pieces in which a body without Content-Length arrived |
 //! | `lantern.sse.event_count` | int | complete events of a `text/event-stream`, a closing `[DONE]` included |
 //! | `lantern.request.id` | string | the client's own `x-request-id`; without one, the request's id is the trace's |
+//! | `lantern.sampling.kept` | string | of a span that was not sampled, why it is there: `error`, `slow` |
 //!
 //! A CLIENT span has `http.request.resend_count` from the second attempt on, and as
 //! `lantern.upstream.request.id` the upstream's `x-request-id` where it is not ours.
@@ -76,23 +81,31 @@ mod headers;
 mod identity;
 mod instrumentation;
 mod json;
+mod keep;
+mod metrics;
 mod observer;
 mod origin;
 mod program;
 mod propagation;
 mod redact;
 mod refusal;
+mod reload;
 mod route;
 mod server;
 mod service;
 mod span;
 mod sse;
+mod tls;
+mod transport;
 mod upstream;
+mod usage;
 
 pub use config::{Args, Config, Flags};
-pub use error::Error;
+pub use error::{Error, FileError};
 pub use instrumentation::Instrumentation;
+pub use keep::Keep;
 pub use origin::TrustedProxies;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
 pub use server::Proxy;
+pub use tls::{Identity, ServerTls, UpstreamTls};
 pub use upstream::{Balance, Health, Upstream};

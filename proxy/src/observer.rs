@@ -9,15 +9,19 @@ use crate::attempt::Destination;
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::instrumentation::Instrumentation;
+use crate::keep::Keep;
+use crate::metrics::Metrics;
 use crate::origin::{Arrival, Origin, TrustedProxies};
 use crate::propagation::TraceHeaders;
-use crate::span::RequestSpan;
+use crate::span::{Instruments, RequestSpan};
 
 pub(crate) struct Observer {
     tracer: SdkTracer,
     pub(crate) trace_headers: TraceHeaders,
     pub(crate) instrumentation: Instrumentation,
     trusted_proxies: TrustedProxies,
+    metrics: Option<Metrics>,
+    keep: Keep,
 }
 
 /// A request that is observed.
@@ -30,12 +34,14 @@ pub(crate) struct Observed {
 }
 
 impl Observer {
-    pub(crate) fn new(config: &Config, telemetry: &Telemetry) -> Self {
+    pub(crate) fn new(config: &Config, telemetry: &Telemetry, metrics: Option<Metrics>) -> Self {
         Self {
             tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
             trace_headers: TraceHeaders::new(telemetry.propagator()),
             instrumentation: config.instrumentation.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
+            metrics,
+            keep: config.keep,
         }
     }
 
@@ -67,13 +73,13 @@ impl Observer {
         origin: Origin,
     ) -> RequestSpan {
         let parent = self.trace_headers.extract(headers);
-        RequestSpan::start(
-            &self.tracer,
-            &self.instrumentation,
-            &parent,
-            arrival,
-            origin,
-        )
+        let instruments = Instruments {
+            tracer: &self.tracer,
+            instrumentation: &self.instrumentation,
+            metrics: self.metrics.as_ref(),
+            keep: self.keep,
+        };
+        RequestSpan::start(&instruments, &parent, arrival, origin)
     }
 
     /// The request goes to an upstream.

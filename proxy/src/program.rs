@@ -26,6 +26,11 @@ Examples:
   # The same from a file, checked first: upstream = [\"http://gpu0:8001\", \"http://gpu1:8001,weight=2\"]
   lantern proxy --config proxy.toml --check && lantern proxy --config proxy.toml
 
+  # TLS on both sides, with certificates that clients and upstreams are asked for
+  lantern proxy --tls-certificate proxy.pem --tls-key proxy.key --tls-client-ca clients.pem \\
+    --upstream https://gpu0:8001 --upstream-ca servers.pem \\
+    --upstream-certificate proxy.pem --upstream-key proxy.key
+
 Every flag is also a variable, LANTERN_PROXY_ and its name: LANTERN_PROXY_READ_TIMEOUT_SECONDS=60.
 A flag goes before its variable, a variable before the file.
 
@@ -43,12 +48,15 @@ Environment (the standard OpenTelemetry variables, among them):
 
 /// Proxies until SIGINT or SIGTERM; or, with `--check`, prints the settings.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let settings = Settings::from_env()?;
+    let mut settings = Settings::from_env()?;
     if let Some(description) = args.checked()? {
         print!("{description}");
         return Ok(());
     }
     let config = args.into_config()?;
+    if config.keep.is_any() {
+        settings = settings.recording_unsampled();
+    }
     process::init_logging(settings.log_filter());
     let shutdown = process::shutdown_on_signals();
     let telemetry = Telemetry::start(&settings, DEFAULT_SERVICE_NAME)?;

@@ -23,6 +23,8 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error as PingoraError, ErrorSource, ErrorType, Result};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::bodies::{has_type, is_plain};
 use crate::connection::ConnectionPhase;
@@ -32,6 +34,7 @@ use crate::observer::{Observed, Observer};
 use crate::origin::Arrival;
 use crate::span::{RequestSpan, Transferred};
 use crate::upstream::{Cursor, PrefixKey, Upstreams};
+use crate::usage::{Asking, is_askable};
 
 /// How long an error answer waits for the rest of the request's body. Closing a connection with
 /// unread bytes resets it, and the client would never see the answer.
@@ -57,6 +60,8 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub(crate) struct Service {
     observer: Arc<Observer>,
     upstreams: Arc<Upstreams>,
+    requests: TaskTracker,
+    asks_for_usage: bool,
 }
 
 /// What is known of one request. Dropping it ends its span.
@@ -65,15 +70,26 @@ pub(crate) struct RequestContext {
     /// `None` before the first phase.
     observed: Option<Observed>,
     cursor: Option<Cursor>,
+    /// Of the attempt that is under way, if the upstream is asked for usage.
+    asking: Option<Asking>,
     /// Whether the upstream has said anything, a 1xx included.
     answered: bool,
+    /// Tells the server that the request is there. Dropped last, when the span has ended.
+    _in_flight: Option<TaskTrackerToken>,
 }
 
 impl Service {
-    pub(crate) fn new(upstreams: Arc<Upstreams>, observer: Arc<Observer>) -> Self {
+    pub(crate) fn new(
+        upstreams: Arc<Upstreams>,
+        requests: TaskTracker,
+        observer: Arc<Observer>,
+        asks_for_usage: bool,
+    ) -> Self {
         Self {
             observer,
             upstreams,
+            requests,
+            asks_for_usage,
         }
     }
 
@@ -86,6 +102,14 @@ impl Service {
             local: inet(session.server_addr()),
             tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
         })
+    }
+
+    /// What is asked of a request's upstream. A request that nobody observes is left as it is.
+    fn asking(&self, request: &RequestHeader, observed: &Observed) -> Option<Asking> {
+        let asks = self.asks_for_usage
+            && observed.span.is_some()
+            && is_askable(&request.method, request.uri.path(), &request.headers);
+        asks.then(Asking::new)
     }
 
     fn finish_span(session: &Session, failure: Option<Failure>, ctx: &mut RequestContext) {
@@ -120,7 +144,10 @@ impl ProxyHttp for Service {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::default()
+        RequestContext {
+            _in_flight: Some(self.requests.token()),
+            ..RequestContext::default()
+        }
     }
 
     /// None: bodies pass as they are, so there is no use for pingora's compression.
@@ -226,6 +253,11 @@ impl ProxyHttp for Service {
                 attempt.request_head(&self.observer.instrumentation, &request.headers);
             }
         }
+        ctx.asking = self.asking(session.req_header(), observed);
+        if ctx.asking.is_some() {
+            // The body may grow.
+            request.remove_header(&CONTENT_LENGTH);
+        }
         let peer = session.client_addr().and_then(|address| address.as_inet());
         if let Some(peer) = peer {
             let forwarded = forwarded_for(&request.headers, &peer.ip().to_canonical().to_string());
@@ -242,8 +274,11 @@ impl ProxyHttp for Service {
         _end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let (Some(span), Some(body)) = (ctx.span(), body) {
+        if let (Some(span), Some(body)) = (ctx.span(), &*body) {
             span.request_body(body);
+        }
+        if let Some(asking) = &mut ctx.asking {
+            asking.request_body(body);
         }
         Ok(())
     }
@@ -262,6 +297,9 @@ impl ProxyHttp for Service {
         if let Some(span) = &mut observed.span {
             let head = (response.status, &response.headers);
             span.response_started(&self.observer.instrumentation, &observed.identity, head);
+        }
+        if let Some(asking) = &mut ctx.asking {
+            asking.response_head(&response.headers);
         }
         observed.identity.sign(response)?;
         response.remove_header(&KEEP_ALIVE);
@@ -283,8 +321,11 @@ impl ProxyHttp for Service {
         end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<Option<Duration>> {
-        if let (Some(span), Some(body)) = (ctx.span(), body) {
+        if let (Some(span), Some(body)) = (ctx.span(), &*body) {
             span.response_body(body);
+        }
+        if let Some(asking) = &mut ctx.asking {
+            asking.response_body(body, end_of_stream);
         }
         if end_of_stream {
             ctx.end_attempt(None);
@@ -292,15 +333,16 @@ impl ProxyHttp for Service {
         Ok(None)
     }
 
-    /// Whether a request that broke may be sent again: if the connection came from the pool and ended
-    /// without a byte of an answer, as it does when the upstream gives up an idle connection; and, unless
-    /// the method is idempotent, only if the upstream cannot have read the whole request. pingora keeps
-    /// the first 64 KiB of a body for this; a longer one cannot be sent again.
+    /// Whether a request that broke may be sent again: if the upstream says in HTTP/2 that it has not
+    /// looked at it; or if the connection came from the pool and ended without a byte of an answer, as it
+    /// does when the upstream gives up an idle connection, and, unless the method is idempotent, the
+    /// upstream cannot have read the whole request. pingora keeps the first 64 KiB of a body for this; a
+    /// longer one cannot be sent again.
     fn error_while_proxy(
         &self,
         peer: &HttpPeer,
         session: &mut Session,
-        error: Box<PingoraError>,
+        mut error: Box<PingoraError>,
         ctx: &mut RequestContext,
         client_reused: bool,
     ) -> Box<PingoraError> {
@@ -309,11 +351,10 @@ impl ProxyHttp for Service {
         let is_harmless = left_unread
             || !session.as_downstream_mut().is_body_done()
             || session.req_header().method.is_idempotent();
-        let retry = client_reused
-            && is_harmless
-            && !ctx.answered
+        let is_going_away = client_reused && is_harmless && closed_without_a_byte(&error);
+        let retry = !ctx.answered
             && !session.as_ref().retry_buffer_truncated()
-            && closed_without_a_byte(&error);
+            && (is_going_away || is_refused(&mut error));
         let mut error = error.more_context(format!("upstream {peer}"));
         error.set_retry(retry);
         error
@@ -451,6 +492,15 @@ fn closed_without_a_byte(error: &PingoraError) -> bool {
             .is_some_and(|context| context.as_str().ends_with("bytes already read: 0")),
         _ => false,
     }
+}
+
+/// Whether the upstream has told that it did not look at the request: by REFUSED_STREAM, by a GOAWAY without
+/// an error that counts the request out, or by HTTP_1_1_REQUIRED.
+fn is_refused(error: &mut PingoraError) -> bool {
+    // What may be tried again only on connections from the pool is no such word.
+    error.retry.decide_reuse(false);
+    let is_word_of_http2 = matches!(error.etype(), ErrorType::H2Error | ErrorType::H2Downgrade);
+    is_word_of_http2 && error.retry()
 }
 
 async fn answer_failure(

@@ -5,15 +5,17 @@
 //! so a request that is aborted or panics leaves one too. The attributes that a sampler may look
 //! at are set at creation; the others when their time comes.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use http::header::USER_AGENT;
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, Version};
+use lantern_telemetry::KEPT;
 use opentelemetry::trace::{
     Span as _, SpanContext, SpanKind, Status, TraceContextExt, Tracer as _,
 };
-use opentelemetry::{Context, Key, KeyValue, StringValue};
+use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use opentelemetry_semantic_conventions::attribute as semconv;
 
@@ -23,7 +25,9 @@ use crate::error::Failure;
 use crate::genai::{self, Exchange};
 use crate::headers::text;
 use crate::identity::{Identity, X_REQUEST_ID};
-use crate::instrumentation::{Instrumentation, method_attributes};
+use crate::instrumentation::{Instrumentation, OTHER_METHOD, method_attributes};
+use crate::keep::Keep;
+use crate::metrics::{self, InFlight, Metrics, Trace};
 use crate::origin::{Arrival, Origin};
 use crate::redact::redact_query;
 use crate::route;
@@ -54,19 +58,29 @@ pub(crate) struct RequestSpan {
     started: Instant,
     /// What a request that never comes to `finish` has shown of itself.
     seen: Transferred,
-    /// `None` unless the span records: then nothing is read.
+    /// `None` unless the span records or the request is measured: then nothing is read.
     bodies: Option<Bodies>,
+    in_flight: Option<InFlight>,
+    keep: Keep,
     ended: bool,
+}
+
+/// What a request is observed with.
+pub(crate) struct Instruments<'a> {
+    pub(crate) tracer: &'a SdkTracer,
+    pub(crate) instrumentation: &'a Instrumentation,
+    pub(crate) metrics: Option<&'a Metrics>,
+    pub(crate) keep: Keep,
 }
 
 impl RequestSpan {
     pub(crate) fn start(
-        tracer: &SdkTracer,
-        instrumentation: &Instrumentation,
+        instruments: &Instruments<'_>,
         parent: &Context,
         arrival: &Arrival<'_>,
         origin: Origin,
     ) -> Self {
+        let instrumentation = instruments.instrumentation;
         let head = arrival.head;
         let path = path(head);
         let route = path.and_then(route::find);
@@ -84,8 +98,17 @@ impl RequestSpan {
             attributes.push(KeyValue::new(genai::OPERATION_NAME, operation));
         }
         url_attributes(path, head.uri.query(), &mut attributes);
-        attributes.push(version_attribute(head.version));
+        let version = protocol_version(head.version);
+        attributes.push(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version));
         peer_attributes(arrival, &mut attributes);
+        let in_flight = instruments.metrics.map(|metrics| {
+            metrics.begin(metrics::Request {
+                method: method_label(method),
+                scheme: origin.scheme,
+                route,
+                version,
+            })
+        });
         origin_attributes(origin, &mut attributes);
         if let Some(agent) = head.headers.get(USER_AGENT) {
             attributes.push(KeyValue::new(semconv::USER_AGENT_ORIGINAL, text(agent)));
@@ -94,15 +117,16 @@ impl RequestSpan {
             .server_request
             .capture(&head.headers, &mut attributes);
 
-        let builder = tracer
+        let builder = instruments
+            .tracer
             .span_builder(name)
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
-        let span = tracer.build_with_context(builder, parent);
+        let span = instruments.tracer.build_with_context(builder, parent);
         let context = parent.with_remote_span_context(span.span_context().clone());
         let started = Instant::now();
-        let bodies = span.is_recording().then(|| {
-            let exchange = operation.map(|_| Exchange::new(started));
+        let bodies = (span.is_recording() || in_flight.is_some()).then(|| {
+            let exchange = operation.map(|operation| Exchange::new(operation, started));
             Bodies::new(&head.headers, exchange)
         });
         Self {
@@ -112,6 +136,8 @@ impl RequestSpan {
             started,
             seen: Transferred::default(),
             bodies,
+            in_flight,
+            keep: instruments.keep,
             ended: false,
         }
     }
@@ -211,17 +237,42 @@ impl RequestSpan {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        let bodies = self.bodies.take();
+        let error_type = error_type(failure, transferred.status);
+        let kept = self.kept(error_type.is_some());
         for attempt in self.attempts.drain(..) {
-            attempt.finish(failure);
+            attempt.finish(failure, kept.clone());
         }
-        if let Some(mut bodies) = self.bodies.take() {
-            let mut attributes = Vec::new();
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.finish(metrics::Outcome {
+                duration: self.started.elapsed(),
+                status: transferred.status,
+                error_type: error_type.clone(),
+                request_body_bytes: transferred.request_body_bytes,
+                response_body_bytes: transferred.response_body_bytes,
+                trace: Trace::of(self.span.span_context()).as_ref(),
+                facts: bodies.as_ref().and_then(Bodies::facts),
+            });
+        }
+        if self.span.is_recording()
+            && let Some(mut bodies) = bodies
+        {
+            let mut attributes: Vec<_> = kept.into_iter().collect();
             bodies.attributes(failure.is_some(), &mut attributes);
             self.span.set_attributes(attributes);
             self.set_transferred(transferred);
-            self.set_outcome(failure, transferred.status);
+            self.set_outcome(error_type, transferred.status);
         }
         self.span.end();
+    }
+
+    /// What says that this span is kept, if it is not sampled and worth it.
+    fn kept(&self, failed: bool) -> Option<KeyValue> {
+        if self.span.span_context().is_sampled() {
+            return None;
+        }
+        let reason = self.keep.reason(failed, self.started.elapsed())?;
+        Some(KeyValue::new(KEPT, reason))
     }
 
     fn set_transferred(&mut self, transferred: Transferred) {
@@ -245,19 +296,35 @@ impl RequestSpan {
         }
     }
 
-    /// A failure or a 5xx is an error; a 4xx is the client's, and leaves the status unset. A SERVER
-    /// span's error has no description: `error.type` says it all.
-    fn set_outcome(&mut self, failure: Option<Failure>, status: Option<StatusCode>) {
-        let error_type = match (failure, status) {
-            (Some(failure), _) => StringValue::from(failure.as_str()),
-            (None, Some(status)) if status.is_server_error() => status.as_str().to_owned().into(),
-            (None, _) => return,
-        };
+    /// A 4xx is the client's, and leaves the status unset. A SERVER span's error has no description:
+    /// `error.type` says it all.
+    fn set_outcome(&mut self, error_type: Option<Cow<'static, str>>, status: Option<StatusCode>) {
+        let Some(error_type) = error_type else { return };
         self.span
             .set_attribute(KeyValue::new(semconv::ERROR_TYPE, error_type));
         if !status.is_some_and(|status| status.is_client_error()) {
             self.span.set_status(Status::error(""));
         }
+    }
+}
+
+/// A failure or a 5xx is an error.
+fn error_type(failure: Option<Failure>, status: Option<StatusCode>) -> Option<Cow<'static, str>> {
+    match failure {
+        Some(failure) => Some(failure.as_str().into()),
+        None => status
+            .filter(StatusCode::is_server_error)
+            .map(|status| status.as_str().to_owned().into()),
+    }
+}
+
+/// An unknown method is none that a series may have.
+fn method_label(method: &str) -> Cow<'static, str> {
+    match method {
+        "POST" => "POST".into(),
+        "GET" => "GET".into(),
+        "HTTP" => OTHER_METHOD.into(),
+        known => known.to_owned().into(),
     }
 }
 
@@ -284,15 +351,14 @@ fn url_attributes(path: Option<&str>, query: Option<&str>, attributes: &mut Vec<
     }
 }
 
-fn version_attribute(version: Version) -> KeyValue {
-    let version = match version {
+fn protocol_version(version: Version) -> &'static str {
+    match version {
         Version::HTTP_09 => "0.9",
         Version::HTTP_10 => "1.0",
         Version::HTTP_2 => "2",
         Version::HTTP_3 => "3",
         _ => "1.1",
-    };
-    KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version)
+    }
 }
 
 fn peer_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {

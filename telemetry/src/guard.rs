@@ -9,8 +9,8 @@ use opentelemetry::InstrumentationScope;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, SpanData,
-    SpanExporter,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider,
+    SimpleSpanProcessor, SpanData, SpanExporter, SpanProcessor, TracerProviderBuilder,
 };
 use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
 use tokio::runtime::{Handle, Runtime};
@@ -19,6 +19,7 @@ use crate::config::{ConfigError, PropagatorKind, Settings};
 use crate::export::{
     self, CountedQueue, DropLedger, ExportContext, GuardedExporter, LastFailure, Losses, Waiting,
 };
+use crate::kept::{KeptSpans, RecordAll};
 use crate::propagation::Propagator;
 
 /// The longest that [`Telemetry::flush`] waits; the SDK gives up a second later.
@@ -115,15 +116,34 @@ impl Telemetry {
     /// For tests: every span goes to `exporter` as soon as it ends. The exporter keeps what it has when
     /// the guard is shut down, so that a test may look afterwards.
     pub fn with_exporter(exporter: impl SpanExporter + 'static, service_name: &str) -> Self {
+        let always = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOn);
+        Self::exporting(exporter, service_name, |processor| {
+            always.with_span_processor(processor)
+        })
+    }
+
+    /// For tests: as [`Telemetry::with_exporter`], sampled as `settings` say.
+    pub fn with_exporter_sampled(
+        exporter: impl SpanExporter + 'static,
+        service_name: &str,
+        settings: &Settings,
+    ) -> Self {
+        Self::exporting(exporter, service_name, |processor| {
+            sampling(settings, processor)
+        })
+    }
+
+    fn exporting<E: SpanExporter + 'static>(
+        exporter: E,
+        service_name: &str,
+        builder: impl FnOnce(SimpleSpanProcessor<NeverShutDown<E>>) -> TracerProviderBuilder,
+    ) -> Self {
         let resource = Resource::builder_empty()
             .with_detector(Box::new(TelemetryResourceDetector))
             .with_service_name(service_name.to_owned())
             .build();
-        let provider = SdkTracerProvider::builder()
-            .with_simple_exporter(NeverShutDown(exporter))
-            .with_sampler(Sampler::AlwaysOn)
-            .with_resource(resource)
-            .build();
+        let processor = SimpleSpanProcessor::new(NeverShutDown(exporter));
+        let provider = builder(processor).with_resource(resource).build();
         let propagator = Propagator::new(&[PropagatorKind::TraceContext, PropagatorKind::Baggage]);
         Self {
             provider,
@@ -288,9 +308,7 @@ fn provider(
         batch.max_queue_spans,
         Arc::clone(&pipeline.ledger),
     );
-    SdkTracerProvider::builder()
-        .with_span_processor(queue)
-        .with_sampler(settings.sampler())
+    sampling(settings, queue)
         .with_resource(resource)
         .with_max_attributes_per_span(limits.attributes_per_span)
         .with_max_events_per_span(limits.events_per_span)
@@ -298,6 +316,20 @@ fn provider(
         .with_max_attributes_per_event(limits.attributes_per_event)
         .with_max_attributes_per_link(limits.attributes_per_link)
         .build()
+}
+
+/// A provider that hands to `processor` what `settings` sample, or leave to be kept.
+fn sampling(settings: &Settings, processor: impl SpanProcessor + 'static) -> TracerProviderBuilder {
+    let builder = SdkTracerProvider::builder();
+    if settings.records_unsampled() {
+        builder
+            .with_span_processor(KeptSpans(processor))
+            .with_sampler(RecordAll(settings.sampler()))
+    } else {
+        builder
+            .with_span_processor(processor)
+            .with_sampler(settings.sampler())
+    }
 }
 
 /// Runs blocking `work` on a thread of its own and waits at most `limit`; `None` when it takes longer.

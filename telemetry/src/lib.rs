@@ -23,6 +23,7 @@
 //! - [`config`]: every variable, parsed once; what cannot be used is a [`ConfigError`] of one line.
 //! - `export`: the queue, the OTLP exporter and the ledger of lost spans.
 //! - `propagation`: trace context in HTTP headers.
+//! - `kept`: spans exported though nobody sampled them.
 //! - `guard`: [`Telemetry`], which holds it all and flushes. Nothing is global.
 //! - [`process`]: logging, signals and exit codes, the same in every program.
 //! - [`serve`]: an accept loop with its bounds and its drain, for every port but the proxy's.
@@ -77,6 +78,7 @@ pub mod config;
 mod error_chain;
 mod export;
 mod guard;
+mod kept;
 mod limited_log;
 pub mod process;
 mod propagation;
@@ -85,5 +87,6 @@ pub mod serve;
 pub use config::{ConfigError, ExporterSettings, Protocol, Settings};
 pub use error_chain::chain;
 pub use guard::{FlushError, Telemetry};
+pub use kept::KEPT;
 pub use limited_log::LimitedLog;
 pub use propagation::Propagator;

@@ -4,12 +4,12 @@
 //! not decompress. Jaeger has traces alone, and a server built on tonic knows zstd only if asked.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lantern_telemetry::config::Compression;
-use lantern_telemetry::{ExporterSettings, Protocol};
+use lantern_telemetry::{ConfigError, ExporterSettings, LimitedLog, Protocol};
 
 use super::{Answer, Cause, grpc, http};
 use crate::coding::{self, Coding};
@@ -32,7 +32,9 @@ enum Client {
 pub(crate) struct Outlet {
     pub(crate) name: String,
     pub(crate) endpoint: String,
-    client: Client,
+    settings: Mutex<ExporterSettings>,
+    /// Made anew when the TLS files change.
+    client: RwLock<Arc<Client>>,
     timeout: Duration,
     compression: Option<Compression>,
     signals: Signals,
@@ -57,7 +59,8 @@ impl Outlet {
         Outlet {
             name: backend.name.clone(),
             endpoint: settings.endpoint.clone(),
-            client: client(settings),
+            client: RwLock::new(Arc::new(client(settings))),
+            settings: Mutex::new(settings.clone()),
             timeout: settings.timeout,
             compression: settings.compression,
             signals: backend.signals,
@@ -65,6 +68,48 @@ impl Outlet {
             refuses_gzip: AtomicBool::new(false),
             refuses_zstd: AtomicBool::new(false),
         }
+    }
+
+    /// Looks at the TLS files again and again. New connections use what has changed; what cannot be
+    /// used is told, and what was there before stays. Ends when it is dropped.
+    pub(crate) async fn follow(self: Arc<Self>, interval: Duration) {
+        let failures = LimitedLog::default();
+        let endpoint = &self.endpoint;
+        loop {
+            tokio::time::sleep(interval).await;
+            let outlet = Arc::clone(&self);
+            let reloaded = tokio::task::spawn_blocking(move || outlet.reload());
+            match reloaded.await.expect("reading files does not panic") {
+                Ok(true) => tracing::info!(endpoint, "new connections use the changed TLS files"),
+                Ok(false) => {}
+                Err(error) => {
+                    if let Some(failures) = failures.due(1) {
+                        tracing::warn!(endpoint, %error, failures, "the TLS files stay as they were");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether there are files that may change.
+    pub(crate) fn has_tls_files(&self) -> bool {
+        let settings = self.settings.lock().expect(LOCK);
+        settings.certificate.is_some() || settings.client_certificate.is_some()
+    }
+
+    /// Whether there was something new.
+    fn reload(&self) -> Result<bool, ConfigError> {
+        let mut settings = self.settings.lock().expect(LOCK);
+        let Some(changed) = settings.with_changed_tls_files()? else {
+            return Ok(false);
+        };
+        *self.client.write().expect(LOCK) = Arc::new(client(&changed));
+        *settings = changed;
+        Ok(true)
+    }
+
+    fn client(&self) -> Arc<Client> {
+        Arc::clone(&self.client.read().expect(LOCK))
     }
 
     /// Whether it is to be sent `signal`, as far as is known.
@@ -77,8 +122,8 @@ impl Outlet {
     }
 
     /// Whether it was meant to be sent `signal`.
-    pub(super) fn is_meant_for(&self, signal: Signal) -> bool {
-        let has_place = match &self.client {
+    fn is_meant_for(&self, signal: Signal) -> bool {
+        let has_place = match &*self.client() {
             Client::Grpc(_) => true,
             Client::Http(client) => client.has_place_for(signal),
         };
@@ -121,8 +166,9 @@ impl Outlet {
     }
 
     async fn attempt(&self, signal: Signal, coding: Coding, bytes: Bytes) -> Answer {
+        let client = self.client();
         let sending = async {
-            match &self.client {
+            match &*client {
                 Client::Grpc(client) => client.send(signal, coding, bytes).await,
                 Client::Http(client) => client.send(signal, coding, bytes).await,
             }

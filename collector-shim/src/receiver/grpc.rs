@@ -20,6 +20,7 @@ use crate::coding::Coding;
 use crate::counts::Transport;
 use crate::exporter::Accepted;
 use crate::intake::Refusal;
+use crate::readiness;
 use crate::signal::Signal;
 
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
@@ -27,8 +28,9 @@ const MEDIA_TYPE: &str = "application/grpc";
 
 /// A compression flag and a big-endian length stand before each message.
 const FRAME_HEADER_BYTES: usize = 5;
-/// A frame around a `HealthCheckResponse` whose status is SERVING.
+/// Frames around a `HealthCheckResponse`: its status is SERVING, or NOT_SERVING.
 const SERVING_RESPONSE: &[u8] = &[0, 0, 0, 0, 2, 0x08, 0x01];
+const NOT_SERVING_RESPONSE: &[u8] = &[0, 0, 0, 0, 2, 0x08, 0x02];
 
 /// Answers one call.
 pub(crate) async fn serve<B>(
@@ -54,7 +56,13 @@ where
         (Some(signal), _) => export(&receiver, signal, request)
             .await
             .map(|accepted| response(&accepted)),
-        (None, HEALTH_CHECK) => Ok(Bytes::from_static(SERVING_RESPONSE)),
+        // Whichever service is asked about: they share the queue.
+        (None, HEALTH_CHECK) => Ok(Bytes::from_static(
+            match readiness::obstacle(&receiver.intake.sink) {
+                None => SERVING_RESPONSE,
+                Some(_) => NOT_SERVING_RESPONSE,
+            },
+        )),
         (None, other) => Err(Refusal::Path(other.to_owned())),
     };
     Ok(match answer {

@@ -1,7 +1,12 @@
 //! The shim's own numbers in Prometheus' text format, by the Collector's names: dashboards and
 //! alerts made for one read the other.
+//!
+//! The Collector's counters end in `_total` or do not, by its configuration, and there are dashboards
+//! for both. So ours are there by both names.
 
-use std::fmt::Write as _;
+pub(crate) mod process;
+
+use std::fmt::{Display, Write as _};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -39,6 +44,7 @@ fn render(handle: &ShimHandle) -> String {
         }
         Sink::Store(store) => holdings(&mut text, store.holdings()),
     }
+    process::render(&mut text);
     text.0
 }
 
@@ -238,13 +244,27 @@ fn holdings(text: &mut Text, holdings: Holdings) {
 
 const COUNTER: &str = "counter";
 const GAUGE: &str = "gauge";
+/// What the Collector's names begin with.
+const COLLECTOR: &str = "otelcol_";
 
 #[derive(Default)]
 struct Text(String);
 
 impl Text {
     /// Name, type and help, then a value for each set of labels.
-    fn metric(&mut self, (name, kind, help): (&str, &str, &str), samples: &[(String, u64)]) {
+    fn metric(&mut self, metric: (&str, &str, &str), samples: &[(String, impl Display)]) {
+        let (name, kind, help) = metric;
+        self.family(metric, samples);
+        if kind == COUNTER && name.starts_with(COLLECTOR) {
+            self.family((&format!("{name}_total"), kind, help), samples);
+        }
+    }
+
+    fn family(
+        &mut self,
+        (name, kind, help): (&str, &str, &str),
+        samples: &[(String, impl Display)],
+    ) {
         writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}").expect("a string takes it");
         for (labels, value) in samples {
             writeln!(self.0, "{name}{labels} {value}").expect("a string takes it");

@@ -1,17 +1,19 @@
 //! What the viewer's port serves: over the embedded store one page and Jaeger's query API;
-//! always health and metrics.
+//! always health, readiness and metrics.
 
 mod jaeger;
-mod metrics;
+pub(crate) mod metrics;
 mod overview;
 
 use axum::Router;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::handle::ShimHandle;
 use crate::intake::Sink;
+use crate::readiness;
 
 const PAGE: &str = include_str!("page.html");
 /// Where the page wants the number that lets its own script and style through its policy.
@@ -21,6 +23,7 @@ const NONCE: &str = "{{nonce}}";
 pub(crate) fn router(handle: ShimHandle) -> Router {
     let common = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
         .route("/metrics", get(metrics::metrics))
         .with_state(handle.clone());
     let Sink::Store(store) = handle.sink else {
@@ -36,6 +39,14 @@ pub(crate) fn router(handle: ShimHandle) -> Router {
         .merge(pages)
         .merge(jaeger::router(store))
         .layer(axum::middleware::map_response(secured))
+}
+
+/// Unlike health, which says that the process lives, this follows the queue.
+async fn ready(State(handle): State<ShimHandle>) -> (StatusCode, String) {
+    match readiness::obstacle(&handle.sink) {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, format!("{obstacle}\n")),
+    }
 }
 
 /// The page runs its one script and style and talks to this server; nothing else.

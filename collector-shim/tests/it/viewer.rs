@@ -1,11 +1,12 @@
 //! Jaeger's query API over the embedded store, and what else the viewer's port serves.
 
+use http::StatusCode;
 use lantern_shim::{Config, Destination};
 
 use crate::support::backend::Backend;
-use crate::support::client::{export, get};
+use crate::support::client::{call, export, frame, get};
 use crate::support::spans::{TRACE_ID, full_trace, request};
-use crate::support::{Running, exporter};
+use crate::support::{Running, exporter, forwarding};
 
 /// The span times of the fixed trace, in microseconds.
 const WINDOW: &str = "start=1767323045000000&end=1767323046000000";
@@ -204,8 +205,47 @@ async fn a_forwarding_shim_serves_health_and_metrics_alone() {
             .header("content-type")
             .starts_with("text/plain; version=0.0.4")
     );
-    insta::assert_snapshot!(
-        "metrics",
-        std::str::from_utf8(&metrics.body).expect("UTF-8")
-    );
+    let metrics = std::str::from_utf8(&metrics.body).expect("UTF-8");
+    let (process, own): (Vec<_>, Vec<_>) =
+        metrics.lines().partition(|line| line.contains("process_"));
+    insta::assert_snapshot!("metrics", own.join("\n"));
+    let value = |name: &str| {
+        let value = process.iter().find_map(|line| line.strip_prefix(name));
+        value.map(|value| value.trim().parse::<f64>().expect("a number"))
+    };
+    for name in [
+        "otelcol_process_uptime",
+        "otelcol_process_uptime_total",
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+    ] {
+        let value = value(&format!("{name} "));
+        assert!(
+            value.is_some_and(|value| value >= 0.0),
+            "{name} in {process:?}"
+        );
+    }
+    assert!(value("otelcol_process_memory_rss ") > Some(1e6));
+}
+
+#[tokio::test]
+async fn readiness_and_grpc_health_follow_the_queue() {
+    let backend = Backend::held();
+    let large = request("one", 200);
+    let exporter = exporter(&backend.grpc_url(), "grpc", &[]);
+    let config = forwarding(exporter, large.len(), large.len());
+    let shim = Running::start(config).await;
+    let health = async || {
+        let path = "/grpc.health.v1.Health/Check";
+        let (_, answer) = call(shim.grpc, path, "identity", frame(false, b"")).await;
+        (get(shim.viewer, "/readyz").await.status, answer[6])
+    };
+    assert_eq!(health().await, (StatusCode::OK, 1));
+    export(shim.grpc, &large).await;
+    assert_eq!(health().await, (StatusCode::SERVICE_UNAVAILABLE, 2));
+    assert_eq!(get(shim.viewer, "/healthz").await.status, 200);
+    backend.release();
+    shim.settled(200).await;
+    assert_eq!(health().await, (StatusCode::OK, 1));
 }

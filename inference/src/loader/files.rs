@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::LoadError;
+use super::{LoadError, gguf};
 
 /// Where a model's files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +108,37 @@ pub(super) fn in_directory(directory: &Path) -> Result<ModelFiles, LoadError> {
     collect(&directory.display().to_string(), &names, |name| {
         Ok(directory.join(name))
     })
+}
+
+/// The one GGUF of a directory that has no config.json.
+pub(super) fn only_gguf(directory: &Path) -> Result<Option<PathBuf>, LoadError> {
+    if directory.join("config.json").exists() {
+        return Ok(None);
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(LoadError::io(directory))? {
+        let path = entry.map_err(LoadError::io(directory))?.path();
+        if is_gguf(&path) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    if found.len() > 1 {
+        let names = found.iter().filter_map(|path| path.file_name());
+        return Err(LoadError::SeveralModels {
+            path: directory.to_owned(),
+            names: names
+                .map(|name| name.to_string_lossy().into_owned())
+                .collect(),
+        });
+    }
+    Ok(found.pop())
+}
+
+/// Told by its name.
+pub(super) fn is_gguf(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case(gguf::EXTENSION))
 }
 
 /// Chooses among the `names` that `place` has, and fetches each one chosen.

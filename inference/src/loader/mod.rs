@@ -1,18 +1,20 @@
 //! From a model's name to a model on a device.
 //!
 //! # Layout
-//! - [`files`]: which files are used; [`hub`]: how they get here
+//! - [`files`]: which files are used; [`hub`]: how they get here; [`gguf`]: all of it in one file
 //! - [`weights`]: named tensors out of them; [`device`]: where those go
 //! - `progress`: what is shown meanwhile
 
 pub mod device;
 pub mod files;
+pub mod gguf;
 pub mod hub;
 mod progress;
 pub mod weights;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
 use serde::Deserialize;
@@ -23,14 +25,18 @@ use crate::models::families::ModelConfig;
 
 pub use device::{DTypeChoice, DeviceChoice, DeviceError};
 pub use files::{ModelFiles, TokenizerFiles, WeightFiles};
+pub use gguf::{Gguf, GgufError};
 pub use hub::{HubError, HubOptions};
 pub use weights::{Weights, WeightsError};
 
 /// Why a model could not be found or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Neither a directory nor something the hub could have.
-    #[error("model '{0}' is not a directory, and not a hub id such as facebook/opt-125m either")]
+    /// Neither a directory or a GGUF nor something the hub could have.
+    #[error(
+        "model '{0}' is not a directory or a .gguf file, and not a hub id such as \
+         facebook/opt-125m either"
+    )]
     NoSuchModel(String),
     /// The hub, or its cache, did not give it.
     #[error(transparent)]
@@ -43,6 +49,17 @@ pub enum LoadError {
         /// What is not there.
         what: &'static str,
     },
+    /// A directory has several models.
+    #[error("{} has several models: name one of {}", path.display(), names.join(", "))]
+    SeveralModels {
+        /// The directory.
+        path: PathBuf,
+        /// The GGUFs in it.
+        names: Vec<String>,
+    },
+    /// A GGUF cannot be run.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Io {
@@ -156,26 +173,52 @@ impl std::fmt::Debug for LoadedModel {
     }
 }
 
-/// Finds a model's files: a directory is taken as it is, anything else is asked of the hub. Blocks.
-pub fn resolve(model: &str, options: &HubOptions) -> Result<ModelFiles, LoadError> {
-    let directory = Path::new(model);
-    if directory.is_dir() {
-        return files::in_directory(directory);
+/// Where a model comes from.
+#[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one in a program, for as long as it starts"
+)]
+pub enum ModelSource {
+    /// Files as Hugging Face lays them out.
+    Files(ModelFiles),
+    /// All in one file.
+    Gguf(Arc<Gguf>),
+}
+
+/// Finds a model: a directory or a GGUF is taken as it is, anything else is asked of the hub. Blocks.
+pub fn resolve(model: &str, options: &HubOptions) -> Result<ModelSource, LoadError> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return match files::only_gguf(path)? {
+            Some(path) => open_gguf(&path),
+            None => files::in_directory(path).map(ModelSource::Files),
+        };
+    }
+    if path.is_file() && files::is_gguf(path) {
+        return open_gguf(path);
     }
     if !hub::is_model_id(model) {
         return Err(LoadError::NoSuchModel(model.to_owned()));
     }
-    hub::fetch(model, options)
+    hub::fetch(model, options).map(ModelSource::Files)
+}
+
+fn open_gguf(path: &Path) -> Result<ModelSource, LoadError> {
+    Ok(ModelSource::Gguf(Arc::new(Gguf::open(path)?)))
 }
 
 /// Loads a model. Blocks.
 pub fn load(
-    files: &ModelFiles,
+    source: &ModelSource,
     device: DeviceChoice,
     dtype: DTypeChoice,
     max_model_len: Option<usize>,
 ) -> Result<LoadedModel, LoadError> {
-    let config = ModelConfig::from_json(&read(&files.config_json)?)?;
+    let config = match source {
+        ModelSource::Files(files) => ModelConfig::from_json(&read(&files.config_json)?)?,
+        ModelSource::Gguf(gguf) => ModelConfig::from_value(&gguf.config()?)?,
+    };
     let most = config.context_tokens();
     let max_model_len = max_model_len.unwrap_or(most);
     if max_model_len == 0 || max_model_len > most {
@@ -185,14 +228,19 @@ pub fn load(
         });
     }
     let mut eos_token_ids = config.eos_token_ids.clone();
-    for id in generation_eos(files)? {
-        if !eos_token_ids.contains(&id) {
-            eos_token_ids.push(id);
+    if let ModelSource::Files(files) = source {
+        for id in generation_eos(files)? {
+            if !eos_token_ids.contains(&id) {
+                eos_token_ids.push(id);
+            }
         }
     }
     let device = device::open(device)?;
     let dtype = device::dtype(dtype, &device, config.stored_dtype.as_deref());
-    let weights = Weights::open(&files.weights, device, dtype)?;
+    let weights = match source {
+        ModelSource::Files(files) => Weights::open(&files.weights, device, dtype)?,
+        ModelSource::Gguf(gguf) => Weights::of_gguf(Arc::clone(gguf), device, dtype)?,
+    };
     let model = config.load(&weights)?;
     weights.finish();
     Ok(LoadedModel::new(

@@ -1,4 +1,4 @@
-//! Named tensors out of safetensors and PyTorch files, one at a time.
+//! Named tensors out of safetensors, PyTorch and GGUF files, one at a time.
 //!
 //! Tensors are read when asked for, so that no more than one of them is in memory twice. Not memory-mapped:
 //! that needs `unsafe`, and every tensor is copied to its own storage anyhow.
@@ -9,12 +9,15 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::pickle::PthTensors;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::files::WeightFiles;
+use super::gguf::{Gguf, GgufError, RowOrder, Stored};
 use super::progress::Progress;
 use crate::tensor_error::TensorError;
 
@@ -53,6 +56,9 @@ pub enum WeightsError {
         /// As the file has it.
         found: Vec<usize>,
     },
+    /// A GGUF lacks it, or what it says of it is wrong.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// The device or the library failed.
     #[error("tensors cannot be made")]
     Tensor(#[from] TensorError),
@@ -77,6 +83,7 @@ pub struct Weights {
 enum Source {
     Safetensors(SafetensorsFile),
     PyTorch(PyTorchFile),
+    Gguf(Arc<Gguf>),
 }
 
 #[derive(Debug)]
@@ -110,13 +117,24 @@ impl Weights {
                 .map(|path| PyTorchFile::open(path).map(Source::PyTorch))
                 .collect::<Result<_, _>>()?,
         };
-        let progress = Progress::new("loading weights".to_owned(), total_bytes);
-        Ok(Self {
+        Ok(Self::new(sources, total_bytes, (device, dtype)))
+    }
+
+    /// Those in a GGUF.
+    pub fn of_gguf(gguf: Arc<Gguf>, device: Device, dtype: DType) -> Result<Self, WeightsError> {
+        let path = gguf.path();
+        let total_bytes = std::fs::metadata(path).map_err(io_error(path))?.len();
+        let sources = vec![Source::Gguf(gguf)];
+        Ok(Self::new(sources, total_bytes, (device, dtype)))
+    }
+
+    fn new(sources: Vec<Source>, total_bytes: u64, (device, dtype): (Device, DType)) -> Self {
+        Self {
             sources,
             device,
             dtype,
-            progress,
-        })
+            progress: Progress::new("loading weights".to_owned(), total_bytes),
+        }
     }
 
     /// Where the tensors go.
@@ -134,12 +152,15 @@ impl Weights {
         self.sources.iter().any(|source| source.contains(name))
     }
 
+    /// True if matrices are (out, in) even in models that have them the other way round: GGUF's order.
+    pub(crate) fn outputs_first(&self) -> bool {
+        matches!(self.sources.as_slice(), [Source::Gguf(_)])
+    }
+
     /// The tensor of this name, which must have this shape.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
         let source = self.sources.iter().find(|source| source.contains(name));
-        let source = source.ok_or_else(|| WeightsError::Missing {
-            name: name.to_owned(),
-        })?;
+        let source = source.ok_or_else(|| missing(name))?;
         let stored = source.read(name)?;
         if stored.dims() != shape {
             return Err(WeightsError::Shape {
@@ -165,6 +186,7 @@ impl Source {
         match self {
             Self::Safetensors(file) => file.tensors.contains_key(name),
             Self::PyTorch(file) => file.tensors.tensor_infos().contains_key(name),
+            Self::Gguf(file) => file.contains(name),
         }
     }
 
@@ -173,6 +195,10 @@ impl Source {
         match self {
             Self::Safetensors(file) => file.read(name),
             Self::PyTorch(file) => file.read(name),
+            Self::Gguf(file) => match file.read(name)? {
+                Some(stored) => widen(&stored),
+                None => Err(missing(name)),
+            },
         }
     }
 }
@@ -258,11 +284,30 @@ impl PyTorchFile {
     }
 }
 
+/// A GGUF's tensor in f32, its rows as the model has them.
+fn widen(stored: &Stored) -> Result<Tensor, WeightsError> {
+    let dims = stored.dims.clone();
+    let quantised = qtensor_from_ggml(stored.dtype, &stored.bytes, dims, &Device::Cpu)?;
+    let tensor = quantised.dequantize(&Device::Cpu)?;
+    if stored.order == RowOrder::Kept {
+        return Ok(tensor);
+    }
+    let rows = tensor.dim(0)?;
+    let order = (0..rows).map(|row| stored.order.stored(row) as u32);
+    Ok(tensor.index_select(&Tensor::from_iter(order, &Device::Cpu)?, 0)?)
+}
+
 impl std::fmt::Debug for PyTorchFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PyTorchFile")
             .field("path", &self.path)
             .finish_non_exhaustive()
+    }
+}
+
+fn missing(name: &str) -> WeightsError {
+    WeightsError::Missing {
+        name: name.to_owned(),
     }
 }
 

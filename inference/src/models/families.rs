@@ -98,8 +98,12 @@ struct CommonFields {
 impl ModelConfig {
     /// Reads a config.json; refuses by name what is not done here.
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        let json: Value = serde_json::from_str(json)?;
-        let common: CommonFields = fields(&json)?;
+        Self::from_value(&serde_json::from_str(json)?)
+    }
+
+    /// The same of one that is parsed already.
+    pub fn from_value(json: &Value) -> Result<Self, ConfigError> {
+        let common: CommonFields = fields(json)?;
         let family = common.family()?;
         if let Some(quantization) = &common.quantization_config {
             let value = quantization.get("quant_method").unwrap_or(quantization);
@@ -116,7 +120,7 @@ impl ModelConfig {
         Ok(Self {
             eos_token_ids,
             stored_dtype: common.torch_dtype.or(common.dtype),
-            blueprint: (family.read)(&json)?,
+            blueprint: (family.read)(json)?,
         })
     }
 

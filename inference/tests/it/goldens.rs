@@ -286,8 +286,9 @@ fn the_bundled_model_reads_and_writes_as_transformers_has_it() {
     }
 }
 
+/// What transformers makes of texts and tokens.
 #[derive(Deserialize)]
-struct TokenizerExpected {
+pub(crate) struct TokenizerExpected {
     cases: Vec<EncodeCase>,
     decode_cases: Vec<DecodeCase>,
 }
@@ -327,7 +328,7 @@ fn tokenizer(folder: &str) -> Tokenizer {
 }
 
 /// Encodes and decodes all that a folder's expected.json has.
-fn assert_reads(tokenizer: &Tokenizer, expected: &TokenizerExpected, what: &str) {
+pub(crate) fn assert_reads(tokenizer: &Tokenizer, expected: &TokenizerExpected, what: &str) {
     for case in &expected.cases {
         let (text, what) = (&case.text, format!("{what}: {:?}", case.text));
         assert_eq!(tokenizer.encode(text, true).unwrap(), case.ids, "{what}");

@@ -21,7 +21,7 @@ use lantern_inference::engine::request::{Event, FinishReason, StepTimes, Submiss
 use lantern_inference::engine::{Engine, EngineConfig};
 use lantern_inference::generation::Generator;
 use lantern_inference::generation::exchange::Observers;
-use lantern_inference::loader::{ModelFiles, TokenizerFiles, WeightFiles};
+use lantern_inference::loader::{ModelFiles, ModelSource, TokenizerFiles, WeightFiles};
 use lantern_inference::metrics::Metrics;
 use lantern_inference::serve::{Lifetime, serve};
 use lantern_inference::spans::Spans;
@@ -281,7 +281,7 @@ pub(crate) fn echo(submission: &Submission) {
 pub(crate) fn byte_tokenizer() -> Tokenizer {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let files = byte_tokenizer_files(directory.path());
-    Tokenizer::load(&files).expect("the files are whole")
+    Tokenizer::load(&ModelSource::Files(files)).expect("the files are whole")
 }
 
 /// Writes the tokenizer's files, in the layout of OPT's.

@@ -9,7 +9,9 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions, WeightFiles};
+use lantern_inference::loader::{
+    self, DTypeChoice, DeviceChoice, HubOptions, LoadError, ModelFiles, ModelSource, WeightFiles,
+};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -177,25 +179,37 @@ fn file(served: &Served, name: &str, headers: &HeaderMap) -> Response {
         .into_response()
 }
 
+/// The files of a model of the hub.
+fn resolve(model: &str, options: &HubOptions) -> Result<ModelFiles, LoadError> {
+    match loader::resolve(model, options)? {
+        ModelSource::Files(files) => Ok(files),
+        ModelSource::Gguf(_) => panic!("the hub's models are directories"),
+    }
+}
+
 fn message(model: &str, options: &HubOptions) -> String {
-    loader::resolve(model, options)
-        .expect_err("refused")
-        .to_string()
+    resolve(model, options).expect_err("refused").to_string()
 }
 
 #[test]
 fn a_model_is_downloaded_once_and_then_loads_offline() {
     let hub = start(goldens().join("opt-350m-like"), None, false);
-    let files = loader::resolve(ID, &hub.options()).unwrap();
+    let files = resolve(ID, &hub.options()).unwrap();
     assert_eq!(
         hub.downloaded(),
         ["config.json", "pytorch_model.bin"],
         "and nothing else"
     );
-    let model = loader::load(&files, DeviceChoice::Cpu, DTypeChoice::Auto, None).unwrap();
+    let model = loader::load(
+        &ModelSource::Files(files.clone()),
+        DeviceChoice::Cpu,
+        DTypeChoice::Auto,
+        None,
+    )
+    .unwrap();
     assert_eq!(model.vocab_size, 320);
 
-    assert_eq!(loader::resolve(ID, &hub.options()).unwrap(), files);
+    assert_eq!(resolve(ID, &hub.options()).unwrap(), files);
     assert_eq!(
         hub.downloaded(),
         [] as [&str; 0],
@@ -207,12 +221,12 @@ fn a_model_is_downloaded_once_and_then_loads_offline() {
         ..hub.options()
     };
     hub.served.asked.lock().unwrap().clear();
-    assert_eq!(loader::resolve(ID, &offline).unwrap(), files);
+    assert_eq!(resolve(ID, &offline).unwrap(), files);
     let by_commit = HubOptions {
         revision: COMMIT.to_owned(),
         ..offline
     };
-    assert_eq!(loader::resolve(ID, &by_commit).unwrap(), files);
+    assert_eq!(resolve(ID, &by_commit).unwrap(), files);
     assert!(
         hub.served.asked.lock().unwrap().is_empty(),
         "nobody was asked"
@@ -222,7 +236,7 @@ fn a_model_is_downloaded_once_and_then_loads_offline() {
 #[test]
 fn large_files_are_followed_to_where_they_are() {
     let hub = start(goldens().join("opt-untied"), None, true);
-    let files = loader::resolve(ID, &hub.options()).unwrap();
+    let files = resolve(ID, &hub.options()).unwrap();
     assert!(matches!(&files.weights, WeightFiles::Safetensors(shards) if shards.len() == 3));
     for path in files.weights.paths() {
         let original = goldens().join("opt-untied").join(path.file_name().unwrap());
@@ -242,7 +256,7 @@ fn of_two_formats_only_safetensors_is_downloaded() {
     }
     fs::write(folder.path().join("README.md"), "not needed").unwrap();
     let hub = start(folder.path().to_owned(), None, false);
-    loader::resolve(ID, &hub.options()).unwrap();
+    resolve(ID, &hub.options()).unwrap();
     assert_eq!(hub.downloaded(), ["config.json", "model.safetensors"]);
 }
 
@@ -266,7 +280,7 @@ fn the_token_is_sent_and_its_absence_explained() {
         token: Some("hf_secret".to_owned()),
         ..hub.options()
     };
-    loader::resolve(ID, &right).unwrap();
+    resolve(ID, &right).unwrap();
 }
 
 #[test]
@@ -312,7 +326,7 @@ fn offline_without_a_cached_model_says_what_is_missing() {
 #[test]
 fn a_hub_that_cannot_be_reached_is_replaced_by_the_cache() {
     let hub = start(goldens().join("opt-half"), None, false);
-    let files = loader::resolve(ID, &hub.options()).unwrap();
+    let files = resolve(ID, &hub.options()).unwrap();
     let Hub {
         address,
         _runtime,
@@ -328,7 +342,7 @@ fn a_hub_that_cannot_be_reached_is_replaced_by_the_cache() {
         cache_dir: cache.path().join("hub"),
         offline: false,
     };
-    assert_eq!(loader::resolve(ID, &options).unwrap(), files);
+    assert_eq!(resolve(ID, &options).unwrap(), files);
     let unknown = message("someone/else", &options);
     assert_eq!(
         unknown,

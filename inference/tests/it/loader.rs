@@ -208,7 +208,7 @@ fn what_is_no_model_is_said_to_be_none() {
     let error = |model: &str| loader::resolve(model, &options).unwrap_err().to_string();
     assert_eq!(
         error("/no/such/folder"),
-        "model '/no/such/folder' is not a directory, and not a hub id such as facebook/opt-125m either"
+        "model '/no/such/folder' is not a directory or a .gguf file, and not a hub id such as facebook/opt-125m either"
     );
     let empty = tempfile::tempdir().unwrap();
     let path = empty.path().to_str().unwrap();

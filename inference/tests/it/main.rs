@@ -8,6 +8,7 @@
 mod api;
 mod beam;
 mod engine;
+mod gguf;
 mod goldens;
 mod harness;
 mod hub;

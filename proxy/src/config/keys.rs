@@ -21,8 +21,16 @@ pub(crate) struct Key {
     pub(crate) help: &'static str,
     /// Empty: not set.
     pub(crate) default: &'static str,
-    /// Whether it may have several values.
-    pub(crate) is_list: bool,
+    pub(crate) kind: Kind,
+}
+
+/// How many values a setting has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    One,
+    /// `true` or `false`; the flag alone means `true`.
+    Switch,
+    List,
 }
 
 const fn one(
@@ -36,7 +44,17 @@ const fn one(
         value,
         help,
         default,
-        is_list: false,
+        kind: Kind::One,
+    }
+}
+
+const fn switch(name: &'static str, help: &'static str) -> Key {
+    Key {
+        name,
+        value: "BOOL",
+        help,
+        default: "false",
+        kind: Kind::Switch,
     }
 }
 
@@ -46,7 +64,7 @@ const fn list(name: &'static str, value: &'static str, help: &'static str) -> Ke
         value,
         help,
         default: "",
-        is_list: true,
+        kind: Kind::List,
     }
 }
 
@@ -63,7 +81,8 @@ pub(crate) const KEYS: &[Key] = &[
     list(
         UPSTREAM,
         "URL[,weight=N]",
-        "Server behind the proxy, http://host:port; may be given several times",
+        "Server behind the proxy, http://host:port, https:// or h2c:// (HTTP/2 without TLS); may be \
+         given several times",
     ),
     one(
         "balance",
@@ -121,6 +140,12 @@ pub(crate) const KEYS: &[Key] = &[
         "Longest silence of an upstream, before and within its answer; then 504, or the answer is cut",
     ),
     one(
+        "header-timeout-seconds",
+        "SECONDS",
+        "30",
+        "Longest wait for a new client's TLS handshake and first bytes",
+    ),
+    one(
         "drain-timeout-seconds",
         "SECONDS",
         "30",
@@ -131,6 +156,59 @@ pub(crate) const KEYS: &[Key] = &[
         "N",
         "16384",
         "Most client connections at once; one more is answered 503",
+    ),
+    one(
+        "tls-certificate",
+        "FILE",
+        "",
+        "PEM file of the proxy's certificate chain; with it and the key clients must speak TLS",
+    ),
+    one("tls-key", "FILE", "", "PEM file of its private key"),
+    one(
+        "tls-client-ca",
+        "FILE",
+        "",
+        "PEM file of authorities; every client must show a certificate of one of them",
+    ),
+    one(
+        "upstream-ca",
+        "FILE",
+        "",
+        "PEM file of authorities that https upstreams are believed by, in place of the system's",
+    ),
+    one(
+        "upstream-certificate",
+        "FILE",
+        "",
+        "PEM file of the certificate chain that the proxy shows https upstreams",
+    ),
+    one("upstream-key", "FILE", "", "PEM file of its private key"),
+    one(
+        "reload-interval-seconds",
+        "SECONDS",
+        "10",
+        "How often certificates and keys are looked at, to load them again when they have changed",
+    ),
+    one(
+        "metrics",
+        "ADDR",
+        "",
+        "Address to serve Prometheus metrics on, at /metrics",
+    ),
+    switch(
+        "ask-for-usage",
+        "Ask upstreams for the token usage of streams whose client did not, and hide the event that comes \
+         of it from the client",
+    ),
+    switch(
+        "keep-errors",
+        "Record requests that fail or are aborted though nobody sampled them",
+    ),
+    one(
+        "keep-slower-than-seconds",
+        "SECONDS",
+        "",
+        "Record requests that take longer though nobody sampled them",
     ),
     list(
         "trusted-proxies",
@@ -162,16 +240,24 @@ impl Key {
             "" => self.help.to_owned(),
             default => format!("{} [default: {default}]", self.help),
         };
-        let action = if self.is_list {
-            ArgAction::Append
-        } else {
-            ArgAction::Set
-        };
-        Arg::new(self.name)
+        let argument = Arg::new(self.name)
             .long(self.name)
             .value_name(self.value)
-            .help(StyledStr::from(help))
-            .action(action)
+            .help(StyledStr::from(help));
+        match self.kind {
+            Kind::One => argument.action(ArgAction::Set),
+            Kind::Switch => argument
+                .action(ArgAction::Set)
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true"),
+            Kind::List => argument.action(ArgAction::Append),
+        }
+    }
+
+    /// Whether it may have several values.
+    pub(crate) fn is_list(&self) -> bool {
+        self.kind == Kind::List
     }
 }
 

@@ -11,16 +11,29 @@ use std::time::Duration;
 
 use lantern_telemetry::config::{ConfigError, from_env};
 
+use crate::error::FileError;
 use crate::instrumentation::Instrumentation;
+use crate::keep::Keep;
 use crate::origin::TrustedProxies;
+use crate::tls::{Identity, ServerTls, UpstreamTls};
 use crate::upstream::{Balance, Health, Upstream};
 use keys::UPSTREAM;
-use sources::Sources;
+use sources::{Setting, Sources};
 
 pub use keys::Flags;
 
 /// Names the file when `--config` does not.
 const CONFIG_VARIABLE: &str = "LANTERN_PROXY_CONFIG";
+
+/// Settings that name a PEM file.
+const FILES: [&str; 6] = [
+    "tls-certificate",
+    "tls-key",
+    "tls-client-ca",
+    "upstream-ca",
+    "upstream-certificate",
+    "upstream-key",
+];
 
 /// More in a row than this of anything is a mistake.
 const MAX_IN_A_ROW: usize = 1_000_000;
@@ -99,10 +112,25 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Longest silence of an upstream; the wait starts anew with every byte.
     pub read_timeout: Duration,
+    /// Longest wait for a new client's TLS handshake and first bytes.
+    pub header_timeout: Duration,
     /// How long requests in flight may take to finish on shutdown.
     pub drain_timeout: Duration,
     /// Most client connections at once.
     pub max_connections: usize,
+    /// TLS towards clients; `None`: they speak plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// TLS towards those upstreams that speak it.
+    pub upstream_tls: UpstreamTls,
+    /// How often files of certificates and keys are looked at.
+    pub reload_interval: Duration,
+    /// Where Prometheus finds the metrics, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// Whether upstreams are asked for the usage of streams whose client did not.
+    pub ask_for_usage: bool,
+    /// Which requests leave a span though nobody sampled them. The telemetry must record unsampled
+    /// spans for it.
+    pub keep: Keep,
     /// Proxies in front of this one that are believed.
     pub trusted_proxies: TrustedProxies,
     /// How HTTP spans are written.
@@ -126,21 +154,24 @@ impl Config {
 
     fn read(sources: &Sources, instrumentation: Instrumentation) -> Result<Self, ConfigError> {
         let seconds = |name| sources.required(name).seconds();
-        let listen = sources.required("listen");
         Ok(Self {
-            listen: listen
-                .value
-                .parse()
-                .map_err(|_| listen.error("an IP address and a port, 127.0.0.1:8000"))?,
+            listen: address(sources.required("listen"))?,
             upstreams: upstreams(sources)?,
             balance: balance(sources)?,
             health: health(sources)?,
             connect_timeout: seconds("connect-timeout-seconds")?,
             read_timeout: seconds("read-timeout-seconds")?,
+            header_timeout: seconds("header-timeout-seconds")?,
             drain_timeout: seconds("drain-timeout-seconds")?,
             max_connections: sources
                 .required("max-connections")
                 .count(tokio::sync::Semaphore::MAX_PERMITS)?,
+            tls: server_tls(sources)?,
+            upstream_tls: upstream_tls(sources)?,
+            reload_interval: seconds("reload-interval-seconds")?,
+            metrics: sources.get("metrics").map(address).transpose()?,
+            ask_for_usage: sources.required("ask-for-usage").switch()?,
+            keep: keep(sources)?,
             trusted_proxies: trusted_proxies(sources)?,
             instrumentation,
         })
@@ -153,10 +184,23 @@ fn upstreams(sources: &Sources) -> Result<Vec<Upstream>, ConfigError> {
         let allowed = "at least one http://host:port";
         return Err(ConfigError::new("--upstream", "", allowed));
     }
-    let parse = |setting: &sources::Setting| {
+    let parse = |setting: &Setting| {
         Upstream::parse(&setting.value).ok_or_else(|| setting.error(Upstream::ALLOWED))
     };
     named.iter().map(parse).collect()
+}
+
+fn address(setting: &Setting) -> Result<SocketAddr, ConfigError> {
+    let address = setting.value.parse();
+    address.map_err(|_| setting.error("an IP address and a port, 127.0.0.1:8000"))
+}
+
+fn keep(sources: &Sources) -> Result<Keep, ConfigError> {
+    let slower_than = sources.get("keep-slower-than-seconds");
+    Ok(Keep {
+        errors: sources.required("keep-errors").switch()?,
+        slower_than: slower_than.map(Setting::seconds).transpose()?,
+    })
 }
 
 fn trusted_proxies(sources: &Sources) -> Result<TrustedProxies, ConfigError> {
@@ -193,6 +237,57 @@ fn health(sources: &Sources) -> Result<Health, ConfigError> {
     })
 }
 
+fn server_tls(sources: &Sources) -> Result<Option<ServerTls>, ConfigError> {
+    let client_ca = sources.get("tls-client-ca");
+    let Some(identity) = identity(sources, ["tls-certificate", "tls-key"])? else {
+        return match client_ca {
+            Some(setting) => Err(setting.error("it together with --tls-certificate")),
+            None => Ok(None),
+        };
+    };
+    let tls = ServerTls {
+        identity,
+        client_ca: client_ca.map(Setting::path),
+    };
+    tls.load().map_err(|error| wrong_file(sources, &error))?;
+    Ok(Some(tls))
+}
+
+fn upstream_tls(sources: &Sources) -> Result<UpstreamTls, ConfigError> {
+    let tls = UpstreamTls {
+        ca: sources.get("upstream-ca").map(Setting::path),
+        identity: identity(sources, ["upstream-certificate", "upstream-key"])?,
+    };
+    tls.load().map_err(|error| wrong_file(sources, &error))?;
+    Ok(tls)
+}
+
+/// A certificate and its key: both or neither.
+fn identity(sources: &Sources, names: [&str; 2]) -> Result<Option<Identity>, ConfigError> {
+    match names.map(|name| sources.get(name)) {
+        [Some(certificate), Some(key)] => Ok(Some(Identity {
+            certificate: certificate.path(),
+            key: key.path(),
+        })),
+        [Some(alone), None] => Err(alone.error(format!("it together with --{}", names[1]))),
+        [None, Some(alone)] => Err(alone.error(format!("it together with --{}", names[0]))),
+        [None, None] => Ok(None),
+    }
+}
+
+/// The setting that names the file which is wrong.
+fn wrong_file(sources: &Sources, error: &FileError) -> ConfigError {
+    let setting = FILES
+        .iter()
+        .filter_map(|name| sources.get(name))
+        .find(|setting| setting.path() == error.path);
+    let allowed = format!("a PEM file that can be used ({})", error.reason);
+    setting.map_or_else(
+        || ConfigError::new("--config", error.path.display().to_string(), &allowed),
+        |setting| setting.error(&allowed),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -226,11 +321,20 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_is_on_when_its_flag_is_there() {
+        assert!(!config(&[]).expect("valid").keep.errors);
+        for flag in ["--keep-errors", "--keep-errors=true"] {
+            assert!(config(&[flag]).expect("valid").keep.errors);
+        }
+        assert!(!config(&["--keep-errors=false"]).expect("valid").keep.errors);
+    }
+
+    #[test]
     fn a_bad_value_is_one_line_that_names_flag_value_and_what_is_allowed() {
         for (flag, value) in [
             ("--listen", "8000"),
             ("--listen", "localhost:8000"),
-            ("--upstream", "https://a:1"),
+            ("--upstream", "ftp://a:1"),
             ("--connect-timeout-seconds", "0"),
             ("--read-timeout-seconds", "-1"),
             ("--read-timeout-seconds", "NaN"),
@@ -246,6 +350,17 @@ mod tests {
             ("--healthy-after", "-1"),
             ("--eject-after", "x"),
             ("--eject-seconds", "0"),
+            ("--header-timeout-seconds", "0"),
+            ("--tls-certificate", "alone.pem"),
+            ("--tls-key", "alone.pem"),
+            ("--tls-client-ca", "alone.pem"),
+            ("--upstream-ca", "/nonexistent/ca.pem"),
+            ("--upstream-certificate", "alone.pem"),
+            ("--upstream-key", "alone.pem"),
+            ("--reload-interval-seconds", "never"),
+            ("--metrics", "9090"),
+            ("--keep-errors", "perhaps"),
+            ("--keep-slower-than-seconds", "0"),
         ] {
             let flags = [format!("{flag}={value}")];
             let error = config(&flags.each_ref().map(String::as_str))
@@ -254,6 +369,27 @@ mod tests {
             assert!(error.contains(flag) && error.contains(value), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named_by_its_setting() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("empty.pem");
+        std::fs::write(&path, "").expect("it can be written");
+        let path = path.display();
+        let certificate = format!("--tls-certificate={path}");
+        let error = config(&[&certificate, "--tls-key=/nonexistent/key.pem"]);
+        let error = error.expect_err("no key").to_string();
+        assert!(
+            error.starts_with("--tls-key='/nonexistent/key.pem'"),
+            "{error}"
+        );
+        let error = config(&[&format!("--upstream-ca={path}")]);
+        let error = error.expect_err("no certificate").to_string();
+        assert!(
+            error.starts_with(&format!("--upstream-ca='{path}'")),
+            "{error}"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! value remembers where it was found, so that an error can name the place.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lantern_telemetry::config::ConfigError;
@@ -29,6 +29,10 @@ impl Setting {
         ConfigError::new(&self.place, &self.value, allowed)
     }
 
+    pub(crate) fn path(&self) -> PathBuf {
+        PathBuf::from(&self.value)
+    }
+
     /// A time above 0.
     pub(crate) fn seconds(&self) -> Result<Duration, ConfigError> {
         let seconds = self.value.parse::<f64>().ok();
@@ -36,6 +40,12 @@ impl Setting {
             .filter(|&seconds| seconds > 0.0 && seconds <= MAX_SECONDS)
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
             .ok_or_else(|| self.error("a number of seconds above 0"))
+    }
+
+    /// `true` or `false`.
+    pub(crate) fn switch(&self) -> Result<bool, ConfigError> {
+        let is_on = self.value.parse();
+        is_on.map_err(|_| self.error("true or false"))
     }
 
     /// A whole number from 1 to `most`.
@@ -67,7 +77,7 @@ impl Sources {
             }
             let set = variable(&key.variable()).filter(|value| !value.trim().is_empty());
             if let Some(value) = set {
-                let values = if key.is_list {
+                let values = if key.is_list() {
                     value.split_whitespace().map(str::to_owned).collect()
                 } else {
                     vec![value.trim().to_owned()]
@@ -115,7 +125,7 @@ impl Sources {
                     let _ = writeln!(text, "# {} is not set", key.in_file());
                     continue;
                 }
-                values if key.is_list => format!("[{}]", values.join(", ")),
+                values if key.is_list() => format!("[{}]", values.join(", ")),
                 values => values[0].clone(),
             };
             let is_default = found[0].value == key.default && found[0].place == key.flag();
@@ -183,7 +193,7 @@ fn parse_file(file: &str, text: &str) -> Result<Vec<(&'static str, Setting)>, Co
         let bad =
             |value, allowed: &str| Err(ConfigError::new(&place, source(text, value), allowed));
         let values = match value.get_ref() {
-            DeValue::Array(items) if key.is_list => items.iter().collect(),
+            DeValue::Array(items) if key.is_list() => items.iter().collect(),
             DeValue::Array(_) => return bad(value, "one value, not a list"),
             _ => vec![value],
         };

@@ -15,7 +15,7 @@ mod provider;
 mod request;
 mod response;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method};
 use opentelemetry::{Array, KeyValue, StringValue, Value};
@@ -47,6 +47,7 @@ pub(crate) fn operation(method: &Method, route: Option<&str>) -> Option<&'static
 
 /// A request to a model, and its answer.
 pub(crate) struct Exchange {
+    operation: &'static str,
     started: Instant,
     request: Request,
     provider: Option<&'static str>,
@@ -55,8 +56,9 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn new(started: Instant) -> Self {
+    pub(crate) fn new(operation: &'static str, started: Instant) -> Self {
         Self {
+            operation,
             started,
             request: Request::new(),
             provider: None,
@@ -93,6 +95,21 @@ impl Exchange {
         }
     }
 
+    pub(crate) fn facts(&self) -> Facts {
+        let (input_tokens, output_tokens) = self.response.tokens();
+        let chunks = self.pace.first_and_last();
+        Facts {
+            operation: self.operation,
+            provider: self.provider,
+            request_model: self.request.model(),
+            response_model: self.response.model(),
+            input_tokens,
+            output_tokens,
+            time_to_first_chunk: chunks.map(|(first, _)| first - self.started),
+            generation: chunks.map(|(first, last)| last - first),
+        }
+    }
+
     /// What has been seen. `cut`: the answer was broken off, by whomever.
     pub(crate) fn attributes(&mut self, cut: bool, attributes: &mut Vec<KeyValue>) {
         self.request.attributes(attributes);
@@ -106,6 +123,20 @@ impl Exchange {
         self.response.attributes(attributes);
         self.pace.attributes(self.started, attributes);
     }
+}
+
+/// What metrics want to know of an exchange.
+pub(crate) struct Facts {
+    pub(crate) operation: &'static str,
+    pub(crate) provider: Option<&'static str>,
+    pub(crate) request_model: Option<String>,
+    pub(crate) response_model: Option<String>,
+    pub(crate) input_tokens: Option<i64>,
+    pub(crate) output_tokens: Option<i64>,
+    /// Of a stream: from the request's head to its first chunk.
+    pub(crate) time_to_first_chunk: Option<Duration>,
+    /// Of a stream: from its first to its last chunk.
+    pub(crate) generation: Option<Duration>,
 }
 
 struct Events<'a> {

@@ -30,6 +30,11 @@ impl Pace {
         self.span = Some((first, at));
     }
 
+    /// When the first and the last chunk came.
+    pub(super) fn first_and_last(&self) -> Option<(Instant, Instant)> {
+        self.span
+    }
+
     pub(super) fn attributes(&self, started: Instant, attributes: &mut Vec<KeyValue>) {
         let Some((first, last)) = self.span else {
             return;

@@ -104,6 +104,13 @@ impl Request {
         scanner.push(bytes, &mut |field, value| asked.take(field, &value));
     }
 
+    /// The model that is asked for.
+    pub(super) fn model(&self) -> Option<String> {
+        let mut asked = self.asked.attributes.iter();
+        let model = asked.find(|known| known.key.as_str() == semconv::GEN_AI_REQUEST_MODEL)?;
+        Some(model.value.to_string())
+    }
+
     pub(super) fn attributes(&mut self, attributes: &mut Vec<KeyValue>) {
         attributes.append(&mut self.asked.attributes);
         if !self.asked.stop.is_empty() {

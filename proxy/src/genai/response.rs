@@ -169,6 +169,17 @@ impl Response {
         self.answer.done
     }
 
+    /// The model that answered.
+    pub(super) fn model(&self) -> Option<String> {
+        self.answer.model.clone()
+    }
+
+    /// Tokens of the prompt and of the answer.
+    pub(super) fn tokens(&self) -> (Option<i64>, Option<i64>) {
+        let usage = self.answer.usage();
+        (usage.input, usage.output)
+    }
+
     pub(super) fn attributes(&mut self, attributes: &mut Vec<KeyValue>) {
         self.answer.attributes(attributes);
     }

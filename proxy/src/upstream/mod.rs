@@ -26,7 +26,6 @@ pub(crate) use check::check_for_ever;
 pub(crate) use pool::{Cursor, Upstreams};
 pub(crate) use prefix::PrefixKey;
 
-const DEFAULT_HTTP_PORT: u16 = 80;
 const DEFAULT_WEIGHT: u32 = 1;
 /// Larger weights are a mistake: with a hundred times the requests the other is not worth having.
 const MAX_WEIGHT: u32 = 100;
@@ -57,9 +56,21 @@ pub struct Health {
     pub eject_for: Duration,
 }
 
+/// What an upstream speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    /// HTTP/1.1.
+    Http,
+    /// TLS, and in it HTTP/2 or HTTP/1.1, as the upstream likes.
+    Https,
+    /// HTTP/2 without TLS, known to be spoken: nothing is negotiated.
+    H2c,
+}
+
 /// One server behind the proxy, `http://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
+    scheme: Scheme,
     host: Arc<str>,
     port: u16,
     /// How many times the requests of an upstream of weight 1 it gets.
@@ -67,17 +78,18 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    pub(crate) const ALLOWED: &str =
-        "http://host:port with no path, and perhaps ,weight=N with N from 1 to 100";
+    pub(crate) const ALLOWED: &str = "http://host:port, https:// or h2c://, with no path, and perhaps ,weight=N with N from 1 to 100";
 
-    /// From the value of `--upstream`: `http://host:port`, without a path, and perhaps `,weight=N`.
+    /// From the value of `--upstream`: `http://host:port`, `https://` or `h2c://`, without a path, and
+    /// perhaps `,weight=N`.
     pub fn parse(text: &str) -> Option<Self> {
         let (url, weight) = match text.split_once(',') {
             None => (text, DEFAULT_WEIGHT),
             Some((url, option)) => (url, option.strip_prefix("weight=")?.parse().ok()?),
         };
-        let (host, port) = host_and_port(url)?;
+        let (scheme, host, port) = parts(url)?;
         (1..=MAX_WEIGHT).contains(&weight).then(|| Self {
+            scheme,
             host: host.into(),
             port,
             weight,
@@ -94,20 +106,38 @@ impl Upstream {
     }
 }
 
-fn host_and_port(url: &str) -> Option<(String, u16)> {
+impl Scheme {
+    const ALL: [Self; 3] = [Self::Http, Self::Https, Self::H2c];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::H2c => "h2c",
+        }
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Http | Self::H2c => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+fn parts(url: &str) -> Option<(Scheme, String, u16)> {
     let uri = Uri::from_str(url).ok()?;
     let authority = uri.authority()?;
     let only_an_authority = matches!(uri.path(), "" | "/") && uri.query().is_none();
-    if uri.scheme_str() != Some("http")
-        || !only_an_authority
-        || authority.host().is_empty()
-        || authority.as_str().contains('@')
-    {
+    let scheme = Scheme::ALL
+        .into_iter()
+        .find(|scheme| uri.scheme_str() == Some(scheme.as_str()))?;
+    if !only_an_authority || authority.host().is_empty() || authority.as_str().contains('@') {
         return None;
     }
     // A port that is empty or no number is no port for `Authority`, and a mistake for us.
     let port = match authority.as_str().strip_prefix(authority.host())? {
-        "" => DEFAULT_HTTP_PORT,
+        "" => scheme.default_port(),
         port => port
             .strip_prefix(':')?
             .parse()
@@ -118,12 +148,13 @@ fn host_and_port(url: &str) -> Option<(String, u16)> {
         .host()
         .trim_start_matches('[')
         .trim_end_matches(']');
-    Some((host.to_owned(), port))
+    Some((scheme, host.to_owned(), port))
 }
 
 impl From<SocketAddr> for Upstream {
     fn from(address: SocketAddr) -> Self {
         Self {
+            scheme: Scheme::Http,
             host: address.ip().to_string().into(),
             port: address.port(),
             weight: DEFAULT_WEIGHT,
@@ -133,7 +164,7 @@ impl From<SocketAddr> for Upstream {
 
 impl fmt::Display for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.authority())?;
+        write!(f, "{}://{}", self.scheme.as_str(), self.authority())?;
         match self.weight {
             DEFAULT_WEIGHT => Ok(()),
             weight => write!(f, ",weight={weight}"),
@@ -146,13 +177,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_upstream_is_a_plain_http_authority_and_perhaps_a_weight() {
+    fn an_upstream_is_a_scheme_an_authority_and_perhaps_a_weight() {
         for (text, shown) in [
             ("http://127.0.0.1:8001", "http://127.0.0.1:8001"),
             ("http://127.0.0.1:8001/", "http://127.0.0.1:8001"),
             ("http://inference:8001", "http://inference:8001"),
             ("http://inference", "http://inference:80"),
             ("http://[::1]:8001", "http://[::1]:8001"),
+            ("https://a", "https://a:443"),
+            ("https://a:8443", "https://a:8443"),
+            ("h2c://a:1,weight=2", "h2c://a:1,weight=2"),
             ("http://a:1,weight=1", "http://a:1"),
             ("http://a:1,weight=3", "http://a:1,weight=3"),
         ] {
@@ -166,7 +200,7 @@ mod tests {
             "",
             "127.0.0.1:8001",
             "localhost",
-            "https://a:1",
+            "https://",
             "http://",
             "http://a:b",
             "http://a:0",

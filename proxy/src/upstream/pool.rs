@@ -8,20 +8,25 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pingora::protocols::{Digest, SocketDigest};
+use pingora::protocols::{ALPN, Digest, SocketDigest};
 use pingora::upstreams::peer::HttpPeer;
 
 use super::balance::Balancer;
 use super::ending::{Witness, left_bytes_unread};
 use super::health::{Change, State};
 use super::resolver::{Resolver, look_up};
-use super::{Balance, Health, Upstream};
+use super::{Balance, Health, Scheme, Upstream};
 use crate::attempt::Destination;
 use crate::config::Config;
+use crate::reload::Reloaded;
+use crate::tls::UpstreamTrust;
 
 /// How long an upstream connection is kept for the next request. uvicorn closes an idle connection
 /// after five seconds; closing first avoids most requests on connections that are just going away.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Requests at once on one connection of HTTP/2, unless the upstream allows fewer.
+const MAX_HTTP2_STREAMS: usize = 128;
 
 /// All upstreams.
 pub(crate) struct Upstreams {
@@ -29,6 +34,7 @@ pub(crate) struct Upstreams {
     balancer: Mutex<Balancer>,
     balance: Balance,
     health: Health,
+    trust: Arc<Reloaded<UpstreamTrust>>,
     connect_timeout: Duration,
     read_timeout: Duration,
 }
@@ -49,7 +55,7 @@ enum Target {
 
 impl Upstreams {
     /// Those of `config`, which names at least one.
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, trust: Arc<Reloaded<UpstreamTrust>>) -> Self {
         let names: Vec<_> = config.upstreams.iter().map(Upstream::authority).collect();
         let weights = config.upstreams.iter().map(|upstream| upstream.weight);
         let member = |upstream: &Upstream| Member {
@@ -62,6 +68,7 @@ impl Upstreams {
             balancer: Mutex::new(Balancer::new(names.iter().map(String::as_str).zip(weights))),
             balance: config.balance,
             health: config.health.clone(),
+            trust,
             connect_timeout: config.connect_timeout,
             read_timeout: config.read_timeout,
         }
@@ -92,18 +99,31 @@ impl Upstreams {
 
     /// Where an upstream is: its first address.
     pub(super) async fn first_peer(&self, index: usize) -> Option<HttpPeer> {
-        let addresses = self.members[index].target.addresses().await;
-        let first = addresses.first()?;
-        Some(self.peer(*first))
+        let member = &self.members[index];
+        let addresses = member.target.addresses().await;
+        Some(self.peer(&member.upstream, *addresses.first()?))
     }
 
-    fn peer(&self, address: SocketAddr) -> HttpPeer {
-        let mut peer = HttpPeer::new(address, false, String::new());
+    fn peer(&self, upstream: &Upstream, address: SocketAddr) -> HttpPeer {
+        let is_tls = upstream.scheme == Scheme::Https;
+        // Never empty: without a name pingora believes everybody.
+        let mut peer = HttpPeer::new(address, is_tls, upstream.host.to_string());
         peer.options.connection_timeout = Some(self.connect_timeout);
         peer.options.total_connection_timeout = Some(self.connect_timeout);
         peer.options.read_timeout = Some(self.read_timeout);
         peer.options.write_timeout = Some(self.read_timeout);
         peer.options.idle_timeout = Some(IDLE_TIMEOUT);
+        peer.options.max_h2_streams = MAX_HTTP2_STREAMS;
+        peer.options.alpn = match upstream.scheme {
+            Scheme::Http => ALPN::H1,
+            Scheme::Https => ALPN::H2H1,
+            Scheme::H2c => ALPN::H2,
+        };
+        if is_tls {
+            let trust = self.trust.current();
+            peer.options.ca.clone_from(&trust.ca);
+            peer.client_cert_key.clone_from(&trust.identity);
+        }
         peer
     }
 
@@ -171,7 +191,7 @@ impl Cursor {
             let addresses = member.target.addresses().await;
             if let Some(&address) = addresses.get(self.address) {
                 self.witness = Witness::default();
-                let mut peer = self.upstreams.peer(address);
+                let mut peer = self.upstreams.peer(&member.upstream, address);
                 peer.options.tracer = Some(self.witness.tracer());
                 let destination = Destination {
                     host: Arc::clone(&member.upstream.host),
@@ -286,7 +306,8 @@ mod tests {
         let mut config = Config::new(address(0), address(1));
         config.upstreams = (1..=count).map(|port| address(port).into()).collect();
         config.health.eject_after = 2;
-        Arc::new(Upstreams::new(&config))
+        let trust = Reloaded::new(Vec::new(), || Ok(UpstreamTrust::default()));
+        Arc::new(Upstreams::new(&config, Arc::new(trust.expect("no file"))))
     }
 
     /// The ports that a request tries when nobody answers.

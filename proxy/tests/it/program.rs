@@ -48,10 +48,7 @@ fn version_is_that_of_the_package() {
 #[test]
 fn a_bad_flag_value_ends_the_program_with_64_and_one_line() {
     for (arguments, named) in [
-        (
-            &["--upstream", "https://a:1"][..],
-            "--upstream='https://a:1'",
-        ),
+        (&["--upstream", "ftp://a:1"][..], "--upstream='ftp://a:1'"),
         (
             &["--upstream", "http://a:1", "--listen", "nowhere"],
             "--listen='nowhere'",

@@ -64,6 +64,7 @@ pub struct Settings {
     service_name: Option<String>,
     resource_attributes: Vec<(String, String)>,
     sampler: Sampler,
+    records_unsampled: bool,
     batch: BatchSettings,
     limits: SpanLimits,
     propagators: Vec<PropagatorKind>,
@@ -94,6 +95,7 @@ impl Settings {
             service_name: vars.get("OTEL_SERVICE_NAME").map(|var| var.value),
             resource_attributes: resource.unwrap_or_default(),
             sampler: sdk::sampler(&vars)?,
+            records_unsampled: false,
             batch: BatchSettings::from_vars(&vars)?,
             limits: SpanLimits::from_vars(&vars)?,
             propagators: sdk::propagators(&vars)?,
@@ -186,6 +188,17 @@ impl Settings {
             }))
             .with_service_name(self.service_name(default_service_name).to_owned())
             .build()
+    }
+
+    /// Records spans that are not sampled too, so that those that turn out to matter can be kept: they
+    /// end with the attribute [`crate::KEPT`].
+    pub fn recording_unsampled(mut self) -> Self {
+        self.records_unsampled = true;
+        self
+    }
+
+    pub(crate) fn records_unsampled(&self) -> bool {
+        self.records_unsampled
     }
 
     pub(crate) fn sampler(&self) -> Sampler {

@@ -62,6 +62,9 @@ impl<'a> Scope<'a> {
         name: &str,
         (from, to): (usize, usize),
     ) -> Loaded<Linear> {
+        if self.weights.outputs_first() {
+            return self.linear(name, (from, to), true);
+        }
         let layer = self.within(name);
         let weight = layer.tensor("weight", &[from, to])?.t()?.contiguous()?;
         Ok(Linear::new(weight, Some(layer.tensor("bias", &[to])?)))

@@ -3,15 +3,19 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 
 use super::within;
 
@@ -22,14 +26,33 @@ pub(crate) struct Echo {
 
 impl Echo {
     pub(crate) async fn start() -> Self {
+        Self::over(None).await
+    }
+
+    /// With TLS, and what it is told to speak in it.
+    pub(crate) async fn encrypted(config: ServerConfig) -> Self {
+        Self::over(Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    /// HTTP/1.1 or HTTP/2, as the client begins.
+    async fn over(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener");
         let (sender, received) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let sender = sender.clone();
-                let service = service_fn(move |request| answer(request, sender.clone()));
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                let (tls, sender) = (tls.clone(), sender.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(stream, sender).await,
+                        // A client that does not like what it sees is what some tests are about.
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, sender).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Self { address, received }
@@ -46,6 +69,18 @@ impl Echo {
             .await
             .expect("it still serves")
     }
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    sender: mpsc::UnboundedSender<Request<Bytes>>,
+) {
+    let service = service_fn(move |request| answer(request, sender.clone()));
+    let builder = auto::Builder::new(TokioExecutor::new());
+    // A connection that breaks is what some tests are about.
+    let _ = builder
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 async fn answer(

@@ -1,5 +1,6 @@
 //! A proxy under test, the spans it ends, and the two sides it stands between.
 
+mod client;
 mod echo;
 mod peer;
 
@@ -8,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lantern_proxy::{Config, Proxy};
-use lantern_telemetry::Telemetry;
+use lantern_telemetry::{Settings, Telemetry};
 use opentelemetry::trace::SpanKind;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use client::Client;
 pub(crate) use echo::Echo;
 pub(crate) use peer::{Peer, RawUpstream, Response};
 
@@ -63,11 +65,22 @@ impl SpanExporter for Forward {
 
 impl Spans {
     pub(crate) fn new() -> (Telemetry, Self) {
+        Self::of(|exporter| Telemetry::with_exporter(exporter, "proxy-under-test"))
+    }
+
+    /// Sampled as `settings` say.
+    pub(crate) fn sampled(settings: &Settings) -> (Telemetry, Self) {
+        Self::of(|exporter| {
+            Telemetry::with_exporter_sampled(exporter, "proxy-under-test", settings)
+        })
+    }
+
+    fn of(telemetry: impl FnOnce(Forward) -> Telemetry) -> (Telemetry, Self) {
         let (requests, requests_ended) = mpsc::unbounded_channel();
         let (attempts, attempts_ended) = mpsc::unbounded_channel();
         let exporter = Forward { requests, attempts };
         (
-            Telemetry::with_exporter(exporter, "proxy-under-test"),
+            telemetry(exporter),
             Self {
                 requests: requests_ended,
                 attempts: attempts_ended,
@@ -108,6 +121,7 @@ pub(crate) fn attribute(span: &SpanData, key: &str) -> Option<String> {
 /// A proxy that serves on a free port until it is stopped.
 pub(crate) struct TestProxy {
     pub(crate) address: SocketAddr,
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) spans: Spans,
     shutdown: CancellationToken,
     serving: JoinHandle<Result<(), lantern_proxy::Error>>,
@@ -127,10 +141,12 @@ impl TestProxy {
     pub(crate) async fn traced_by(config: Config, telemetry: Telemetry, spans: Spans) -> Self {
         let proxy = Proxy::bind(config, &telemetry).await.expect("a free port");
         let address = proxy.local_addr();
+        let metrics = proxy.metrics_addr();
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(proxy.run(shutdown.clone()));
         Self {
             address,
+            metrics,
             spans,
             shutdown,
             serving,

@@ -1,0 +1,127 @@
+//! The few fused operations that models are made of, and who carries them out.
+//!
+//! Models say what happens to the rows of a step ([`StepInputs`]); an [`Ops`] does it. Operations are as large
+//! as a GPU kernel can be (a norm before a product and an activation after it are part of the product),
+//! since what costs there is their number. Tensors are candle's.
+//!
+//! # Layout
+//! - `step`: one step's rows, whose they are, and what is wanted of them
+//! - `weights`: what operations take from the model's files
+//! - `pages`: keys and values of all sequences, in blocks
+//!
+//! Letters in shapes, here and in the models: T rows of a step, R of them wanted, H hidden size,
+//! E embedding size, V vocabulary, N heads of queries, K heads of keys and values, D head size.
+
+mod pages;
+mod step;
+mod weights;
+
+use std::time::Duration;
+
+use candle_core::{Device, Result, Tensor};
+
+pub use pages::{KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages};
+pub use step::{Carried, Choice, Span, StepInputs, WantedRow};
+pub use weights::{
+    Activation, Attention, Embedding, Epilogue, Heads, Linear, Matrix, Norm, NormKind,
+    PositionTable, Rope,
+};
+
+/// What carries out a model's operations: one for each kind of device.
+///
+/// All but `device`, `launch` and `collect` are called by models from inside the `forward` of a launch, and belong
+/// to the step that was launched: an implementation may record them once and replay them for
+/// later steps of the same shape. Their arguments other than activations live as long as the model.
+pub trait Ops: Send {
+    /// Where tensors are.
+    fn device(&self) -> &Device;
+
+    /// Starts a step: its inputs go to the device, then `forward` runs, or what was recorded of it. At
+    /// most one step more is launched before [`Ops::collect`] has the one before it.
+    fn launch(
+        &self,
+        step: &StepInputs,
+        forward: &mut dyn FnMut() -> Result<StepTensors>,
+    ) -> Result<()>;
+
+    /// Waits for the oldest step that was launched and not collected yet.
+    fn collect(&self) -> Result<StepResult>;
+
+    /// The rows' embeddings: token table, positions where it has them, scaled. -> (T, E)
+    fn embed(&self, step: &StepInputs, embedding: &Embedding) -> Result<Tensor>;
+
+    /// The rows of a table of positions alone, for models that project between. -> (T, H)
+    fn embed_positions(&self, step: &StepInputs, positions: &PositionTable) -> Result<Tensor>;
+
+    /// `epilogue(norm(x) . W^T + b)`: (T, I) -> (T, O), or (T, O / 2) if the epilogue is gated.
+    fn project(
+        &self,
+        x: &Tensor,
+        norm: Option<&Norm>,
+        linear: &Linear,
+        epilogue: Epilogue,
+    ) -> Result<Tensor>;
+
+    /// `residual + x . W^T + b`: (T, I), (T, O) -> (T, O)
+    fn project_add(&self, x: &Tensor, linear: &Linear, residual: &Tensor) -> Result<Tensor>;
+
+    /// `norm(x)`, or `residual + norm(x)`: (T, H) -> (T, H). For models with norms after their blocks.
+    fn norm(&self, x: &Tensor, norm: &Norm, residual: Option<&Tensor>) -> Result<Tensor>;
+
+    /// Splits queries, keys and values, norms and turns their heads as `attention` says, writes keys and
+    /// values to their slots in `pages`, and attends causally to all that the rows' sequences have there:
+    /// (T, (N + 2K) * D) -> (T, N * D)
+    fn attend(
+        &self,
+        qkv: &Tensor,
+        attention: &Attention,
+        step: &StepInputs,
+        pages: &LayerPages,
+    ) -> Result<Tensor>;
+
+    /// The rows that are wanted, in order: (T, H) -> (R, H). All of them: `x` itself.
+    fn wanted(&self, x: &Tensor, step: &StepInputs) -> Result<Tensor>;
+}
+
+/// What a model's forward pass gives.
+#[derive(Debug, Clone)]
+pub struct StepTensors {
+    /// Before the final norm, (T, H).
+    pub hidden: Tensor,
+    /// Of the rows that are wanted, (R, V); none where R is 0.
+    pub logits: Option<Tensor>,
+}
+
+/// What a step gave.
+#[derive(Debug)]
+pub struct StepResult {
+    /// One for each wanted row, in order.
+    pub rows: Vec<RowResult>,
+    /// Before the final norm, (T, H); valid until the next launch.
+    pub hidden: Tensor,
+    /// Time on the device, where that is not the time of the call.
+    pub device_time: Option<Duration>,
+    /// How the pass was run.
+    pub pass: Pass,
+}
+
+/// What a wanted row gave.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RowResult {
+    /// The token chosen on the device.
+    Token(u32),
+    /// Logits (V), for the host to choose by.
+    Logits(Vec<f32>),
+}
+
+/// How a forward pass was run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// One recorded graph was replayed.
+    Graph,
+    /// Operation by operation.
+    Eager {
+        /// Why no graph was replayed.
+        reason: &'static str,
+    },
+}

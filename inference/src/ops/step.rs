@@ -1,0 +1,120 @@
+//! One step's rows: plain data on the host, from which each [`super::Ops`] uploads what it needs.
+
+use super::KV_BLOCK_TOKENS;
+
+/// One step's tokens, those of all sequences one after another: T rows in all.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct StepInputs {
+    /// Token ids, (T). Those named in `carried` are to be replaced.
+    pub tokens: Vec<u32>,
+    /// Place of each token in its own sequence, (T).
+    pub positions: Vec<u32>,
+    /// Where each token's keys and values go: block * [`KV_BLOCK_TOKENS`] + place in it, (T).
+    pub slots: Vec<u32>,
+    /// Which rows are whose, in order and without gaps, (S).
+    pub spans: Vec<Span>,
+    /// The block tables of all spans, one after another.
+    pub blocks: Vec<u32>,
+    /// Rows whose logits are wanted, in order, (R).
+    pub wanted: Vec<WantedRow>,
+    /// Rows whose token was chosen on the device and has not come to the host yet.
+    pub carried: Vec<Carried>,
+}
+
+/// The rows of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First row.
+    pub start: usize,
+    /// Number of rows; at least 1.
+    pub len: usize,
+    /// Tokens of the sequence whose keys and values are in its pages already.
+    pub context: usize,
+    /// Where in `blocks` its table starts; as long as `context + len` tokens take.
+    pub table: usize,
+}
+
+/// A row whose logits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantedRow {
+    /// Which.
+    pub row: u32,
+    /// What for.
+    pub choice: Choice,
+}
+
+/// Who chooses the token after a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// The host: logits are handed back.
+    Host,
+    /// The best one; the device may choose it, or hand back logits.
+    Greedy,
+}
+
+/// A row that takes its token from the step launched before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// Row of this step.
+    pub row: u32,
+    /// Index in `wanted` of the step before.
+    pub from: u32,
+}
+
+impl StepInputs {
+    /// Appends the next `tokens` of a sequence of which `context` tokens are in the pages; `blocks` is its
+    /// table, at least as long as all of these take.
+    pub fn push(&mut self, tokens: &[u32], context: usize, blocks: &[u32]) {
+        let end = context + tokens.len();
+        let span = Span {
+            start: self.tokens.len(),
+            len: tokens.len(),
+            context,
+            table: self.blocks.len(),
+        };
+        self.tokens.extend_from_slice(tokens);
+        for position in context..end {
+            self.positions.push(position as u32);
+            let block = blocks[position / KV_BLOCK_TOKENS] as usize;
+            let slot = block * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS;
+            self.slots.push(slot as u32);
+        }
+        self.blocks
+            .extend_from_slice(&blocks[..end.div_ceil(KV_BLOCK_TOKENS)]);
+        self.spans.push(span);
+    }
+
+    /// Asks for the logits of the row pushed last.
+    pub fn want_last(&mut self, choice: Choice) {
+        let row = self.tokens.len() as u32 - 1;
+        self.wanted.push(WantedRow { row, choice });
+    }
+
+    /// The block table of a span.
+    pub fn table(&self, span: &Span) -> &[u32] {
+        let blocks = (span.context + span.len).div_ceil(KV_BLOCK_TOKENS);
+        &self.blocks[span.table..span.table + blocks]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_go_to_the_slots_that_their_table_names() {
+        let mut step = StepInputs::default();
+        step.push(&[7, 8, 9], KV_BLOCK_TOKENS - 1, &[5, 2, 9]);
+        step.push(&[4], 0, &[3]);
+        step.want_last(Choice::Host);
+        assert_eq!(step.positions, [15, 16, 17, 0]);
+        assert_eq!(step.slots, [5 * 16 + 15, 2 * 16, 2 * 16 + 1, 3 * 16]);
+        assert_eq!(
+            step.table(&step.spans[0]),
+            [5, 2],
+            "no block that is not needed"
+        );
+        assert_eq!(step.table(&step.spans[1]), [3]);
+        assert_eq!(step.wanted[0].row, 3);
+    }
+}

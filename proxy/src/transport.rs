@@ -1,0 +1,186 @@
+//! The bytes of a client's connection, encrypted or not, and the version of HTTP that they are.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use pingora::protocols::tls::SslDigest;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// What a client says first that speaks HTTP/2 without being asked.
+/// <https://www.rfc-editor.org/rfc/rfc9113.html#section-3.4>
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A client's connection of which it is known what is spoken on it.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    stream: Stream,
+    is_http2: bool,
+    first: First,
+}
+
+/// Boxed where it is large: most connections are plain.
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Encrypted(Box<TlsStream<TcpStream>>),
+}
+
+/// The first bytes of a connection, read to tell HTTP/2 from HTTP/1, and not yet taken.
+#[derive(Debug, Default)]
+struct First {
+    bytes: [u8; HTTP2_PREFACE.len()],
+    taken: usize,
+    read: usize,
+}
+
+impl Transport {
+    /// Comes to terms with the client: the TLS handshake if there is TLS, else the version of HTTP, which
+    /// its first bytes tell. The caller bounds the time. Bad TLS is [`io::ErrorKind::InvalidData`].
+    pub(crate) async fn prepare(
+        stream: TcpStream,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        match tls {
+            Some(config) => Self::encrypted(stream, config).await,
+            None => Self::plain(stream).await,
+        }
+    }
+
+    async fn encrypted(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<Self> {
+        let stream = TlsAcceptor::from(config).accept(stream).await?;
+        Ok(Self {
+            is_http2: stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            stream: Stream::Encrypted(Box::new(stream)),
+            first: First::default(),
+        })
+    }
+
+    /// Reads until what came is the preface of HTTP/2 or cannot become it. pingora would peek for all 24
+    /// bytes, and wait for ever: a request of HTTP/1 may be shorter.
+    async fn plain(mut stream: TcpStream) -> io::Result<Self> {
+        let mut first = First::default();
+        while first.read < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(first.rest()) {
+            match stream.read(&mut first.bytes[first.read..]).await? {
+                0 => break,
+                count => first.read += count,
+            }
+        }
+        Ok(Self {
+            is_http2: first.rest() == HTTP2_PREFACE,
+            stream: Stream::Plain(stream),
+            first,
+        })
+    }
+
+    pub(crate) fn is_http2(&self) -> bool {
+        self.is_http2
+    }
+
+    /// What was read and not yet taken.
+    pub(crate) fn first_bytes(&self) -> &[u8] {
+        self.first.rest()
+    }
+
+    /// What was agreed on in the TLS handshake, if there was one.
+    pub(crate) fn tls_digest(&self) -> Option<SslDigest> {
+        let Stream::Encrypted(stream) = &self.stream else {
+            return None;
+        };
+        let session = stream.get_ref().1;
+        let suite = session.negotiated_cipher_suite();
+        let cipher = suite.and_then(|suite| suite.suite().as_str());
+        let version = session.protocol_version();
+        let version = version.and_then(|version| version.as_str());
+        let (cipher, version) = (cipher.unwrap_or_default(), version.unwrap_or_default());
+        Some(SslDigest::new(cipher, version, None, None, Vec::new()))
+    }
+}
+
+impl First {
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.taken..self.read]
+    }
+}
+
+impl AsRawFd for Transport {
+    fn as_raw_fd(&self) -> RawFd {
+        match &self.stream {
+            Stream::Plain(stream) => stream.as_raw_fd(),
+            Stream::Encrypted(stream) => stream.get_ref().0.as_raw_fd(),
+        }
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self { stream, first, .. } = self.get_mut();
+        let rest = first.rest();
+        if !rest.is_empty() {
+            let count = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..count]);
+            first.taken += count;
+            return Poll::Ready(Ok(()));
+        }
+        match stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Encrypted(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Encrypted(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Encrypted(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.stream {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Encrypted(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Encrypted(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Encrypted(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What Prometheus finds: names, labels and buckets of the conventions, and the traces of its
+//! exemplars.
+
+use std::net::SocketAddr;
+
+use crate::support::{Peer, RawUpstream, Response, TestProxy, config, nobody, request};
+
+const COMPLETION: &[&str] = &[
+    "POST /v1/completions HTTP/1.1",
+    "Host: a",
+    "Content-Length: 28",
+];
+
+async fn measured(upstream: SocketAddr) -> TestProxy {
+    let mut config = config(upstream);
+    config.metrics = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    TestProxy::with(config).await
+}
+
+async fn get(proxy: &TestProxy, target: &str) -> Response {
+    let mut scraper = Peer::connect(proxy.metrics.expect("metrics are served")).await;
+    let line = format!("GET {target} HTTP/1.1");
+    scraper.write(&request(&[&line, "Host: a"], "")).await;
+    scraper.read_response().await
+}
+
+/// Asserts that the series are there, each with its value.
+async fn check(proxy: &TestProxy, series: &[&str]) {
+    let response = get(proxy, "/metrics").await;
+    let content_type = response.header("content-type").expect("a type");
+    assert!(content_type.starts_with("application/openmetrics-text"));
+    for line in series {
+        let found = response.body.lines().any(|known| known == *line);
+        assert!(found, "no {line} in\n{}", response.body);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_a_model_is_measured_by_the_conventions() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = measured(upstream.address()).await;
+    let mut client = proxy.connect().await;
+    client
+        .write(&request(COMPLETION, r#"{"model":"m1","stream":true}"#))
+        .await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    check(
+        &proxy,
+        &[r#"http_server_active_requests{http_request_method="POST",url_scheme="http"} 1"#],
+    )
+    .await;
+    server
+        .write("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await;
+    for event in [
+        r#"data: {"model":"m2","choices":[{"index":0,"text":"a"}]}"#,
+        r#"data: {"model":"m2","choices":[{"index":0,"text":"b"}]}"#,
+        r#"data: {"model":"m2","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}"#,
+        "data: [DONE]",
+    ] {
+        server.write_chunk(&format!("{event}\n\n")).await;
+    }
+    server.write_chunk("").await;
+    client.read_message().await;
+    let span = proxy.spans.next().await;
+
+    let model = r#"gen_ai_operation_name="text_completion",gen_ai_request_model="m1",gen_ai_response_model="m2""#;
+    let http = r#"http_request_method="POST",url_scheme="http",http_route="/v1/completions",network_protocol_version="1.1",http_response_status_code="200""#;
+    check(
+        &proxy,
+        &[
+            r#"http_server_active_requests{http_request_method="POST",url_scheme="http"} 0"#,
+            &format!("http_server_request_duration_seconds_count{{{http}}} 1"),
+            &format!("http_server_request_body_size_bytes_sum{{{http}}} 28.0"),
+            &format!(r#"gen_ai_client_token_usage_sum{{{model},gen_ai_token_type="input"}} 5.0"#),
+            &format!(r#"gen_ai_client_token_usage_sum{{{model},gen_ai_token_type="output"}} 2.0"#),
+            &format!("gen_ai_client_operation_duration_seconds_count{{{model}}} 1"),
+            &format!("gen_ai_server_request_duration_seconds_count{{{model}}} 1"),
+            &format!("gen_ai_server_time_to_first_token_seconds_count{{{model}}} 1"),
+            &format!("gen_ai_server_time_per_output_token_seconds_count{{{model}}} 1"),
+        ],
+    )
+    .await;
+    let context = &span.span_context;
+    let exemplar = format!(
+        r#"# {{trace_id="{}",span_id="{}"}} "#,
+        context.trace_id(),
+        context.span_id()
+    );
+    let text = get(&proxy, "/metrics").await.body;
+    let exemplified = text.lines().filter(|line| line.contains(&exemplar));
+    assert_eq!(exemplified.count(), 9, "one for each observation\n{text}");
+}
+
+#[tokio::test]
+async fn a_failure_is_measured_with_its_error() {
+    let mut proxy = measured(nobody().await).await;
+    proxy
+        .send(&request(COMPLETION, r#"{"model":"m1","stream":true}"#))
+        .await;
+    proxy.spans.next().await;
+    check(
+        &proxy,
+        &[
+            r#"http_server_request_duration_seconds_count{http_request_method="POST",url_scheme="http",http_route="/v1/completions",network_protocol_version="1.1",http_response_status_code="502",error_type="upstream_connection_refused"} 1"#,
+            // A name that no server has confirmed is none of a model.
+            r#"gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="text_completion",error_type="upstream_connection_refused"} 1"#,
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn only_metrics_are_on_the_metrics_port() {
+    let proxy = measured(nobody().await).await;
+    assert_eq!(get(&proxy, "/v1/models").await.status, 404);
+    assert_eq!(get(&proxy, "/metrics").await.status, 200);
+    let unmeasured = TestProxy::in_front_of(nobody().await).await;
+    assert!(unmeasured.metrics.is_none());
+}
