@@ -34,6 +34,9 @@ pub mod config;
 mod counts;
 mod encode;
 mod exporter;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod intake;
 mod log;

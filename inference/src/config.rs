@@ -10,6 +10,8 @@ use lantern_telemetry::{ConfigError, Settings};
 
 use crate::engine::EngineConfig;
 use crate::loader::{DTypeChoice, DeviceChoice, HubOptions};
+use crate::ops::KV_BLOCK_TOKENS;
+use crate::step_spans::Detail;
 
 /// The model of vLLM's own examples.
 const DEFAULT_MODEL: &str = "facebook/opt-125m";
@@ -90,6 +92,22 @@ pub struct Args {
     #[arg(long, value_name = "SHARE", default_value_t = EngineConfig::default().gpu_memory_utilization)]
     pub gpu_memory_utilization: f64,
 
+    /// Memory for keys and values [default: what the device can spare; on a CPU at most 4 GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub kv_cache_memory_bytes: Option<u64>,
+
+    /// Tokens per block of keys and values; only 16 is there
+    #[arg(long, value_name = "TOKENS", default_value_t = KV_BLOCK_TOKENS)]
+    pub block_size: usize,
+
+    /// Share what was computed of prompts that begin alike; the default
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: bool,
+
+    /// Compute every prompt from its first token
+    #[arg(long, overrides_with = "enable_prefix_caching")]
+    pub no_enable_prefix_caching: bool,
+
     /// Makes requests without a seed of their own repeatable
     #[arg(long)]
     pub seed: Option<u64>,
@@ -98,7 +116,8 @@ pub struct Args {
     #[arg(long, value_name = "URL")]
     pub otlp_traces_endpoint: Option<String>,
 
-    /// Spans of single engine steps; accepted, but there are none yet
+    /// A span for each engine step, linked to all requests in it, with one of its forward pass (model), of the
+    /// work around that (worker), or both (all)
     #[arg(long, value_enum, value_name = "PARTS", value_delimiter = ',')]
     pub collect_detailed_traces: Vec<DetailedTraces>,
 
@@ -134,6 +153,17 @@ pub enum DetailedTraces {
     All,
 }
 
+impl DetailedTraces {
+    /// What several of them ask for together.
+    fn together(parts: &[Self]) -> Detail {
+        let asked = |part| parts.contains(&part) || parts.contains(&Self::All);
+        Detail {
+            model: asked(Self::Model),
+            worker: asked(Self::Worker),
+        }
+    }
+}
+
 /// What the server is made from.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -163,8 +193,8 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Whether spans carry prompts and completions.
     pub capture_content: bool,
-    /// Step spans were asked for.
-    pub detailed_traces: bool,
+    /// The step spans that were asked for.
+    pub detailed_traces: Detail,
     /// How long requests in flight may go on at shutdown.
     pub drain_grace: Duration,
 }
@@ -187,7 +217,7 @@ impl Config {
             chat_template: None,
             max_body_bytes: DEFAULT_MAX_BODY_BYTES,
             capture_content: false,
-            detailed_traces: false,
+            detailed_traces: Detail::default(),
             drain_grace: DEFAULT_DRAIN_GRACE,
         }
     }
@@ -202,8 +232,13 @@ impl Args {
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_waiting_requests: self.max_waiting_requests,
             gpu_memory_utilization: self.gpu_memory_utilization,
-            ..EngineConfig::default()
+            kv_cache_bytes: self.kv_cache_memory_bytes,
+            enable_prefix_caching: !self.no_enable_prefix_caching,
         };
+        if self.block_size != KV_BLOCK_TOKENS {
+            let (value, allowed) = (self.block_size.to_string(), KV_BLOCK_TOKENS.to_string());
+            return Err(ConfigError::new("--block-size", value, allowed));
+        }
         let engine = engine.checked()?;
         let model = self
             .model
@@ -230,7 +265,7 @@ impl Args {
             chat_template: self.chat_template,
             max_body_bytes: self.max_request_body_bytes,
             capture_content,
-            detailed_traces: !self.collect_detailed_traces.is_empty(),
+            detailed_traces: DetailedTraces::together(&self.collect_detailed_traces),
             drain_grace: Duration::from_secs(self.shutdown_grace),
             ..config
         })
@@ -322,6 +357,10 @@ mod tests {
                 usize::MAX
             )
         );
+        assert_eq!(
+            refused("serve --block-size 32"),
+            "--block-size='32' is not supported: use 16"
+        );
         assert!(parse("serve --max-num-seqs -1").is_err());
         assert!(parse("serve --collect-detailed-traces everything").is_err());
     }
@@ -329,10 +368,35 @@ mod tests {
     #[test]
     fn detailed_traces_may_be_a_list() {
         let args = parse("serve --collect-detailed-traces=model,worker").unwrap();
+        let detail = |model, worker| Detail { model, worker };
+        let config = args.into_config().unwrap();
+        assert_eq!(config.detailed_traces, detail(true, true));
+        let of = |line: &str| parse(line).unwrap().into_config().unwrap().detailed_traces;
+        assert_eq!(of("serve"), detail(false, false));
         assert_eq!(
-            args.collect_detailed_traces,
-            [DetailedTraces::Model, DetailedTraces::Worker]
+            of("serve --collect-detailed-traces=model"),
+            detail(true, false)
         );
+        assert_eq!(
+            of("serve --collect-detailed-traces=all"),
+            detail(true, true)
+        );
+    }
+
+    #[test]
+    fn prefix_caching_is_on_unless_the_last_flag_says_otherwise() {
+        let caching = |line: &str| {
+            let config = parse(line).unwrap().into_config().unwrap();
+            config.engine.enable_prefix_caching
+        };
+        assert!(caching("serve"));
+        assert!(!caching("serve --no-enable-prefix-caching"));
+        assert!(caching(
+            "serve --no-enable-prefix-caching --enable-prefix-caching"
+        ));
+        assert!(!caching(
+            "serve --enable-prefix-caching --no-enable-prefix-caching"
+        ));
     }
 
     #[test]

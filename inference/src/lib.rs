@@ -5,7 +5,7 @@
 //! - [`server`]: model, engine, API and listener as one piece; [`serve`]: the accept loop
 //! - [`api`]: the HTTP surface; [`chat_template`]: chats to prompts
 //! - [`generation`]: from prompts to engine requests, from tokens to text
-//! - [`spans`], [`metrics`]: what requests tell about themselves
+//! - [`spans`], [`metrics`]: what requests tell about themselves; [`step_spans`]: what steps do
 //! - [`engine`]: scheduler, model runner and sampler on the thread that owns the device
 //! - [`ops`]: the fused operations of models, one implementation for each kind of device
 //! - [`models`], [`loader`], [`tokenizer`]: from files to logits and tokens
@@ -25,6 +25,7 @@ pub mod sampling_params;
 pub mod serve;
 pub mod server;
 pub mod spans;
+pub mod step_spans;
 pub mod tensor_error;
 pub mod tokenizer;
 

@@ -54,6 +54,8 @@ struct EngineMetrics {
     waiting: Gauge,
     kv_cache_usage: Gauge<f64, AtomicU64>,
     preemptions: Counter,
+    prefix_cache_queries: Counter,
+    prefix_cache_hits: Counter,
 }
 
 /// Noted as requests go on.
@@ -101,11 +103,15 @@ impl Metrics {
             .waiting
             .set(stats.waiting.try_into().unwrap_or(i64::MAX));
         engine.kv_cache_usage.set(stats.kv_cache_usage);
-        // The engine's count only grows; of two scrapes at once one finds nothing left to add.
-        engine
-            .preemptions
-            .inner()
-            .fetch_max(stats.preemptions, std::sync::atomic::Ordering::Relaxed);
+        // The engine's counts only grow; of two scrapes at once one finds nothing left to add.
+        for (counter, count) in [
+            (&engine.preemptions, stats.preemptions),
+            (&engine.prefix_cache_queries, stats.prefix_cache_queries),
+            (&engine.prefix_cache_hits, stats.prefix_cache_hits),
+        ] {
+            let relaxed = std::sync::atomic::Ordering::Relaxed;
+            counter.inner().fetch_max(count, relaxed);
+        }
         let mut text = String::new();
         encode(&mut text, &self.0.registry).expect("writing to a string cannot fail");
         text
@@ -168,6 +174,16 @@ impl EngineMetrics {
                 registry,
                 "num_preemptions",
                 "Sequences put back to the queue",
+            ),
+            prefix_cache_queries: add(
+                registry,
+                "prefix_cache_queries",
+                "Prompt tokens looked for in the prefix cache",
+            ),
+            prefix_cache_hits: add(
+                registry,
+                "prefix_cache_hits",
+                "Prompt tokens found in the prefix cache",
             ),
         }
     }

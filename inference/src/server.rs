@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{App, ServedModel};
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::config::Config;
+use crate::engine::observer::StepObserver;
 use crate::engine::{Engine, EngineError, EngineThread};
 use crate::generation::Generator;
 use crate::generation::exchange::Observers;
@@ -18,6 +19,7 @@ use crate::loader::{self, LoadError, LoadedModel};
 use crate::metrics::Metrics;
 use crate::serve::{Lifetime, serve};
 use crate::spans::Spans;
+use crate::step_spans::StepSpans;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why a server does not start, or ends other than by being told to.
@@ -75,9 +77,6 @@ struct Loaded {
 impl Server {
     /// Loads the model, starts the engine and binds the address.
     pub async fn bind(config: Config, telemetry: &Telemetry) -> Result<Self, ServerError> {
-        if config.detailed_traces {
-            tracing::warn!("--collect-detailed-traces has no effect: there are no step spans yet");
-        }
         let to_load = config.clone();
         let loaded = spawn_blocking(move || load(&to_load)).await??;
         let served = ServedModel {
@@ -88,7 +87,12 @@ impl Server {
             chat_template: loaded.chat_template,
         };
         let eos_token_ids = loaded.model.eos_token_ids.clone().into();
-        let (engine, thread) = Engine::start(loaded.model, config.engine.clone())?;
+        let observer = config.detailed_traces.any().then(|| {
+            let spans = StepSpans::new(telemetry, config.detailed_traces);
+            Box::new(spans) as Box<dyn StepObserver>
+        });
+        let (engine, thread) =
+            Engine::start_observed(loaded.model, config.engine.clone(), observer)?;
         let generator =
             Generator::new(engine.clone(), loaded.tokenizer, eos_token_ids, config.seed);
         let abandoned = CancellationToken::new();

@@ -12,14 +12,16 @@
 use std::time::Instant;
 
 use lantern_telemetry::{Propagator, Telemetry};
-use opentelemetry::trace::{Span as _, SpanBuilder, SpanKind, Status, TraceContextExt};
+use opentelemetry::trace::{
+    Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt,
+};
 use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use opentelemetry_semantic_conventions::attribute as semconv;
 use serde_json::json;
 
 use crate::generation::exchange::Exchange;
-use crate::generation::record::{Facts, Outcome};
+use crate::generation::record::{Facts, Moment, Outcome};
 use crate::generation::timeline::{Timeline, between};
 use crate::sampling_params::SamplingParams;
 
@@ -40,9 +42,8 @@ const LATENCY_TIME_IN_SCHEDULER: &str = "gen_ai.latency.time_in_scheduler";
 const LATENCY_TIME_IN_MODEL_FORWARD: &str = "gen_ai.latency.time_in_model_forward";
 const LATENCY_TIME_IN_MODEL_EXECUTE: &str = "gen_ai.latency.time_in_model_execute";
 
-/// Prompt tokens that were not computed because their keys and values were there already: none,
-/// since no request's cache outlives it.
-const CACHED_PROMPT_TOKENS: i64 = 0;
+/// On the events of a sequence that enters the batch: tokens that the KV cache had already.
+const PREFIX_HIT_TOKENS: &str = "lantern.prefix_hit_tokens";
 
 /// Makes the spans of requests. Cheap to clone.
 #[derive(Clone)]
@@ -104,6 +105,11 @@ impl RequestSpan {
         self.spans.capture_content && self.span.is_recording()
     }
 
+    /// What others link to.
+    pub(crate) fn context(&self) -> SpanContext {
+        self.span.span_context().clone()
+    }
+
     /// Ends the span and makes its children, whose times were only instants until now.
     pub(crate) fn end(
         &mut self,
@@ -124,9 +130,27 @@ impl RequestSpan {
                     .set_attribute(KeyValue::new(semconv::ERROR_TYPE, reason.error_type));
                 self.span.set_status(Status::error(reason.message.clone()));
             }
+            self.moments(exchange, facts);
             self.phases(exchange, &facts.timeline, end);
         }
         self.span.end_with_timestamp(exchange.clock.wall(end));
+    }
+
+    fn moments(&mut self, exchange: &Exchange, facts: &Facts) {
+        for &(at, moment) in &facts.moments {
+            let (name, cached_tokens) = match moment {
+                Moment::Scheduled { cached_tokens } => ("scheduled", Some(cached_tokens)),
+                Moment::Preempted => ("preempted", None),
+                Moment::Resumed { cached_tokens } => ("resumed", Some(cached_tokens)),
+                Moment::FirstToken => ("first_token", None),
+            };
+            let cached_tokens = cached_tokens.into_iter();
+            let attributes = cached_tokens
+                .map(|tokens| KeyValue::new(PREFIX_HIT_TOKENS, integer(tokens)))
+                .collect();
+            let at = exchange.clock.wall(at);
+            self.span.add_event_with_timestamp(name, at, attributes);
+        }
     }
 
     /// The phases that were reached; one that never ended is cut off where the request was.
@@ -242,7 +266,7 @@ fn response_attributes(exchange: &Exchange, facts: &Facts) -> Vec<KeyValue> {
         attributes.push(KeyValue::new(semconv::GEN_AI_USAGE_OUTPUT_TOKENS, tokens));
         attributes.push(KeyValue::new(
             semconv::GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS,
-            CACHED_PROMPT_TOKENS,
+            integer(facts.cached_tokens.unwrap_or(0)),
         ));
         attributes.push(KeyValue::new(
             semconv::GEN_AI_RESPONSE_ID,

@@ -19,6 +19,7 @@ const CAPTURE_REQUEST: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_
 const CAPTURE_RESPONSE: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE";
 const CAPTURE_CLIENT_REQUEST: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST";
 const CAPTURE_CLIENT_RESPONSE: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_RESPONSE";
+const CAPTURE_CONTENT: &str = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT";
 const SANITIZE_FIELDS: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS";
 
 /// RFC 9110, PATCH (RFC 5789) and QUERY; the usual ones first, since the list is scanned.
@@ -28,6 +29,10 @@ const DEFAULT_METHODS: &[&str] = &[
 
 /// The method of a request whose method is unknown, or could not be read.
 pub(crate) const OTHER_METHOD: &str = "_OTHER";
+
+/// How much of a request's body, and of its answer's, is kept for the messages in it. More does not
+/// fit well into a span.
+const CONTENT_BYTES: usize = 64 * 1024;
 
 /// How HTTP spans are written. The default captures no header and excludes no URL.
 #[derive(Clone, Debug)]
@@ -39,6 +44,7 @@ pub struct Instrumentation {
     pub(crate) server_response: CapturedHeaders,
     pub(crate) client_request: CapturedHeaders,
     pub(crate) client_response: CapturedHeaders,
+    captures_content: bool,
 }
 
 impl Default for Instrumentation {
@@ -68,6 +74,7 @@ impl Instrumentation {
             server_response: captured(HTTP_RESPONSE_HEADER, CAPTURE_RESPONSE)?,
             client_request: captured(HTTP_REQUEST_HEADER, CAPTURE_CLIENT_REQUEST)?,
             client_response: captured(HTTP_RESPONSE_HEADER, CAPTURE_CLIENT_RESPONSE)?,
+            captures_content: captures_content(get(CAPTURE_CONTENT))?,
         })
     }
 
@@ -77,6 +84,11 @@ impl Instrumentation {
             .iter()
             .find(|known| known.as_str() == method)
             .cloned()
+    }
+
+    /// How much of each body is kept for its messages; `None` when they are not recorded.
+    pub(crate) fn content_bytes(&self) -> Option<usize> {
+        self.captures_content.then_some(CONTENT_BYTES)
     }
 
     pub(crate) fn has_excluded_urls(&self) -> bool {
@@ -120,6 +132,20 @@ fn known_methods(list: Option<String>) -> Vec<StringValue> {
             .iter()
             .map(|&method| StringValue::from(method))
             .collect(),
+    }
+}
+
+/// The variable was a switch once; now it says where messages go.
+fn captures_content(value: Option<String>) -> Result<bool, ConfigError> {
+    let Some(value) = value else { return Ok(false) };
+    match value.trim().to_ascii_lowercase().as_str() {
+        "true" | "span_only" | "span_and_event" => Ok(true),
+        "false" | "no_content" => Ok(false),
+        _ => Err(ConfigError::new(
+            CAPTURE_CONTENT,
+            &value,
+            "true, span_only, span_and_event (of which only the span has them), false or no_content",
+        )),
     }
 }
 
@@ -217,6 +243,21 @@ mod tests {
                 .to_string();
             assert!(error.contains(variable) && error.contains("'('"), "{error}");
         }
+    }
+
+    #[test]
+    fn messages_are_recorded_only_when_somebody_says_so() {
+        assert_eq!(Instrumentation::default().content_bytes(), None);
+        for (value, captured) in [("true", true), ("SPAN_ONLY", true), ("no_content", false)] {
+            let instrumentation = with(CAPTURE_CONTENT, value).expect("valid");
+            assert_eq!(
+                instrumentation.content_bytes().is_some(),
+                captured,
+                "{value}"
+            );
+        }
+        let error = with(CAPTURE_CONTENT, "event_only").expect_err("there are no events");
+        assert!(error.to_string().contains(CAPTURE_CONTENT), "{error}");
     }
 
     #[test]

@@ -49,7 +49,9 @@
 //! `gen_ai.usage.{input_tokens, output_tokens, cache_read.input_tokens}` from a JSON answer or the
 //! events of a stream; `gen_ai.provider.name` only where the answer's head names it. The responses API
 //! has no finish reasons: it is the reason why the response is incomplete, or else its final status.
-//! Without usage, llama.cpp's `timings` count the tokens. Prompts and completions are not recorded.
+//! Without usage, llama.cpp's `timings` count the tokens. Prompts and completions are recorded only if
+//! `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` says so, as `gen_ai.input.messages`,
+//! `gen_ai.output.messages` and `gen_ai.system_instructions`, of bodies up to 64 KiB.
 //!
 //! | attribute | type | |
 //! |---|---|---|
@@ -57,6 +59,7 @@
 //! | `lantern.gen_ai.response.chunk_count` | int | chunks: events with a piece of a choice or a delta; not `[DONE]`, nor those with nothing but usage, a status or an error |
 //! | `lantern.gen_ai.response.time_between_chunks.mean` | double, s | from two chunks on |
 //! | `lantern.gen_ai.response.time_between_chunks.max` | double, s | the longest that the stream stood still |
+//! | `lantern.gen_ai.content.truncated` | bool | true: messages are missing or cut, as a body was too long |
 //! | `lantern.gen_ai.usage.partial` | bool | true: the answer was cut before its end, and usage and finish reasons are what was seen |
 //!
 //! What is not read, and has none of these from its body: a body with a Content-Encoding, and
@@ -76,6 +79,9 @@ mod bodies;
 mod config;
 mod connection;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod genai;
 mod headers;
 mod identity;
@@ -106,6 +112,7 @@ pub use instrumentation::Instrumentation;
 pub use keep::Keep;
 pub use origin::TrustedProxies;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
+pub use route::Routes;
 pub use server::Proxy;
 pub use tls::{Identity, ServerTls, UpstreamTls};
 pub use upstream::{Balance, Health, Upstream};

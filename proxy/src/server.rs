@@ -88,11 +88,13 @@ impl Proxy {
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
             ..ServerConf::default()
         };
-        let metrics = match config.metrics {
-            Some(address) => Some(Endpoint::bind(address, Metrics::new()).await?),
-            None => None,
+        let meter = telemetry.meter(env!("CARGO_PKG_NAME"));
+        let is_measured = meter.is_some() || config.metrics.is_some();
+        let measured = is_measured.then(|| Metrics::new(meter.as_ref()));
+        let metrics = match (config.metrics, &measured) {
+            (Some(address), Some(metrics)) => Some(Endpoint::bind(address, metrics.clone()).await?),
+            _ => None,
         };
-        let measured = metrics.as_ref().map(Endpoint::metrics);
         let observer = Arc::new(Observer::new(&config, telemetry, measured));
         let interval = config.reload_interval;
         let mut background = JoinSet::new();

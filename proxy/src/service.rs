@@ -283,6 +283,19 @@ impl ProxyHttp for Service {
         Ok(())
     }
 
+    /// As the upstream has sent it: pingora fits it to the client's version of HTTP afterwards.
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        if let Some(attempt) = ctx.span().and_then(RequestSpan::attempt) {
+            attempt.answered_by(response.version);
+        }
+        Ok(())
+    }
+
     async fn response_filter(
         &self,
         session: &mut Session,

@@ -30,7 +30,7 @@ use crate::keep::Keep;
 use crate::metrics::{self, InFlight, Metrics, Trace};
 use crate::origin::{Arrival, Origin};
 use crate::redact::redact_query;
-use crate::route;
+use crate::route::Routes;
 
 /// Seconds from the request's head to the first byte of the answer's head (double).
 const TIME_TO_FIRST_BYTE: Key = Key::from_static_str("lantern.http.response.time_to_first_byte");
@@ -69,6 +69,7 @@ pub(crate) struct RequestSpan {
 pub(crate) struct Instruments<'a> {
     pub(crate) tracer: &'a SdkTracer,
     pub(crate) instrumentation: &'a Instrumentation,
+    pub(crate) routes: &'a Routes,
     pub(crate) metrics: Option<&'a Metrics>,
     pub(crate) keep: Keep,
 }
@@ -83,7 +84,7 @@ impl RequestSpan {
         let instrumentation = instruments.instrumentation;
         let head = arrival.head;
         let path = path(head);
-        let route = path.and_then(route::find);
+        let route = path.and_then(|path| instruments.routes.find(path));
         let mut attributes = Vec::with_capacity(ATTRIBUTES_AT_START);
         let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
         let name = match route {
@@ -126,7 +127,9 @@ impl RequestSpan {
         let context = parent.with_remote_span_context(span.span_context().clone());
         let started = Instant::now();
         let bodies = (span.is_recording() || in_flight.is_some()).then(|| {
-            let exchange = operation.map(|operation| Exchange::new(operation, started));
+            let exchange = operation.map(|operation| {
+                Exchange::new(operation, started, instrumentation.content_bytes())
+            });
             Bodies::new(&head.headers, exchange)
         });
         Self {
@@ -351,7 +354,8 @@ fn url_attributes(path: Option<&str>, query: Option<&str>, attributes: &mut Vec<
     }
 }
 
-fn protocol_version(version: Version) -> &'static str {
+/// The value of `network.protocol.version`.
+pub(crate) fn protocol_version(version: Version) -> &'static str {
     match version {
         Version::HTTP_09 => "0.9",
         Version::HTTP_10 => "1.0",

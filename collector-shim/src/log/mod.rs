@@ -12,6 +12,8 @@
 
 mod cursor;
 pub(crate) mod dead_letters;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod inspect;
 mod reader;
 mod record;

@@ -133,20 +133,20 @@ fn response(accepted: &Accepted) -> Bytes {
     frame.freeze()
 }
 
-enum Frame {
+pub(super) enum Frame {
     Plain(Bytes),
     Compressed(Bytes),
 }
 
 /// The length that a frame's header announces, once that much of it has come.
-fn frame_length(framed: &[u8]) -> Option<usize> {
+pub(super) fn frame_length(framed: &[u8]) -> Option<usize> {
     let length = framed.get(1..FRAME_HEADER_BYTES)?;
     let length = u32::from_be_bytes(length.try_into().expect("four bytes were taken"));
     usize::try_from(length).ok()
 }
 
 /// The one message of a unary call.
-fn unframe(framed: &Bytes) -> Result<Frame, Refusal> {
+pub(super) fn unframe(framed: &Bytes) -> Result<Frame, Refusal> {
     let malformed = |reason: &str| Err(Refusal::Malformed(reason.to_owned()));
     let Some(length) = frame_length(framed) else {
         return malformed("a body shorter than a message's header");

@@ -4,6 +4,8 @@
 //! in the words of [`status`]. JSON, which only HTTP carries, becomes protobuf in [`json`].
 
 pub(crate) mod body;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod json;

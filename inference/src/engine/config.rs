@@ -17,6 +17,8 @@ pub struct EngineConfig {
     /// Requests that may wait for their first step; one more is refused. 1 to
     /// [`MAX_WAITING_REQUESTS`].
     pub max_waiting_requests: usize,
+    /// Whether prompts that begin alike share what was computed of them.
+    pub enable_prefix_caching: bool,
     /// Memory for keys and values; `None` takes what the device can spare (on a CPU at most
     /// [`DEFAULT_CPU_KV_CACHE_BYTES`]).
     pub kv_cache_bytes: Option<u64>,
@@ -30,6 +32,7 @@ impl Default for EngineConfig {
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
             max_waiting_requests: 1024,
+            enable_prefix_caching: true,
             kv_cache_bytes: None,
             gpu_memory_utilization: 0.9,
         }

@@ -4,13 +4,18 @@
 //! - [`request`]: the border, plain data and channels
 //! - `sequence`: one request's tokens and state
 //! - `scheduler`: which sequences run in a step; pure, no tensors, clock or I/O
+//! - `blocks`: who holds which blocks of KV cache, and what they remember; as pure
 //! - `runner`: a step's forward pass over a ragged batch
 //! - `sampler`: logits to tokens
 //! - `queue`: the places of those that wait; `config`: the bounds of it all
-//! - `step_tokens`: what the metrics read of the steps
+//! - `step_tokens`: what the metrics read of the steps; [`observer`]: who hears of each
+//! - `active`: a request while it is worked on
 //! - `thread`: the loop `schedule` → `run` → `sample` → `postprocess`
 
+mod active;
+mod blocks;
 mod config;
+pub mod observer;
 mod queue;
 pub mod request;
 mod runner;
@@ -28,11 +33,15 @@ use lantern_telemetry::ConfigError;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::loader::LoadedModel;
+use crate::ops::KV_BLOCK_TOKENS;
 use crate::tensor_error::TensorError;
+use observer::StepObserver;
 use queue::{Places, Queue};
 use request::{Request, RequestStream, Submission};
-use scheduler::KV_BLOCK_TOKENS;
+use runner::ModelRunner;
+use scheduler::Scheduler;
 use step_tokens::StepTokens;
+use thread::{Vocabulary, Work};
 
 pub use config::{DEFAULT_CPU_KV_CACHE_BYTES, EngineConfig, MAX_WAITING_REQUESTS};
 pub use thread::EngineThread;
@@ -46,7 +55,7 @@ pub enum EngineError {
     /// The KV cache budget does not hold one sequence of the model's full length.
     #[error(
         "one sequence of {max_model_len} tokens needs {needed_bytes} bytes of KV cache, {budget_bytes} are there: \
-         lower the model length or raise the budget"
+         lower --max-model-len, or raise --kv-cache-memory-bytes (on a GPU --gpu-memory-utilization)"
     )]
     KvCacheTooSmall {
         /// Longest sequence the engine accepts.
@@ -59,6 +68,17 @@ pub enum EngineError {
     /// The device could not say how much memory it has.
     #[error("cannot read the device's free memory")]
     Device(#[from] TensorError),
+    /// The device does not have the memory of the budget.
+    #[error(
+        "cannot allocate {bytes} bytes of KV cache: \
+         lower --kv-cache-memory-bytes (on a GPU --gpu-memory-utilization), or --max-num-seqs"
+    )]
+    KvCacheAllocation {
+        /// What was asked of it.
+        bytes: u64,
+        /// What it said.
+        source: TensorError,
+    },
     /// The operating system gave no thread.
     #[error("cannot start the engine's thread")]
     Thread(#[from] std::io::Error),
@@ -97,6 +117,10 @@ pub struct EngineStats {
     pub kv_cache_usage: f64,
     /// Sequences put back to the queue for lack of KV cache, since the start.
     pub preemptions: u64,
+    /// Prompt tokens looked for in the prefix cache, since the start.
+    pub prefix_cache_queries: u64,
+    /// Those found.
+    pub prefix_cache_hits: u64,
     /// Steps run since the start.
     pub steps: u64,
     /// False once the device has failed or the thread has died.
@@ -129,6 +153,8 @@ pub(crate) struct Shared {
     kv_blocks_used: AtomicUsize,
     kv_blocks_total: AtomicUsize,
     preemptions: AtomicU64,
+    prefix_cache_queries: AtomicU64,
+    prefix_cache_hits: AtomicU64,
     steps: AtomicU64,
     step_tokens: StepTokens,
     /// Why the thread ended other than by shutdown.
@@ -148,6 +174,15 @@ impl Engine {
         model: LoadedModel,
         config: EngineConfig,
     ) -> Result<(Engine, EngineThread), EngineError> {
+        Self::start_observed(model, config, None)
+    }
+
+    /// The same, with somebody who hears of every step.
+    pub fn start_observed(
+        model: LoadedModel,
+        config: EngineConfig,
+        observer: Option<Box<dyn StepObserver>>,
+    ) -> Result<(Engine, EngineThread), EngineError> {
         let config = config.checked()?;
         let kv_blocks = kv_blocks(&model, &config)?;
         let limits = scheduler::Limits {
@@ -155,11 +190,28 @@ impl Engine {
             max_num_batched_tokens: config.max_num_batched_tokens,
             max_model_len: model.max_model_len,
             kv_blocks,
+            prefix_caching: config.enable_prefix_caching,
         };
         let (engine, submissions) = Engine::channel(config, model.max_model_len);
         let shared = Arc::clone(&engine.shared);
         shared.kv_blocks_total.store(kv_blocks, Ordering::Relaxed);
-        let thread = thread::start(model, limits, submissions, shared)?;
+        let vocabulary = Vocabulary {
+            size: model.vocab_size,
+            eos_token_ids: model.eos_token_ids.clone(),
+        };
+        let bytes = kv_blocks as u64 * block_bytes(&model);
+        let runner = ModelRunner::new(model.into_model(), kv_blocks);
+        let runner = runner.map_err(|error| EngineError::KvCacheAllocation {
+            bytes,
+            source: error.into(),
+        })?;
+        let work = Work {
+            runner,
+            scheduler: Scheduler::new(limits),
+            vocabulary,
+            observer,
+        };
+        let thread = thread::start(work, submissions, shared)?;
         Ok((engine, thread))
     }
 
@@ -216,6 +268,8 @@ impl Engine {
                 used as f64 / total as f64
             },
             preemptions: shared.preemptions.load(Ordering::Relaxed),
+            prefix_cache_queries: shared.prefix_cache_queries.load(Ordering::Relaxed),
+            prefix_cache_hits: shared.prefix_cache_hits.load(Ordering::Relaxed),
             steps: shared.steps.load(Ordering::Relaxed),
             healthy: shared.failure().is_none(),
         }
@@ -295,7 +349,7 @@ fn kv_blocks(model: &LoadedModel, config: &EngineConfig) -> Result<usize, Engine
         None => crate::loader::device::spare_bytes(model.device(), config.gpu_memory_utilization)?
             .unwrap_or(DEFAULT_CPU_KV_CACHE_BYTES),
     };
-    let block_bytes = model.kv_bytes_per_token() * KV_BLOCK_TOKENS as u64;
+    let block_bytes = block_bytes(model);
     let needed_bytes = model.max_model_len.div_ceil(KV_BLOCK_TOKENS) as u64 * block_bytes;
     if budget_bytes < needed_bytes {
         let max_model_len = model.max_model_len;
@@ -305,6 +359,11 @@ fn kv_blocks(model: &LoadedModel, config: &EngineConfig) -> Result<usize, Engine
             budget_bytes,
         });
     }
-    // A model without a cache (a test's) has blocks of no size.
-    Ok((budget_bytes / block_bytes.max(1)).min(u32::MAX.into()) as usize)
+    // More could not be used, and a model without a cache (a test's) has blocks of no size.
+    let most = config.max_num_seqs * model.max_model_len.div_ceil(KV_BLOCK_TOKENS);
+    Ok((budget_bytes / block_bytes.max(1)).min(most as u64) as usize)
+}
+
+fn block_bytes(model: &LoadedModel) -> u64 {
+    model.kv_bytes_per_token() * KV_BLOCK_TOKENS as u64
 }

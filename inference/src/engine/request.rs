@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::Stream;
+use opentelemetry::trace::SpanContext;
 use tokio::sync::mpsc;
 
 use super::queue::QueueSlot;
@@ -20,6 +21,8 @@ pub struct Request {
     pub prompt_tokens: Vec<u32>,
     /// How to sample and when to stop.
     pub params: SamplingParams,
+    /// The span of whoever asks: handed on to those who are told of steps, and not read.
+    pub span: SpanContext,
 }
 
 /// Log probabilities (natural logarithm, of the model's own distribution) at one position.
@@ -77,13 +80,28 @@ impl StepTimes {
 }
 
 /// What happens to a request, in order: `Scheduled`, `PromptLogprobs` where asked, `Token`s, then
-/// `Finished` or `Failed` once. The terminating token is sent as a `Token` too.
+/// `Finished` or `Failed` once. The terminating token is sent as a `Token` too. Between those, `Preempted`
+/// and after it `Resumed`, as often as the KV cache is short.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The scheduler took it out of the queue for the first time.
     Scheduled {
         /// When.
         at: Instant,
+        /// Tokens of the prompt that need not be run: another request's cache has them.
+        cached_tokens: usize,
+    },
+    /// It gave its KV cache to an older one, and waits again.
+    Preempted {
+        /// When.
+        at: Instant,
+    },
+    /// It goes on; what the cache has lost is computed anew.
+    Resumed {
+        /// When.
+        at: Instant,
+        /// Tokens that the cache still has.
+        cached_tokens: usize,
     },
     /// One entry per prompt token; the first has nothing before it and is `None`.
     PromptLogprobs(Vec<Option<TokenLogprobs>>),

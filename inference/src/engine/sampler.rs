@@ -13,6 +13,7 @@ use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 use super::request::TokenLogprobs;
 use super::sequence::Sequence;
+use crate::ops::{Choice, RowResult};
 use crate::sampling_params::SamplingParams;
 use crate::tensor_error::TensorError;
 
@@ -72,8 +73,33 @@ impl Sampler {
         }
     }
 
-    /// The token after `logits` (V).
+    /// Who can choose the sequence's next token.
+    pub(crate) fn choice(&self, sequence: &Sequence) -> Choice {
+        let params = &sequence.params;
+        let plain = self.processor.is_none()
+            && self.penalties.is_none()
+            && params.logprobs.is_none()
+            && sequence.output_tokens() >= params.min_tokens;
+        if plain { Choice::Greedy } else { Choice::Host }
+    }
+
+    /// The token after a row.
     pub(crate) fn sample(
+        &mut self,
+        row: RowResult,
+        sequence: &Sequence,
+    ) -> Result<Sampled, SampleError> {
+        match row {
+            RowResult::Token(token) => Ok(Sampled {
+                token,
+                logprobs: None,
+            }),
+            RowResult::Logits(logits) => self.choose(logits, sequence),
+        }
+    }
+
+    /// The token after `logits` (V).
+    fn choose(
         &mut self,
         mut logits: Vec<f32>,
         sequence: &Sequence,

@@ -13,7 +13,7 @@ fn draw(params: SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
     let mut sampler = Sampler::new(&sequence, &[EOS]);
     let mut tokens = Vec::new();
     for _ in 0..count {
-        let token = sampler.sample(logits.to_vec(), &sequence).unwrap().token;
+        let token = sampler.choose(logits.to_vec(), &sequence).unwrap().token;
         sequence.push(token, &[], usize::MAX);
         tokens.push(token);
     }
@@ -188,7 +188,7 @@ fn log_probabilities_are_of_the_raw_distribution() {
     let mut sequence = sequence(params);
     let mut sampler = Sampler::new(&sequence, &[EOS]);
     for (expected, rank) in [(3, 1), (4, 2)] {
-        let sampled = sampler.sample(logits(), &sequence).unwrap();
+        let sampled = sampler.choose(logits(), &sequence).unwrap();
         let logprobs = sampled.logprobs.expect("asked for");
         assert_eq!(
             (sampled.token, logprobs.token.0, logprobs.rank),
@@ -218,7 +218,7 @@ fn as_many_log_probabilities_come_as_there_are_tokens_at_most() {
 #[test]
 fn logits_that_are_no_numbers_are_an_error() {
     let sequence = sequence(greedy());
-    let error = Sampler::new(&sequence, &[EOS]).sample(vec![0.0, f32::NAN], &sequence);
+    let error = Sampler::new(&sequence, &[EOS]).choose(vec![0.0, f32::NAN], &sequence);
     assert_eq!(
         error.unwrap_err().to_string(),
         "the model's logits are not numbers"

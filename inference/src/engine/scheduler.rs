@@ -3,17 +3,16 @@
 //! Pure: no tensors, no clock, no I/O. First come, first served: running sequences first, in the order they
 //! were admitted, then waiting ones while tokens, places and KV cache last. A prompt longer than what is
 //! left of a step's tokens is run in chunks, so a long one never holds up the tokens of others for longer
-//! than one step. KV cache is counted in blocks and taken as sequences grow; when none is left, the newest running
-//! sequence gives its own back and is computed anew later. (The alternative, reserving prompt +
-//! `max_tokens` at admission, needs no preemption but leaves most of the cache empty.)
+//! than one step. A sequence that begins as others did shares their blocks of KV cache and runs what is left.
+//! Blocks are taken as sequences grow; when none is left, the newest running sequence gives its own
+//! back and is computed anew later. (The alternative, reserving prompt + `max_tokens` at
+//! admission, needs no preemption but leaves most of the cache empty.)
 
 use std::collections::VecDeque;
 
+use super::blocks::BlockPool;
 use super::request::FinishReason;
 use super::sequence::{Sequence, SequenceId, SequenceState};
-
-/// Tokens per block of KV cache: the unit in which memory is counted and caches grow.
-pub(crate) const KV_BLOCK_TOKENS: usize = 64;
 
 /// What a step may hold.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +22,8 @@ pub(crate) struct Limits {
     pub(crate) max_model_len: usize,
     /// At least what one sequence of `max_model_len` takes.
     pub(crate) kv_blocks: usize,
+    /// Whether what was computed is found again.
+    pub(crate) prefix_caching: bool,
 }
 
 /// One sequence's part in a step: run its next `num_tokens` uncomputed tokens.
@@ -38,10 +39,31 @@ pub(crate) struct Scheduled {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Step {
     pub(crate) scheduled: Vec<Scheduled>,
-    /// Taken out of the queue for the first time.
-    pub(crate) admitted: Vec<SequenceId>,
-    /// Put back to the queue: what is cached of them is to be freed.
+    /// Taken out of the queue, for the first time or again.
+    pub(crate) admitted: Vec<Admitted>,
+    /// Put back to the queue.
     pub(crate) preempted: Vec<SequenceId>,
+}
+
+/// A sequence that enters the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Admitted {
+    pub(crate) id: SequenceId,
+    /// Tokens that need not be run: their keys and values are there.
+    pub(crate) cached_tokens: usize,
+    /// It was in the batch before, and preempted.
+    pub(crate) again: bool,
+}
+
+/// Counts since the start.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Sequences preempted.
+    pub(crate) preemptions: u64,
+    /// Prompt tokens that were looked for in the cache.
+    pub(crate) cache_queries: u64,
+    /// Those found.
+    pub(crate) cache_hits: u64,
 }
 
 /// The queue and the batch.
@@ -49,10 +71,10 @@ pub(crate) struct Step {
 pub(crate) struct Scheduler {
     limits: Limits,
     waiting: VecDeque<Sequence>,
-    /// Oldest admission first.
+    /// Oldest first.
     running: Vec<Sequence>,
-    free_kv_blocks: usize,
-    preemptions: u64,
+    pool: BlockPool,
+    counts: Counts,
 }
 
 impl Scheduler {
@@ -61,8 +83,8 @@ impl Scheduler {
             limits,
             waiting: VecDeque::new(),
             running: Vec::new(),
-            free_kv_blocks: limits.kv_blocks,
-            preemptions: 0,
+            pool: BlockPool::new(limits.kv_blocks, limits.prefix_caching),
+            counts: Counts::default(),
         }
     }
 
@@ -89,16 +111,16 @@ impl Scheduler {
         while index < self.running.len() && *tokens_left > 0 {
             let sequence = &self.running[index];
             let num_tokens = sequence.uncomputed_tokens().min(*tokens_left);
-            let blocks = missing_blocks(sequence, num_tokens);
-            while blocks > self.free_kv_blocks && self.running.len() > index + 1 {
+            let blocks = sequence.missing_blocks(num_tokens);
+            while blocks > self.pool.free() && self.running.len() > index + 1 {
                 self.preempt_newest(step);
             }
-            if blocks > self.free_kv_blocks {
+            if blocks > self.pool.free() {
                 // It is the newest itself. Alone it always fits, so an older one is running on.
                 self.preempt_newest(step);
                 return;
             }
-            step.scheduled.push(self.take(index, num_tokens, blocks));
+            step.scheduled.push(self.take(index, num_tokens));
             *tokens_left -= num_tokens;
             index += 1;
         }
@@ -109,32 +131,44 @@ impl Scheduler {
             let Some(sequence) = self.waiting.front() else {
                 return;
             };
-            let uncomputed = sequence.uncomputed_tokens();
-            if missing_blocks(sequence, uncomputed) > self.free_kv_blocks {
+            let tokens = sequence.tokens();
+            // All rows of a prompt are run when log probabilities of them are wanted.
+            let findable = sequence.params.prompt_logprobs.is_none();
+            let prefix = self.pool.find(if findable { tokens } else { &[] });
+            if prefix.needed_blocks(tokens.len()) > self.pool.free() {
                 return;
             }
-            let num_tokens = uncomputed.min(*tokens_left);
-            let blocks = missing_blocks(sequence, num_tokens);
             let mut sequence = self
                 .waiting
                 .pop_front()
                 .expect("the front was just looked at");
+            let cached_tokens = prefix.tokens();
             sequence.state = SequenceState::Running;
-            if !std::mem::replace(&mut sequence.was_scheduled, true) {
-                step.admitted.push(sequence.id);
+            sequence.computed_tokens = cached_tokens;
+            sequence.table = self.pool.hold(prefix);
+            let again = std::mem::replace(&mut sequence.was_scheduled, true);
+            if findable && !again {
+                self.counts.cache_queries += sequence.tokens().len() as u64;
+                self.counts.cache_hits += cached_tokens as u64;
             }
+            let num_tokens = sequence.uncomputed_tokens().min(*tokens_left);
+            step.admitted.push(Admitted {
+                id: sequence.id,
+                cached_tokens,
+                again,
+            });
             self.running.push(sequence);
             step.scheduled
-                .push(self.take(self.running.len() - 1, num_tokens, blocks));
+                .push(self.take(self.running.len() - 1, num_tokens));
             *tokens_left -= num_tokens;
         }
     }
 
     /// Gives the running sequence at `index` its blocks and its part in the step.
-    fn take(&mut self, index: usize, num_tokens: usize, blocks: usize) -> Scheduled {
-        self.free_kv_blocks -= blocks;
+    fn take(&mut self, index: usize, num_tokens: usize) -> Scheduled {
         let sequence = &mut self.running[index];
-        sequence.kv_blocks += blocks;
+        let tokens = sequence.computed_tokens + num_tokens;
+        self.pool.extend(&mut sequence.table, tokens);
         let samples = num_tokens == sequence.uncomputed_tokens();
         Scheduled {
             id: sequence.id,
@@ -152,21 +186,21 @@ impl Scheduler {
         sequence.state = SequenceState::Waiting;
         sequence.computed_tokens = 0;
         step.preempted.push(sequence.id);
-        self.preemptions += 1;
+        self.counts.preemptions += 1;
         // To the front: it came before everything that waits.
         self.waiting.push_front(sequence);
     }
 
     fn release(&mut self, sequence: &mut Sequence) {
-        self.free_kv_blocks += std::mem::take(&mut sequence.kv_blocks);
+        self.pool.release(std::mem::take(&mut sequence.table));
     }
 
     /// Records that a step has run these tokens.
     pub(crate) fn computed(&mut self, scheduled: Scheduled) {
-        let sequence = self
-            .running_mut(scheduled.id)
-            .expect("a scheduled sequence is running");
+        let index = self.index(scheduled.id);
+        let sequence = &mut self.running[index.expect("a scheduled sequence is running")];
         sequence.computed_tokens += scheduled.num_tokens;
+        sequence.name_blocks(&mut self.pool);
     }
 
     /// Appends the token that was sampled; a sequence that ends with it leaves the batch.
@@ -177,9 +211,8 @@ impl Scheduler {
         eos_token_ids: &[u32],
     ) -> Option<FinishReason> {
         let max_model_len = self.limits.max_model_len;
-        let sequence = self
-            .running_mut(id)
-            .expect("a scheduled sequence is running");
+        let index = self.index(id);
+        let sequence = &mut self.running[index.expect("a scheduled sequence is running")];
         let reason = sequence.push(token, eos_token_ids, max_model_len)?;
         self.remove(id);
         Some(reason)
@@ -187,7 +220,7 @@ impl Scheduler {
 
     /// Forgets a sequence, wherever it is.
     pub(crate) fn remove(&mut self, id: SequenceId) {
-        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
+        if let Some(index) = self.index(id) {
             let mut sequence = self.running.remove(index);
             self.release(&mut sequence);
         } else {
@@ -197,11 +230,13 @@ impl Scheduler {
 
     /// A sequence of the batch.
     pub(crate) fn running(&self, id: SequenceId) -> Option<&Sequence> {
-        self.running.iter().find(|sequence| sequence.id == id)
+        self.index(id).map(|index| &self.running[index])
     }
 
-    fn running_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
-        self.running.iter_mut().find(|sequence| sequence.id == id)
+    /// Where in the batch, which is in the order of ids.
+    fn index(&self, id: SequenceId) -> Option<usize> {
+        let found = self.running.binary_search_by_key(&id, |running| running.id);
+        found.ok()
     }
 
     /// True when there is nothing to do.
@@ -224,21 +259,18 @@ impl Scheduler {
 
     /// Blocks held by running sequences.
     pub(crate) fn used_kv_blocks(&self) -> usize {
-        self.limits.kv_blocks - self.free_kv_blocks
+        self.limits.kv_blocks - self.pool.free()
     }
 
-    /// Sequences preempted since the start.
-    pub(crate) fn preemptions(&self) -> u64 {
-        self.preemptions
+    /// Blocks that nobody holds, whatever they remember.
+    pub(crate) fn free_kv_blocks(&self) -> usize {
+        self.pool.free()
     }
-}
 
-/// Blocks that `num_tokens` more tokens of a sequence need beyond those it holds.
-fn missing_blocks(sequence: &Sequence, num_tokens: usize) -> usize {
-    let tokens = sequence.computed_tokens + num_tokens;
-    tokens
-        .div_ceil(KV_BLOCK_TOKENS)
-        .saturating_sub(sequence.kv_blocks)
+    /// What has happened since the start.
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ops::KV_BLOCK_TOKENS;
 use crate::sampling_params::SamplingParams;
 
 const ROOMY: Limits = Limits {
@@ -8,18 +9,22 @@ const ROOMY: Limits = Limits {
     max_num_batched_tokens: 100,
     max_model_len: 1000,
     kv_blocks: 100,
+    prefix_caching: true,
 };
 
 /// Never sampled here, so that sequences end by their length alone.
 const EOS: u32 = 2;
 const TOKEN: u32 = 5;
+const FIRST_TOKEN: u32 = 10;
 
 fn sequence(id: u64, prompt_tokens: usize, max_tokens: usize) -> Sequence {
     let params = SamplingParams {
         max_tokens,
         ..SamplingParams::default()
     };
-    Sequence::new(SequenceId(id), vec![TOKEN; prompt_tokens], params)
+    // No two begin alike.
+    let prompt = vec![FIRST_TOKEN + id as u32; prompt_tokens];
+    Sequence::new(SequenceId(id), prompt, params)
 }
 
 fn scheduler(limits: Limits, sequences: &[(usize, usize)]) -> Scheduler {
@@ -50,17 +55,25 @@ fn parts(step: &Step) -> Vec<(u64, usize, bool)> {
         .collect()
 }
 
+/// (sequence, tokens that were cached, was there before) of each that entered the batch.
+fn admitted(step: &Step) -> Vec<(u64, usize, bool)> {
+    step.admitted
+        .iter()
+        .map(|admitted| (admitted.id.0, admitted.cached_tokens, admitted.again))
+        .collect()
+}
+
 #[test]
 fn a_new_sequence_prefills_while_others_decode() {
     let mut scheduler = scheduler(ROOMY, &[(10, 5)]);
     let step = scheduler.schedule();
     assert_eq!(parts(&step), [(0, 10, true)]);
-    assert_eq!(step.admitted, [SequenceId(0)]);
+    assert_eq!(admitted(&step), [(0, 0, false)]);
     run(&mut scheduler, &step);
     scheduler.add(sequence(1, 20, 5));
     let step = scheduler.schedule();
     assert_eq!(parts(&step), [(0, 1, true), (1, 20, true)]);
-    assert_eq!(step.admitted, [SequenceId(1)]);
+    assert_eq!(admitted(&step), [(1, 0, false)]);
 }
 
 #[test]
@@ -110,7 +123,8 @@ fn the_newest_gives_its_cache_to_the_oldest_and_comes_back_whole() {
         "nothing is admitted in the step that preempts"
     );
     assert_eq!(step.preempted, [SequenceId(1)]);
-    assert_eq!((scheduler.num_preempted(), scheduler.preemptions()), (1, 1));
+    assert_eq!(scheduler.num_preempted(), 1);
+    assert_eq!(scheduler.counts().preemptions, 1);
     run(&mut scheduler, &step);
     let step = scheduler.schedule();
     assert_eq!(
@@ -122,10 +136,10 @@ fn the_newest_gives_its_cache_to_the_oldest_and_comes_back_whole() {
     let step = scheduler.schedule();
     assert_eq!(
         parts(&step),
-        [(1, two_blocks + 1, true), (2, 1, true)],
-        "with its output token"
+        [(1, two_blocks + 1 - KV_BLOCK_TOKENS, true), (2, 1, true)],
+        "with its output token, without the block that nobody took meanwhile"
     );
-    assert_eq!(step.admitted, [SequenceId(2)], "1 was admitted before");
+    assert_eq!(admitted(&step), [(1, KV_BLOCK_TOKENS, true), (2, 0, false)]);
 }
 
 #[test]
@@ -144,10 +158,105 @@ fn a_removed_sequence_gives_back_its_place_and_its_cache() {
     assert_eq!(parts(&scheduler.schedule()), [(2, 10, true)]);
 }
 
+#[test]
+fn a_sequence_that_begins_like_another_runs_only_the_rest() {
+    let mut scheduler = scheduler(ROOMY, &[(40, 5)]);
+    let step = scheduler.schedule();
+    run(&mut scheduler, &step);
+    let again = |id, length| {
+        let sequence = sequence(id, length, 5);
+        let prompt = vec![FIRST_TOKEN; length];
+        Sequence::new(sequence.id, prompt, sequence.params)
+    };
+    scheduler.add(again(1, 60));
+    let mut with_logprobs = again(2, 20);
+    with_logprobs.params.prompt_logprobs = Some(0);
+    scheduler.add(with_logprobs);
+    let step = scheduler.schedule();
+    assert_eq!(parts(&step), [(0, 1, true), (1, 28, true), (2, 20, true)]);
+    assert_eq!(admitted(&step), [(1, 32, false), (2, 0, false)]);
+    let counts = scheduler.counts();
+    assert_eq!((counts.cache_queries, counts.cache_hits), (100, 32));
+    assert_eq!(scheduler.used_kv_blocks(), 3 + 2 + 2, "two are shared");
+    scheduler.remove(SequenceId(0));
+    assert_eq!(
+        scheduler.used_kv_blocks(),
+        4 + 2,
+        "and stay with those who share them"
+    );
+}
+
+/// What one sequence saw of a simulation, in steps since its start.
+#[derive(Debug, Default, Clone, Copy)]
+struct Seen {
+    arrived: u64,
+    admitted: Option<u64>,
+    last_token: Option<u64>,
+    /// The longest time between two of its tokens.
+    stalled: u64,
+}
+
+#[test]
+fn under_overload_everyone_is_served_in_turn_and_waits_as_long_as_the_arithmetic_says() {
+    const ARRIVALS: u64 = 400;
+    const ARRIVALS_PER_STEP: u64 = 5;
+    let limits = Limits {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        max_model_len: 64,
+        kv_blocks: 8 * 4,
+        prefix_caching: false,
+    };
+    // 48 tokens and 15 more are run for each, over 16 steps at least: of 8 places that is one every two
+    // steps, and ten times as many arrive.
+    let steps_each = 2;
+    let mut scheduler = Scheduler::new(limits);
+    let mut seen = vec![Seen::default(); ARRIVALS as usize];
+    let (mut arrived, mut clock) = (0, 0);
+    while arrived < ARRIVALS || !scheduler.is_idle() {
+        for _ in 0..ARRIVALS_PER_STEP.min(ARRIVALS - arrived) {
+            scheduler.add(sequence(arrived, 48, 16));
+            seen[arrived as usize].arrived = clock;
+            arrived += 1;
+        }
+        let step = scheduler.schedule();
+        for admitted in &step.admitted {
+            seen[admitted.id.0 as usize].admitted.get_or_insert(clock);
+        }
+        for part in step.scheduled.iter().filter(|part| part.samples) {
+            let seen = &mut seen[part.id.0 as usize];
+            if let Some(last) = seen.last_token.replace(clock) {
+                seen.stalled = seen.stalled.max(clock - last);
+            }
+        }
+        run(&mut scheduler, &step);
+        clock += 1;
+    }
+    let admissions: Vec<_> = seen.iter().filter_map(|seen| seen.admitted).collect();
+    assert_eq!(admissions.len(), seen.len(), "nobody is forgotten");
+    assert!(admissions.is_sorted(), "first come, first served");
+    for (place, seen) in seen.iter().enumerate() {
+        let waited = admissions[place] - seen.arrived;
+        let due = (place as u64 * steps_each).saturating_sub(seen.arrived);
+        assert!(
+            waited <= due + due / 4 + 16,
+            "{place} waited {waited}, not {due}"
+        );
+        assert!(
+            seen.stalled <= 1,
+            "{place} had no token for {} steps",
+            seen.stalled
+        );
+    }
+    assert_eq!(scheduler.counts().preemptions, 0);
+}
+
 /// What happens between two steps.
 #[derive(Debug, Clone)]
 enum Action {
     Add {
+        /// Of a few, so that many begin alike.
+        first_token: u32,
         prompt_tokens: usize,
         max_tokens: usize,
     },
@@ -157,24 +266,36 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        2 => (1..300usize, 1..80usize)
-            .prop_map(|(prompt_tokens, max_tokens)| Action::Add { prompt_tokens, max_tokens }),
+        2 => (0..3u32, 1..300usize, 1..80usize).prop_map(
+            |(first_token, prompt_tokens, max_tokens)| Action::Add {
+                first_token,
+                prompt_tokens,
+                max_tokens,
+            }
+        ),
         1 => (0..20usize).prop_map(Action::Cancel),
         6 => Just(Action::Step),
     ]
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (1..6usize, 6..200usize, 0..8usize).prop_map(|(max_num_seqs, max_num_batched_tokens, spare)| {
-        let max_model_len: usize = 400;
-        let kv_blocks = max_model_len.div_ceil(KV_BLOCK_TOKENS) + spare;
-        Limits {
-            max_num_seqs,
-            max_num_batched_tokens,
-            max_model_len,
-            kv_blocks,
-        }
-    })
+    (1..6usize, 6..200usize, 0..8usize, any::<bool>()).prop_map(
+        |(max_num_seqs, max_num_batched_tokens, spare, prefix_caching)| {
+            let max_model_len: usize = 400;
+            let kv_blocks = max_model_len.div_ceil(KV_BLOCK_TOKENS) + spare;
+            Limits {
+                max_num_seqs,
+                max_num_batched_tokens,
+                max_model_len,
+                kv_blocks,
+                prefix_caching,
+            }
+        },
+    )
+}
+
+fn blocks(sequence: &Sequence) -> usize {
+    sequence.table.blocks().len()
 }
 
 /// Runs one step and checks what must hold of each.
@@ -198,48 +319,46 @@ fn checked_step(scheduler: &mut Scheduler, limits: Limits) -> Result<Vec<u64>, T
         .is_sorted_by_key(|sequence| sequence.id);
     prop_assert!(waiting_in_order, "first come, first served");
     if let (Some(first), Some(oldest)) = (step.admitted.first(), oldest_waiting) {
-        prop_assert!(*first >= oldest, "nobody overtakes");
+        prop_assert_eq!(first.id, oldest, "nobody overtakes");
     }
     for part in &step.scheduled {
         prop_assert!(part.num_tokens > 0);
         let sequence = scheduler.running(part.id).expect("what is scheduled runs");
         let tokens = sequence.computed_tokens + part.num_tokens;
-        prop_assert!(
-            tokens <= sequence.kv_blocks * KV_BLOCK_TOKENS,
-            "its cache has room"
-        );
+        prop_assert_eq!(sequence.table.missing(tokens), 0, "its cache has room");
     }
-    let held: usize = scheduler
-        .running
-        .iter()
-        .map(|sequence| sequence.kv_blocks)
-        .sum();
-    prop_assert_eq!(held, scheduler.used_kv_blocks());
-    prop_assert!(held <= limits.kv_blocks);
+    let held: usize = scheduler.running.iter().map(blocks).sum();
+    prop_assert!(limits.prefix_caching || held == scheduler.used_kv_blocks());
     prop_assert!(
         scheduler
             .waiting
             .iter()
-            .all(|sequence| sequence.kv_blocks == 0)
+            .all(|sequence| blocks(sequence) == 0)
     );
+    scheduler
+        .pool
+        .check(scheduler.running.iter().map(|running| &running.table));
     Ok(run(scheduler, &step))
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
+    /// Over the cases some 10,000 submissions, cancellations and steps.
     #[test]
     fn nothing_is_lost_and_the_limits_hold(
         limits in limits(),
-        actions in proptest::collection::vec(action(), 1..120),
+        actions in proptest::collection::vec(action(), 1..240),
     ) {
         let mut scheduler = Scheduler::new(limits);
         let mut alive = Vec::new();
         let mut next_id = 0;
         for action in actions {
             match action {
-                Action::Add { prompt_tokens, max_tokens } => {
-                    scheduler.add(sequence(next_id, prompt_tokens, max_tokens));
+                Action::Add { first_token, prompt_tokens, max_tokens } => {
+                    let Sequence { id, params, .. } = sequence(next_id, 1, max_tokens);
+                    let prompt = vec![first_token; prompt_tokens];
+                    scheduler.add(Sequence::new(id, prompt, params));
                     alive.push(next_id);
                     next_id += 1;
                 }

@@ -1,5 +1,6 @@
 //! One request as the scheduler sees it: tokens, how many of them are computed, and a state.
 
+use super::blocks::{BlockPool, BlockTable};
 use super::request::FinishReason;
 use crate::sampling_params::SamplingParams;
 
@@ -29,8 +30,8 @@ pub(crate) struct Sequence {
     prompt_tokens: usize,
     /// Tokens whose keys and values are in the cache; the rest is still to be run.
     pub(crate) computed_tokens: usize,
-    /// KV cache blocks held.
-    pub(crate) kv_blocks: usize,
+    /// Where those are.
+    pub(crate) table: BlockTable,
     /// Set by the first step; a preemption leaves it.
     pub(crate) was_scheduled: bool,
 }
@@ -44,7 +45,7 @@ impl Sequence {
             prompt_tokens: prompt.len(),
             tokens: prompt,
             computed_tokens: 0,
-            kv_blocks: 0,
+            table: BlockTable::default(),
             was_scheduled: false,
         }
     }
@@ -66,6 +67,21 @@ impl Sequence {
     /// Tokens to run before the next one can be sampled: the prompt at first, then one at a time.
     pub(crate) fn uncomputed_tokens(&self) -> usize {
         self.tokens.len() - self.computed_tokens
+    }
+
+    /// Blocks that `num_tokens` more need beyond those it holds.
+    pub(crate) fn missing_blocks(&self, num_tokens: usize) -> usize {
+        self.table.missing(self.computed_tokens + num_tokens)
+    }
+
+    /// Lets others find what is computed.
+    pub(crate) fn name_blocks(&mut self, pool: &mut BlockPool) {
+        pool.name(&mut self.table, &self.tokens, self.computed_tokens);
+    }
+
+    /// Whether running its next `num_tokens` continues it, with nothing to be computed anew.
+    pub(crate) fn decodes(&self, num_tokens: usize) -> bool {
+        num_tokens == 1 && self.output_tokens() > 0 && self.uncomputed_tokens() == 1
     }
 
     /// Appends a sampled token; says whether the sequence ends with it.

@@ -8,18 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-use tokio::sync::mpsc::UnboundedSender;
+use std::time::Instant;
 
 use super::Shared;
-use super::queue::QueueSlot;
-use super::request::{Event, StepTimes, Submission, TokenLogprobs};
-use super::runner::{ModelRunner, Output, Part};
-use super::sampler::{Sampled, Sampler, token_logprobs};
-use super::scheduler::{Limits, Scheduled, Scheduler, Step};
+use super::active::{Active, StepClock};
+use super::observer::{Member, StepObserver, StepReport};
+use super::request::{Event, StepTimes, Submission};
+use super::runner::{ModelRunner, Part};
+use super::sampler::{Sampled, Sampler};
+use super::scheduler::{Scheduled, Scheduler, Step};
 use super::sequence::{Sequence, SequenceId};
-use crate::loader::LoadedModel;
+use crate::ops::{RowResult, StepResult};
 use crate::tensor_error::TensorError;
 
 /// The engine's thread, to be waited for after [`super::Engine::shut_down`].
@@ -48,16 +47,12 @@ impl EngineThread {
 
 /// Starts the thread.
 pub(super) fn start(
-    model: LoadedModel,
-    limits: Limits,
+    work: Work,
     submissions: Receiver<Submission>,
     shared: Arc<Shared>,
 ) -> std::io::Result<EngineThread> {
     let engine = EngineLoop {
-        vocab_size: model.vocab_size,
-        eos_token_ids: model.eos_token_ids.clone(),
-        runner: ModelRunner::new(model.into_model()),
-        scheduler: Scheduler::new(limits),
+        work,
         active: BTreeMap::new(),
         next_id: 0,
         submissions,
@@ -68,62 +63,36 @@ pub(super) fn start(
     Ok(EngineThread { handle, shared })
 }
 
+/// What the engine knows of the model's tokens.
+pub(super) struct Vocabulary {
+    /// Token ids are below this.
+    pub(super) size: usize,
+    /// Tokens that end a sequence.
+    pub(super) eos_token_ids: Vec<u32>,
+}
+
+/// What the thread works with.
+pub(super) struct Work {
+    pub(super) runner: ModelRunner,
+    pub(super) scheduler: Scheduler,
+    pub(super) vocabulary: Vocabulary,
+    pub(super) observer: Option<Box<dyn StepObserver>>,
+}
+
 struct EngineLoop {
-    runner: ModelRunner,
-    scheduler: Scheduler,
+    work: Work,
     /// Every request that is neither finished nor cancelled.
     active: BTreeMap<SequenceId, Active>,
     next_id: u64,
-    vocab_size: usize,
-    eos_token_ids: Vec<u32>,
     submissions: Receiver<Submission>,
     shared: Arc<Shared>,
-}
-
-/// A request beside its sequence.
-struct Active {
-    events: UnboundedSender<Event>,
-    /// Held until it is scheduled.
-    slot: Option<QueueSlot>,
-    sampler: Sampler,
-    /// While they are being computed: one entry per prompt token so far.
-    prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
-    /// Its steps so far.
-    times: StepTimes,
-}
-
-/// A step under way.
-#[derive(Debug, Clone, Copy)]
-struct StepClock {
-    scheduler: Duration,
-    model_forward: Duration,
-    /// When the forward pass began.
-    execute: Instant,
-}
-
-impl StepClock {
-    /// The step until then.
-    fn times(&self, until: Instant) -> StepTimes {
-        StepTimes {
-            scheduler: self.scheduler,
-            model_forward: self.model_forward,
-            model_execute: until.saturating_duration_since(self.execute),
-        }
-    }
-}
-
-impl Active {
-    /// A send fails when the stream was dropped; the next step finds that out.
-    fn send(&self, event: Event) {
-        let _ = self.events.send(event);
-    }
 }
 
 impl EngineLoop {
     fn run(mut self) {
         let _note = PanicNote(Arc::clone(&self.shared));
         loop {
-            if self.scheduler.is_idle() {
+            if self.work.scheduler.is_idle() {
                 self.publish();
                 match self.submissions.recv() {
                     Ok(submission) => self.accept(submission),
@@ -135,7 +104,7 @@ impl EngineLoop {
                 self.accept(submission);
             }
             self.drop_cancelled();
-            if self.scheduler.is_idle() {
+            if self.work.scheduler.is_idle() {
                 continue;
             }
             if let Err(error) = self.step() {
@@ -161,18 +130,19 @@ impl EngineLoop {
         self.next_id += 1;
         let prompt_logprobs = request.params.prompt_logprobs.map(|_| vec![None]);
         let sequence = Sequence::new(id, request.prompt_tokens, request.params);
-        let sampler = Sampler::new(&sequence, &self.eos_token_ids);
+        let sampler = Sampler::new(&sequence, &self.work.vocabulary.eos_token_ids);
         self.active.insert(
             id,
             Active {
                 events,
+                span: request.span,
                 slot,
                 sampler,
                 prompt_logprobs,
                 times: StepTimes::default(),
             },
         );
-        self.scheduler.add(sequence);
+        self.work.scheduler.add(sequence);
     }
 
     /// What the model cannot embed would be a device error, and take every other request with it.
@@ -182,10 +152,10 @@ impl EngineLoop {
         }
         let unknown = prompt
             .iter()
-            .find(|&&token| token as usize >= self.vocab_size)?;
+            .find(|&&token| token as usize >= self.work.vocabulary.size)?;
         Some(format!(
             "token id {unknown} is not below the vocabulary size, {}",
-            self.vocab_size
+            self.work.vocabulary.size
         ))
     }
 
@@ -197,53 +167,64 @@ impl EngineLoop {
             .map(|(id, _)| *id)
             .collect();
         for id in cancelled {
-            self.scheduler.remove(id);
-            self.forget(id);
+            self.work.scheduler.remove(id);
+            self.active.remove(&id);
         }
-    }
-
-    fn forget(&mut self, id: SequenceId) {
-        self.runner.free(id);
-        self.active.remove(&id);
     }
 
     /// One step of all sequences that the scheduler chooses.
     fn step(&mut self) -> candle_core::Result<()> {
         let begun = Instant::now();
-        let step = self.scheduler.schedule();
+        let step = self.work.scheduler.schedule();
         let scheduler = begun.elapsed();
         self.note_moves(&step);
-        let parts: Vec<_> = step
-            .scheduled
-            .iter()
-            .map(|scheduled| part(&self.scheduler, *scheduled))
-            .collect();
+        let parts = step.scheduled.iter().map(|scheduled| self.part(*scheduled));
+        let parts: Vec<_> = parts.collect();
         let execute = Instant::now();
-        let mut output = self.runner.run(&parts)?;
+        let mut result = self.work.runner.run(&parts)?;
+        let computed = Instant::now();
         let clock = StepClock {
             scheduler,
-            model_forward: execute.elapsed(),
+            model_forward: computed - execute,
             execute,
         };
+        let observed = self.work.observer.is_some();
+        let report = observed.then(|| self.report(&step, &result, (begun, execute, computed)));
         // Before anybody hears of the step: who then asks finds it counted.
         self.shared.steps.fetch_add(1, Ordering::Relaxed);
         let tokens = step.scheduled.iter().map(|scheduled| scheduled.num_tokens);
         self.shared.step_tokens.note(tokens.sum());
-        let mut row = 0;
-        for part in &parts {
-            let active = self.active.get_mut(&part.id).expect("what runs is active");
-            let sequence = sequence(&self.scheduler, part.id);
-            let rows = (row, part.tokens.len());
-            active.extend_prompt_logprobs(&self.runner, &output, sequence, rows)?;
-            row += part.tokens.len();
+        let rows = std::mem::take(&mut result.rows);
+        self.postprocess(&step, &result, (rows, &clock))?;
+        if let (Some(observer), Some(mut report)) = (&self.work.observer, report) {
+            report.ended = Instant::now();
+            observer.step(&report);
         }
-        let logits = std::mem::take(&mut output.logits);
+        Ok(())
+    }
+
+    /// What a step has computed goes to its sequences.
+    fn postprocess(
+        &mut self,
+        step: &Step,
+        result: &StepResult,
+        (rows, clock): (Vec<RowResult>, &StepClock),
+    ) -> candle_core::Result<()> {
+        let mut row = 0;
+        for scheduled in &step.scheduled {
+            let id = scheduled.id;
+            let active = self.active.get_mut(&id).expect("what runs is active");
+            let sequence = sequence(&self.work.scheduler, id);
+            let rows = (row, scheduled.num_tokens);
+            active.extend_prompt_logprobs(&self.work.runner, result, sequence, rows)?;
+            row += scheduled.num_tokens;
+        }
         step.scheduled
             .iter()
-            .for_each(|scheduled| self.scheduler.computed(*scheduled));
+            .for_each(|scheduled| self.work.scheduler.computed(*scheduled));
         let sampling = step.scheduled.iter().filter(|scheduled| scheduled.samples);
-        for (scheduled, logits) in sampling.zip(logits) {
-            self.sample(scheduled.id, logits, &clock);
+        for (scheduled, row) in sampling.zip(rows) {
+            self.sample(scheduled.id, row, clock);
         }
         let times = clock.times(Instant::now());
         for scheduled in &step.scheduled {
@@ -255,30 +236,83 @@ impl EngineLoop {
         Ok(())
     }
 
-    /// Tells those newly scheduled, and frees those preempted.
-    fn note_moves(&mut self, step: &Step) {
-        for &id in &step.preempted {
-            self.runner.free(id);
-            if let Some(logprobs) = self
-                .active
-                .get_mut(&id)
-                .and_then(|active| active.prompt_logprobs.as_mut())
-            {
-                logprobs.truncate(1); // the prompt is run anew
-            }
-        }
-        let at = Instant::now();
-        for id in &step.admitted {
-            if let Some(active) = self.active.get_mut(id) {
-                active.slot = None;
-                active.send(Event::Scheduled { at });
-            }
+    /// A step as far as it is known once it is computed.
+    fn report(
+        &self,
+        step: &Step,
+        result: &StepResult,
+        (begun, execute, computed): (Instant, Instant, Instant),
+    ) -> StepReport {
+        let scheduler = &self.work.scheduler;
+        let member = |scheduled: &Scheduled| Member {
+            span: self.active[&scheduled.id].span.clone(),
+            tokens: scheduled.num_tokens,
+        };
+        let tokens: usize = step.scheduled.iter().map(|part| part.num_tokens).sum();
+        let decodes = |part: &&Scheduled| sequence(scheduler, part.id).decodes(part.num_tokens);
+        let decode_tokens = step.scheduled.iter().filter(decodes).count();
+        let cached = step.admitted.iter().map(|admitted| admitted.cached_tokens);
+        StepReport {
+            index: self.shared.steps.load(Ordering::Relaxed),
+            begun,
+            execute,
+            computed,
+            ended: computed,
+            device_time: result.device_time,
+            pass: result.pass,
+            prefill_tokens: tokens - decode_tokens,
+            decode_tokens,
+            cached_tokens: cached.sum(),
+            preempted: step.preempted.len(),
+            kv_blocks_used: scheduler.used_kv_blocks(),
+            kv_blocks_free: scheduler.free_kv_blocks(),
+            waiting: self.shared.queue.waiting(),
+            members: step.scheduled.iter().map(member).collect(),
         }
     }
 
-    fn sample(&mut self, id: SequenceId, logits: Vec<f32>, clock: &StepClock) {
+    fn part(&self, scheduled: Scheduled) -> Part<'_> {
+        let sequence = sequence(&self.work.scheduler, scheduled.id);
+        let sampler = &self.active[&scheduled.id].sampler;
+        let context = sequence.computed_tokens;
+        Part {
+            tokens: &sequence.tokens()[context..context + scheduled.num_tokens],
+            context,
+            blocks: sequence.table.blocks(),
+            choice: scheduled.samples.then(|| sampler.choice(sequence)),
+        }
+    }
+
+    /// Tells those who enter the batch and those who leave it.
+    fn note_moves(&mut self, step: &Step) {
+        let at = Instant::now();
+        for id in &step.preempted {
+            if let Some(active) = self.active.get_mut(id) {
+                if let Some(logprobs) = &mut active.prompt_logprobs {
+                    logprobs.truncate(1); // the prompt is run anew
+                }
+                active.send(Event::Preempted { at });
+            }
+        }
+        for admitted in &step.admitted {
+            let Some(active) = self.active.get_mut(&admitted.id) else {
+                continue;
+            };
+            active.slot = None;
+            let cached_tokens = admitted.cached_tokens;
+            active.send(if admitted.again {
+                Event::Resumed { at, cached_tokens }
+            } else {
+                Event::Scheduled { at, cached_tokens }
+            });
+        }
+    }
+
+    fn sample(&mut self, id: SequenceId, row: RowResult, clock: &StepClock) {
         let active = self.active.get_mut(&id).expect("what runs is active");
-        let sampled = active.sampler.sample(logits, sequence(&self.scheduler, id));
+        let sampled = active
+            .sampler
+            .sample(row, sequence(&self.work.scheduler, id));
         let at = Instant::now();
         let ended = match sampled {
             Ok(Sampled { token, logprobs }) => {
@@ -288,11 +322,14 @@ impl EngineLoop {
                     at,
                     times: active.times.and(clock.times(at)),
                 });
-                let reason = self.scheduler.postprocess(id, token, &self.eos_token_ids);
+                let reason =
+                    self.work
+                        .scheduler
+                        .postprocess(id, token, &self.work.vocabulary.eos_token_ids);
                 reason.map(|reason| Event::Finished { reason, at })
             }
             Err(error) => {
-                self.scheduler.remove(id);
+                self.work.scheduler.remove(id);
                 Some(Event::Failed {
                     message: error.to_string(),
                 })
@@ -300,7 +337,7 @@ impl EngineLoop {
         };
         if let Some(event) = ended {
             active.send(event);
-            self.forget(id);
+            self.active.remove(&id);
         }
     }
 
@@ -325,7 +362,8 @@ impl EngineLoop {
     }
 
     fn publish(&self) {
-        let (shared, scheduler) = (&self.shared, &self.scheduler);
+        let (shared, scheduler) = (&self.shared, &self.work.scheduler);
+        let counts = scheduler.counts();
         shared
             .running
             .store(scheduler.num_running(), Ordering::Relaxed);
@@ -337,55 +375,18 @@ impl EngineLoop {
             .store(scheduler.used_kv_blocks(), Ordering::Relaxed);
         shared
             .preemptions
-            .store(scheduler.preemptions(), Ordering::Relaxed);
-    }
-}
-
-impl Active {
-    /// Adds what this step says of the prompt; sends all of it once complete. The sequence's
-    /// `num_tokens` rows start at `row`.
-    fn extend_prompt_logprobs(
-        &mut self,
-        runner: &ModelRunner,
-        output: &Output,
-        sequence: &Sequence,
-        (row, num_tokens): (usize, usize),
-    ) -> candle_core::Result<()> {
-        let (Some(logprobs), Some(top)) =
-            (&mut self.prompt_logprobs, sequence.params.prompt_logprobs)
-        else {
-            return Ok(());
-        };
-        let prompt = sequence.prompt();
-        // The row of a token speaks of the next one; what follows the last is the output's.
-        let rows = num_tokens.min(prompt.len() - 1 - sequence.computed_tokens);
-        runner.for_each_row(output, (row, row + rows), |logits| {
-            let token = prompt[logprobs.len()];
-            logprobs.push(Some(token_logprobs(logits, token, top)));
-        })?;
-        if logprobs.len() == prompt.len() {
-            let logprobs = std::mem::take(logprobs);
-            self.prompt_logprobs = None;
-            self.send(Event::PromptLogprobs(logprobs));
-        }
-        Ok(())
+            .store(counts.preemptions, Ordering::Relaxed);
+        shared
+            .prefix_cache_queries
+            .store(counts.cache_queries, Ordering::Relaxed);
+        shared
+            .prefix_cache_hits
+            .store(counts.cache_hits, Ordering::Relaxed);
     }
 }
 
 fn sequence(scheduler: &Scheduler, id: SequenceId) -> &Sequence {
     scheduler.running(id).expect("what is scheduled runs")
-}
-
-fn part(scheduler: &Scheduler, scheduled: Scheduled) -> Part<'_> {
-    let sequence = sequence(scheduler, scheduled.id);
-    let context = sequence.computed_tokens;
-    let tokens = &sequence.tokens()[context..context + scheduled.num_tokens];
-    Part {
-        id: scheduled.id,
-        tokens,
-        context,
-        samples: scheduled.samples,
-    }
 }
 
 /// Leaves a note if the thread panics: its streams end by themselves, new requests are refused.

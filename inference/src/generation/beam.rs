@@ -71,7 +71,7 @@ struct Beam {
 
 /// What the engine said about the token after one beam.
 struct NextToken {
-    scheduled: Option<Instant>,
+    scheduled: Option<(Instant, usize)>,
     sampled: Instant,
     times: StepTimes,
     prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
@@ -139,6 +139,7 @@ impl Search {
             Ok(self.places.submit(Request {
                 prompt_tokens,
                 params,
+                span: record.span_context(),
             })?)
         });
         let streams = streams.collect::<Result<Vec<RequestStream>, GenerationError>>()?;
@@ -153,7 +154,7 @@ impl Search {
             token
                 .scheduled
                 .into_iter()
-                .for_each(|at| record.note_scheduled(at));
+                .for_each(|(at, cached)| record.note_scheduled(at, cached));
         }
         if let Some(at) = next.iter().map(|token| token.sampled).max() {
             let times = next.iter().map(|token| token.times);
@@ -319,7 +320,7 @@ async fn next_token(mut stream: RequestStream) -> Result<NextToken, GenerationEr
     let mut prompt_logprobs = None;
     while let Some(event) = stream.next().await {
         match event {
-            Event::Scheduled { at } => scheduled = Some(at),
+            Event::Scheduled { at, cached_tokens } => scheduled = Some((at, cached_tokens)),
             Event::Token {
                 logprobs: Some(logprobs),
                 at,
@@ -336,7 +337,10 @@ async fn next_token(mut stream: RequestStream) -> Result<NextToken, GenerationEr
             }
             Event::PromptLogprobs(logprobs) => prompt_logprobs = Some(logprobs),
             Event::Failed { message } => return Err(GenerationError::Failed(message)),
-            Event::Token { .. } | Event::Finished { .. } => {}
+            Event::Token { .. }
+            | Event::Finished { .. }
+            | Event::Preempted { .. }
+            | Event::Resumed { .. } => {}
         }
     }
     Err(GenerationError::events_ended())

@@ -7,6 +7,8 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
+use opentelemetry::trace::SpanContext;
+
 use crate::engine::request::StepTimes;
 use crate::spans::RequestSpan;
 
@@ -16,6 +18,9 @@ use super::{Delta, Finish, GenerationParams};
 
 /// Most bytes of a prompt, and of each completion, that a span carries when content is captured.
 pub const MAX_CAPTURED_BYTES: usize = 16 * 1024;
+
+/// Most events that a span has: those of a search with many beams are cut off.
+pub const MAX_MOMENTS: usize = 64;
 
 /// What one prompt has done so far.
 pub struct Record {
@@ -40,6 +45,10 @@ pub struct Facts {
     pub step_times: StepTimes,
     /// Tokens of the prompt.
     pub prompt_tokens: Option<usize>,
+    /// Those of them that were in the KV cache already, once it is known.
+    pub cached_tokens: Option<usize>,
+    /// What happened to its sequences; at most [`MAX_MOMENTS`].
+    pub moments: Vec<(Instant, Moment)>,
     /// Tokens sampled; of beams and of a ranking those in the result, once there is one.
     pub completion_tokens: usize,
     /// The `finish_reason` of each sequence, by index.
@@ -48,6 +57,25 @@ pub struct Facts {
     pub prompt_text: Option<String>,
     /// The completions, by index, when captured.
     pub completion_texts: Option<Vec<String>>,
+}
+
+/// Something that happened in the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// A sequence entered the batch.
+    Scheduled {
+        /// Tokens that the KV cache had already.
+        cached_tokens: usize,
+    },
+    /// It gave its KV cache to an older one.
+    Preempted,
+    /// It entered the batch again.
+    Resumed {
+        /// Tokens that the KV cache still had.
+        cached_tokens: usize,
+    },
+    /// The first token of any sequence.
+    FirstToken,
 }
 
 /// How a prompt ended.
@@ -96,8 +124,24 @@ impl Record {
         self.facts.timeline.note_queued(at);
     }
 
-    pub(super) fn note_scheduled(&mut self, at: Instant) {
+    /// The span of this prompt.
+    pub(super) fn span_context(&self) -> SpanContext {
+        self.span.context()
+    }
+
+    /// A sequence was scheduled, so many tokens of its prompt being there already.
+    pub(super) fn note_scheduled(&mut self, at: Instant, cached_tokens: usize) {
         self.facts.timeline.note_scheduled(at);
+        // What the first sequence finds counts: the others share the prompt with it anyhow.
+        self.facts.cached_tokens.get_or_insert(cached_tokens);
+        self.note_moment(at, Moment::Scheduled { cached_tokens });
+    }
+
+    /// Something happened to a sequence.
+    pub(super) fn note_moment(&mut self, at: Instant, moment: Moment) {
+        if self.facts.moments.len() < MAX_MOMENTS {
+            self.facts.moments.push((at, moment));
+        }
     }
 
     /// The steps of one sequence until now.
@@ -110,6 +154,7 @@ impl Record {
         let first = self.facts.timeline.first_token.is_none();
         self.facts.timeline.note_token(at);
         if first {
+            self.note_moment(at, Moment::FirstToken);
             let ttft = at.saturating_duration_since(self.exchange.clock.arrival());
             self.exchange
                 .observers

@@ -36,6 +36,7 @@ impl Sampling {
                 let request = Request {
                     prompt_tokens: prompt.tokens.clone(),
                     params: sampling,
+                    span: record.span_context(),
                 };
                 Sequence::submit(generator, request, &prompt.params, index)
             })

@@ -10,7 +10,7 @@ use crate::engine::request::{Event, FinishReason, Request, RequestStream, TokenL
 use crate::tokenizer::Tokenizer;
 
 use super::detokenizer::Detokenizer;
-use super::record::Record;
+use super::record::{Moment, Record};
 use super::stop::StopMatcher;
 use super::{Delta, Finish, GenerationError, GenerationParams, Generator, OutputToken};
 
@@ -99,8 +99,16 @@ impl Sequence {
 
     fn on_event(&mut self, event: Event, record: &mut Record) -> Result<Step, GenerationError> {
         match event {
-            Event::Scheduled { at } => {
-                record.note_scheduled(at);
+            Event::Scheduled { at, cached_tokens } => {
+                record.note_scheduled(at, cached_tokens);
+                Ok(Step::Nothing)
+            }
+            Event::Preempted { at } => {
+                record.note_moment(at, Moment::Preempted);
+                Ok(Step::Nothing)
+            }
+            Event::Resumed { at, cached_tokens } => {
+                record.note_moment(at, Moment::Resumed { cached_tokens });
                 Ok(Step::Nothing)
             }
             Event::PromptLogprobs(logprobs) => Ok(Step::PromptLogprobs(logprobs)),

@@ -2,10 +2,11 @@
 
 use std::fmt::Display;
 
-use candle_nn::Activation;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::ops::Activation;
 
 /// Why a config.json cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +97,7 @@ pub(super) fn activation(field: &'static str, name: &str) -> Result<Activation, 
     match name {
         "relu" => Ok(Activation::Relu),
         "gelu" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluPytorchTanh),
+        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
         "silu" | "swish" => Ok(Activation::Silu),
         _ => {
             let supported = "relu, gelu, gelu_new, gelu_pytorch_tanh and silu are";

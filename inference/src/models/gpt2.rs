@@ -2,18 +2,19 @@
 //!
 //! Letters in shapes as in `layers`.
 
-use candle_core::{Device, Module, Result, Tensor};
-use candle_nn::{Activation, LayerNorm, Linear};
+use candle_core::{Device, Result, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::CausalLm;
 use super::config::{ConfigError, activation, check_divisor, check_sizes, fields, unsupported};
 use super::families::Blueprint;
-use super::layers::{
-    DecoderLayer, FeedForward, Heads, Loaded, NormPlace, Scope, SelfAttention, Step, look_up,
-};
-use super::{CausalLm, KvCache, KvShape, RaggedBatch};
+use super::layers::{DecoderLayer, FeedForward, Loaded, NormPlace, Pass, Scope, SelfAttention};
 use crate::loader::weights::Weights;
+use crate::ops::{
+    Activation, Attention, Embedding, Epilogue, Heads, KvPages, KvShape, Linear, Norm, Ops,
+    PositionTable, StepInputs,
+};
 
 /// What the model is built from.
 #[derive(Debug, Clone, PartialEq)]
@@ -120,30 +121,27 @@ impl Gpt2Config {
         })
     }
 
-    fn layer(&self, index: usize, decoder: &Scope<'_>) -> Loaded<DecoderLayer<LayerNorm>> {
+    fn layer(&self, index: usize, decoder: &Scope<'_>) -> Loaded<DecoderLayer> {
         let layer = decoder.within(&format!("h.{index}"));
         let (attention, mlp) = (layer.within("attn"), layer.within("mlp"));
         let (hidden, inner) = (self.n_embd, self.n_inner);
         Ok(DecoderLayer {
             attention_norm: self.norm(&layer, "ln_1")?,
             attention: SelfAttention {
-                layer: index,
-                heads: self.heads,
                 qkv: attention.transposed_linear("c_attn", (hidden, 3 * hidden))?,
-                head_norms: None,
+                attention: Attention::plain(index, self.heads),
                 out: attention.transposed_linear("c_proj", (hidden, hidden))?,
             },
             feed_forward_norm: self.norm(&layer, "ln_2")?,
             feed_forward: FeedForward {
-                gate: None,
                 up: mlp.transposed_linear("c_fc", (hidden, inner))?,
-                activation: self.activation,
+                epilogue: Epilogue::Activation(self.activation),
                 down: mlp.transposed_linear("c_proj", (inner, hidden))?,
             },
         })
     }
 
-    fn norm(&self, scope: &Scope<'_>, name: &str) -> Loaded<LayerNorm> {
+    fn norm(&self, scope: &Scope<'_>, name: &str) -> Loaded<Norm> {
         scope.layer_norm(name, self.n_embd, self.layer_norm_epsilon)
     }
 }
@@ -153,12 +151,9 @@ impl Gpt2Config {
 struct Gpt2 {
     device: Device,
     kv_shape: KvShape,
-    /// (V, H)
-    token_embedding: Tensor,
-    /// (`n_positions`, H)
-    position_embedding: Tensor,
-    layers: Vec<DecoderLayer<LayerNorm>>,
-    final_norm: LayerNorm,
+    embedding: Embedding,
+    layers: Vec<DecoderLayer>,
+    final_norm: Norm,
     /// H -> V.
     head: Linear,
 }
@@ -174,7 +169,11 @@ impl Blueprint for Gpt2Config {
 
     fn load(&self, weights: &Weights) -> Loaded<Box<dyn CausalLm>> {
         let decoder = Scope::decoder(weights, "transformer.", "wte.weight");
-        let token_embedding = decoder.tensor("wte.weight", &[self.vocab_size, self.n_embd])?;
+        let tokens = decoder.table("wte.weight", &[self.vocab_size, self.n_embd])?;
+        let positions = PositionTable {
+            table: decoder.tensor("wpe.weight", &[self.n_positions, self.n_embd])?,
+            offset: 0,
+        };
         Ok(Box::new(Gpt2 {
             device: weights.device().clone(),
             kv_shape: KvShape {
@@ -183,13 +182,16 @@ impl Blueprint for Gpt2Config {
                 head_dim: self.heads.dim,
                 dtype: weights.dtype(),
             },
-            position_embedding: decoder.tensor("wpe.weight", &[self.n_positions, self.n_embd])?,
             layers: (0..self.n_layer)
                 .map(|index| self.layer(index, &decoder))
                 .collect::<Loaded<_>>()?,
             final_norm: self.norm(&decoder, "ln_f")?,
-            head: decoder.head(&token_embedding, self.tie_word_embeddings)?,
-            token_embedding,
+            head: decoder.head(&tokens, self.tie_word_embeddings)?,
+            embedding: Embedding {
+                tokens,
+                scale: None,
+                positions: Some(positions),
+            },
         }))
     }
 }
@@ -203,18 +205,17 @@ impl CausalLm for Gpt2 {
         self.kv_shape
     }
 
-    fn forward(&self, batch: &RaggedBatch, caches: &mut [KvCache]) -> Result<Tensor> {
-        let step = Step::begin(batch, caches, None, &self.device)?;
-        let tokens = look_up(&self.token_embedding, &batch.tokens)?; // (T, H)
-        let mut hidden = (tokens + look_up(&self.position_embedding, &batch.positions)?)?;
+    fn forward(&self, ops: &dyn Ops, step: &StepInputs, pages: &KvPages) -> Result<Tensor> {
+        let pass = Pass { ops, step, pages };
+        let mut hidden = ops.embed(step, &self.embedding)?; // (T, H)
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, NormPlace::Before, &step)?;
+            hidden = layer.forward(&hidden, NormPlace::Before, pass)?;
         }
-        self.final_norm.forward(&hidden)
+        Ok(hidden)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.head.forward(hidden)
+    fn logits(&self, ops: &dyn Ops, hidden: &Tensor) -> Result<Tensor> {
+        ops.project(hidden, Some(&self.final_norm), &self.head, Epilogue::None)
     }
 }
 
@@ -229,7 +230,7 @@ mod tests {
         let config = Gpt2Config::read(&json!({})).unwrap();
         assert_eq!((config.n_embd, config.n_inner), (768, 3072));
         assert_eq!((config.heads.queries, config.heads.dim), (12, 64));
-        assert_eq!(config.activation, Activation::GeluPytorchTanh);
+        assert_eq!(config.activation, Activation::GeluTanh);
     }
 
     #[test]

@@ -3,28 +3,29 @@
 //!
 //! Letters in shapes as in `layers`.
 
-use candle_core::{Device, Module, Result, Tensor};
-use candle_nn::{Linear, RmsNorm};
+use std::sync::Arc;
 
+use candle_core::{Device, Result, Tensor};
+
+use super::CausalLm;
 use super::families::Blueprint;
 use super::layers::{
-    DecoderLayer, FeedForward, Loaded, NormPlace, Rotary, Scope, SelfAttention, Step,
-    in_one_product, look_up,
+    DecoderLayer, FeedForward, Loaded, NormPlace, Pass, Scope, SelfAttention, in_one_product,
 };
 use super::llama_config::LlamaConfig;
-use super::{CausalLm, KvCache, KvShape, RaggedBatch};
 use crate::loader::weights::Weights;
+use crate::ops::{
+    Attention, Embedding, Epilogue, KvPages, KvShape, Linear, Norm, Ops, Rope, StepInputs,
+};
 
 /// The whole model.
 #[derive(Debug)]
 struct Llama {
     device: Device,
     kv_shape: KvShape,
-    /// (V, H)
-    token_embedding: Tensor,
-    rotary: Rotary,
-    layers: Vec<DecoderLayer<RmsNorm>>,
-    final_norm: RmsNorm,
+    embedding: Embedding,
+    layers: Vec<DecoderLayer>,
+    final_norm: Norm,
     /// H -> V.
     head: Linear,
 }
@@ -39,42 +40,50 @@ impl Blueprint for LlamaConfig {
     }
 
     fn load(&self, weights: &Weights) -> Loaded<Box<dyn CausalLm>> {
-        let (device, dtype) = (weights.device(), weights.dtype());
+        let device = weights.device();
         let decoder = Scope::decoder(weights, "model.", "embed_tokens.weight");
-        let token_embedding =
-            decoder.tensor("embed_tokens.weight", &[self.vocab_size, self.hidden_size])?;
+        let tokens = decoder.table("embed_tokens.weight", &[self.vocab_size, self.hidden_size])?;
         let heads = self.heads;
+        let rope = self.rope.rotation(heads.dim, device)?;
         Ok(Box::new(Llama {
             device: device.clone(),
             kv_shape: KvShape {
                 layers: self.num_hidden_layers,
                 heads: heads.keys,
                 head_dim: heads.dim,
-                dtype,
+                dtype: weights.dtype(),
             },
-            rotary: Rotary::new(heads.dim, self.rope, dtype, device)?,
             layers: (0..self.num_hidden_layers)
-                .map(|index| self.layer(index, &decoder))
+                .map(|index| self.layer(index, &decoder, &rope))
                 .collect::<Loaded<_>>()?,
             final_norm: self.norm(&decoder, "norm")?,
-            head: decoder.head(&token_embedding, self.tie_word_embeddings)?,
-            token_embedding,
+            head: decoder.head(&tokens, self.tie_word_embeddings)?,
+            embedding: Embedding {
+                tokens,
+                scale: None,
+                positions: None,
+            },
         }))
     }
 }
 
 impl LlamaConfig {
-    fn layer(&self, index: usize, decoder: &Scope<'_>) -> Loaded<DecoderLayer<RmsNorm>> {
+    fn layer(&self, index: usize, decoder: &Scope<'_>, rope: &Arc<Rope>) -> Loaded<DecoderLayer> {
         let layer = decoder.within(&format!("layers.{index}"));
         Ok(DecoderLayer {
             attention_norm: self.norm(&layer, "input_layernorm")?,
-            attention: self.attention(index, &layer.within("self_attn"))?,
+            attention: self.attention(index, &layer.within("self_attn"), rope)?,
             feed_forward_norm: self.norm(&layer, "post_attention_layernorm")?,
             feed_forward: self.feed_forward(&layer.within("mlp"))?,
         })
     }
 
-    fn attention(&self, layer: usize, scope: &Scope<'_>) -> Loaded<SelfAttention> {
+    fn attention(
+        &self,
+        layer: usize,
+        scope: &Scope<'_>,
+        rope: &Arc<Rope>,
+    ) -> Loaded<SelfAttention> {
         let (hidden, heads) = (self.hidden_size, self.heads);
         let (queries, keys) = (heads.query_width(), heads.key_width());
         let projection = |name: &str, width| scope.linear(name, (hidden, width), self.qkv_bias);
@@ -85,14 +94,16 @@ impl LlamaConfig {
             None
         };
         Ok(SelfAttention {
-            layer,
-            heads,
             qkv: in_one_product(&[
                 projection("q_proj", queries)?,
                 projection("k_proj", keys)?,
                 projection("v_proj", keys)?,
             ])?,
-            head_norms,
+            attention: Attention {
+                head_norms,
+                rope: Some(Arc::clone(rope)),
+                ..Attention::plain(layer, heads)
+            },
             out: scope.linear("o_proj", (queries, hidden), self.out_bias)?,
         })
     }
@@ -101,14 +112,16 @@ impl LlamaConfig {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let linear = |name: &str, from_to| scope.linear(name, from_to, self.mlp_bias);
         Ok(FeedForward {
-            gate: Some(linear("gate_proj", (hidden, inner))?),
-            up: linear("up_proj", (hidden, inner))?,
-            activation: self.activation,
+            up: in_one_product(&[
+                linear("gate_proj", (hidden, inner))?,
+                linear("up_proj", (hidden, inner))?,
+            ])?,
+            epilogue: Epilogue::Gated(self.activation),
             down: linear("down_proj", (inner, hidden))?,
         })
     }
 
-    fn norm(&self, scope: &Scope<'_>, name: &str) -> Loaded<RmsNorm> {
+    fn norm(&self, scope: &Scope<'_>, name: &str) -> Loaded<Norm> {
         scope.rms_norm(name, self.hidden_size, self.rms_norm_eps)
     }
 }
@@ -122,17 +135,16 @@ impl CausalLm for Llama {
         self.kv_shape
     }
 
-    fn forward(&self, batch: &RaggedBatch, caches: &mut [KvCache]) -> Result<Tensor> {
-        let rotation = self.rotary.at(&batch.positions)?;
-        let step = Step::begin(batch, caches, Some(rotation), &self.device)?;
-        let mut hidden = look_up(&self.token_embedding, &batch.tokens)?; // (T, H)
+    fn forward(&self, ops: &dyn Ops, step: &StepInputs, pages: &KvPages) -> Result<Tensor> {
+        let pass = Pass { ops, step, pages };
+        let mut hidden = ops.embed(step, &self.embedding)?; // (T, H)
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, NormPlace::Before, &step)?;
+            hidden = layer.forward(&hidden, NormPlace::Before, pass)?;
         }
-        self.final_norm.forward(&hidden)
+        Ok(hidden)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.head.forward(hidden)
+    fn logits(&self, ops: &dyn Ops, hidden: &Tensor) -> Result<Tensor> {
+        ops.project(hidden, Some(&self.final_norm), &self.head, Epilogue::None)
     }
 }

@@ -1,15 +1,15 @@
 //! config.json of Llama and of what has its shape, with the defaults of transformers' `LlamaConfig`,
 //! `Qwen2Config` and `Qwen3Config`.
 
-use candle_nn::Activation;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{
     ConfigError, activation, check_divisor, check_sizes, fields as read_fields, unsupported,
 };
-use super::layers::{Heads, Rope};
+use super::layers::Rope;
 use super::rope_config;
+use crate::ops::{Activation, Heads};
 
 /// How a family differs from its kin, beyond what config.json says.
 #[derive(Debug, Clone, Copy)]

@@ -2,17 +2,19 @@
 //!
 //! Letters in shapes as in `layers`.
 
-use candle_core::{Device, Module, Result, Tensor};
-use candle_nn::{LayerNorm, Linear};
+use candle_core::{Device, Result, Tensor};
 
+use super::CausalLm;
 use super::families::Blueprint;
 use super::layers::{
-    DecoderLayer, FeedForward, Loaded, NormPlace, Scope, SelfAttention, Step, in_one_product,
-    look_up,
+    DecoderLayer, FeedForward, Loaded, NormPlace, Pass, Scope, SelfAttention, in_one_product,
 };
 use super::opt_config::OptConfig;
-use super::{CausalLm, KvCache, KvShape, RaggedBatch};
 use crate::loader::weights::Weights;
+use crate::ops::{
+    Attention, Embedding, Epilogue, KvPages, KvShape, Linear, Matrix, Norm, Ops, PositionTable,
+    StepInputs,
+};
 
 /// Rows 0 and 1 of the position table belong to padding, which we never have.
 const POSITION_OFFSET: u32 = 2;
@@ -25,19 +27,28 @@ const LAYER_NORM_EPS: f64 = 1e-5;
 struct Opt {
     device: Device,
     kv_shape: KvShape,
-    /// (V, E)
-    token_embedding: Tensor,
-    /// (`max_position_embeddings` + 2, H)
-    position_embedding: Tensor,
-    /// E -> H, where they differ.
-    project_in: Option<Linear>,
-    layers: Vec<DecoderLayer<LayerNorm>>,
+    embedding: OptEmbedding,
+    layers: Vec<DecoderLayer>,
     norms: NormPlace,
-    final_layer_norm: Option<LayerNorm>,
+    final_layer_norm: Option<Norm>,
     /// H -> E, where they differ.
     project_out: Option<Linear>,
     /// E -> V.
     head: Linear,
+}
+
+/// Tokens and positions as H numbers.
+#[derive(Debug)]
+enum OptEmbedding {
+    /// E is H.
+    Plain(Embedding),
+    /// Tokens are projected before positions are added.
+    Projected {
+        tokens: Embedding,
+        /// E -> H.
+        project_in: Linear,
+        positions: PositionTable,
+    },
 }
 
 impl Blueprint for OptConfig {
@@ -53,9 +64,12 @@ impl Blueprint for OptConfig {
         let (hidden, embedding) = (self.hidden_size, self.word_embed_proj_dim);
         let top = "decoder.embed_tokens.weight";
         let decoder = Scope::decoder(weights, "model.", top).within("decoder");
-        let token_embedding =
-            decoder.tensor("embed_tokens.weight", &[self.vocab_size, embedding])?;
-        let positions = self.max_position_embeddings + POSITION_OFFSET as usize;
+        let tokens = decoder.table("embed_tokens.weight", &[self.vocab_size, embedding])?;
+        let rows = self.max_position_embeddings + POSITION_OFFSET as usize;
+        let positions = PositionTable {
+            table: decoder.tensor("embed_positions.weight", &[rows, hidden])?,
+            offset: POSITION_OFFSET,
+        };
         let projection = |name: &str, from_to: (usize, usize)| {
             (embedding != hidden)
                 .then(|| decoder.linear(name, from_to, false))
@@ -70,8 +84,6 @@ impl Blueprint for OptConfig {
                 head_dim: heads.dim,
                 dtype: weights.dtype(),
             },
-            position_embedding: decoder.tensor("embed_positions.weight", &[positions, hidden])?,
-            project_in: projection("project_in", (embedding, hidden))?,
             layers: (0..self.num_hidden_layers)
                 .map(|index| self.layer(index, &decoder))
                 .collect::<Loaded<_>>()?,
@@ -81,14 +93,18 @@ impl Blueprint for OptConfig {
                 .then(|| self.norm(&decoder, "final_layer_norm"))
                 .transpose()?,
             project_out: projection("project_out", (hidden, embedding))?,
-            head: decoder.head(&token_embedding, self.tie_word_embeddings)?,
-            token_embedding,
+            head: decoder.head(&tokens, self.tie_word_embeddings)?,
+            embedding: OptEmbedding::new(
+                tokens,
+                positions,
+                projection("project_in", (embedding, hidden))?,
+            ),
         }))
     }
 }
 
 impl OptConfig {
-    fn layer(&self, index: usize, decoder: &Scope<'_>) -> Loaded<DecoderLayer<LayerNorm>> {
+    fn layer(&self, index: usize, decoder: &Scope<'_>) -> Loaded<DecoderLayer> {
         let layer = decoder.within(&format!("layers.{index}"));
         let attention = layer.within("self_attn");
         let (hidden, inner) = (self.hidden_size, self.ffn_dim);
@@ -96,23 +112,20 @@ impl OptConfig {
         Ok(DecoderLayer {
             attention_norm: self.norm(&layer, "self_attn_layer_norm")?,
             attention: SelfAttention {
-                layer: index,
-                heads: self.heads(),
                 qkv: in_one_product(&[square("q_proj")?, square("k_proj")?, square("v_proj")?])?,
-                head_norms: None,
+                attention: Attention::plain(index, self.heads()),
                 out: square("out_proj")?,
             },
             feed_forward_norm: self.norm(&layer, "final_layer_norm")?,
             feed_forward: FeedForward {
-                gate: None,
                 up: layer.linear("fc1", (hidden, inner), self.enable_bias)?,
-                activation: self.activation,
+                epilogue: Epilogue::Activation(self.activation),
                 down: layer.linear("fc2", (inner, hidden), self.enable_bias)?,
             },
         })
     }
 
-    fn norm(&self, scope: &Scope<'_>, name: &str) -> Loaded<LayerNorm> {
+    fn norm(&self, scope: &Scope<'_>, name: &str) -> Loaded<Norm> {
         if self.layer_norm_elementwise_affine {
             scope.layer_norm(name, self.hidden_size, LAYER_NORM_EPS)
         } else {
@@ -121,20 +134,37 @@ impl OptConfig {
     }
 }
 
-impl Opt {
-    /// Token and position embeddings: (T) -> (T, H).
-    fn embed(&self, batch: &RaggedBatch) -> Result<Tensor> {
-        let positions: Vec<u32> = batch
-            .positions
-            .iter()
-            .map(|at| at + POSITION_OFFSET)
-            .collect();
-        let embedded = look_up(&self.token_embedding, &batch.tokens)?; // (T, E)
-        let embedded = match &self.project_in {
-            Some(project_in) => project_in.forward(&embedded)?,
-            None => embedded,
+impl OptEmbedding {
+    fn new(tokens: Matrix, positions: PositionTable, project_in: Option<Linear>) -> Self {
+        let embedding = |positions| Embedding {
+            tokens,
+            scale: None,
+            positions,
         };
-        embedded + look_up(&self.position_embedding, &positions)?
+        match project_in {
+            Some(project_in) => Self::Projected {
+                tokens: embedding(None),
+                project_in,
+                positions,
+            },
+            None => Self::Plain(embedding(Some(positions))),
+        }
+    }
+
+    /// (T) -> (T, H)
+    fn forward(&self, ops: &dyn Ops, step: &StepInputs) -> Result<Tensor> {
+        match self {
+            Self::Plain(embedding) => ops.embed(step, embedding),
+            Self::Projected {
+                tokens,
+                project_in,
+                positions,
+            } => {
+                let tokens = ops.embed(step, tokens)?; // (T, E)
+                let positions = ops.embed_positions(step, positions)?; // (T, H)
+                ops.project_add(&tokens, project_in, &positions)
+            }
+        }
     }
 }
 
@@ -147,22 +177,23 @@ impl CausalLm for Opt {
         self.kv_shape
     }
 
-    fn forward(&self, batch: &RaggedBatch, caches: &mut [KvCache]) -> Result<Tensor> {
-        let step = Step::begin(batch, caches, None, &self.device)?;
-        let mut hidden = self.embed(batch)?; // (T, H)
+    fn forward(&self, ops: &dyn Ops, step: &StepInputs, pages: &KvPages) -> Result<Tensor> {
+        let pass = Pass { ops, step, pages };
+        let mut hidden = self.embedding.forward(ops, step)?; // (T, H)
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, self.norms, &step)?;
+            hidden = layer.forward(&hidden, self.norms, pass)?;
         }
-        if let Some(norm) = &self.final_layer_norm {
-            hidden = norm.forward(&hidden)?;
-        }
-        match &self.project_out {
-            Some(project_out) => project_out.forward(&hidden), // (T, E)
-            None => Ok(hidden),
-        }
+        Ok(hidden)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.head.forward(hidden)
+    fn logits(&self, ops: &dyn Ops, hidden: &Tensor) -> Result<Tensor> {
+        let norm = self.final_layer_norm.as_ref();
+        match &self.project_out {
+            Some(project_out) => {
+                let embedded = ops.project(hidden, norm, project_out, Epilogue::None)?; // (R, E)
+                ops.project(&embedded, None, &self.head, Epilogue::None)
+            }
+            None => ops.project(hidden, norm, &self.head, Epilogue::None),
+        }
     }
 }

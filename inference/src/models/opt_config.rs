@@ -1,11 +1,11 @@
 //! OPT's config.json, with the defaults of transformers' `OPTConfig`.
 
-use candle_nn::Activation;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{ConfigError, activation, check_divisor, check_sizes, fields};
-use super::layers::{Heads, NormPlace};
+use super::layers::NormPlace;
+use crate::ops::{Activation, Heads};
 
 /// What the model is built from.
 #[derive(Debug, Clone, PartialEq)]

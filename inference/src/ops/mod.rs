@@ -8,11 +8,14 @@
 //! - `step`: one step's rows, whose they are, and what is wanted of them
 //! - `weights`: what operations take from the model's files
 //! - `pages`: keys and values of all sequences, in blocks
+//! - `cpu`: the operations on a CPU; `plain`: on any other device
 //!
 //! Letters in shapes, here and in the models: T rows of a step, R of them wanted, H hidden size,
 //! E embedding size, V vocabulary, N heads of queries, K heads of keys and values, D head size.
 
+mod cpu;
 mod pages;
+mod plain;
 mod step;
 mod weights;
 
@@ -29,9 +32,10 @@ pub use weights::{
 
 /// What carries out a model's operations: one for each kind of device.
 ///
-/// All but `device`, `launch` and `collect` are called by models from inside the `forward` of a launch, and belong
-/// to the step that was launched: an implementation may record them once and replay them for
-/// later steps of the same shape. Their arguments other than activations live as long as the model.
+/// All but `device`, `launch` and `collect` are called by models, from inside the `forward` of a launch, and belong
+/// to the step that was launched: an implementation may record them once and replay them for later steps
+/// of the same shape. (`project` is called between steps too: for logits of more rows of the last one.)
+/// Their arguments other than activations live as long as the model.
 pub trait Ops: Send {
     /// Where tensors are.
     fn device(&self) -> &Device;
@@ -81,6 +85,19 @@ pub trait Ops: Send {
 
     /// The rows that are wanted, in order: (T, H) -> (R, H). All of them: `x` itself.
     fn wanted(&self, x: &Tensor, step: &StepInputs) -> Result<Tensor>;
+}
+
+/// The operations for tensors on `device`.
+pub fn for_device(device: &Device) -> Box<dyn Ops> {
+    match device {
+        Device::Cpu => Box::new(cpu::CpuOps::default()),
+        other => plain(other),
+    }
+}
+
+/// Those made of candle's own, which any device has: slow, and what others are compared with.
+pub fn plain(device: &Device) -> Box<dyn Ops> {
+    Box::new(plain::PlainOps::new(device))
 }
 
 /// What a model's forward pass gives.

@@ -135,6 +135,20 @@ pub struct Attention {
     pub rope: Option<Arc<Rope>>,
 }
 
+impl Attention {
+    /// Over all tokens, by scaled products alone.
+    pub fn plain(layer: usize, heads: Heads) -> Self {
+        Self {
+            layer,
+            heads,
+            scale: (heads.dim as f32).sqrt().recip(),
+            window: None,
+            head_norms: None,
+            rope: None,
+        }
+    }
+}
+
 /// Rotation by position of the pairs (i, i + D / 2) of a head. Shared by the layers that turn alike.
 #[derive(Debug)]
 pub struct Rope {

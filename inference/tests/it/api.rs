@@ -242,7 +242,13 @@ fn say_with_logprobs(submission: &Submission, text: &[u8], logprob: f32) {
     };
     let params = &submission.request.params;
     let at = submission.queued;
-    submission.events.send(Event::Scheduled { at }).unwrap();
+    submission
+        .events
+        .send(Event::Scheduled {
+            at,
+            cached_tokens: 0,
+        })
+        .unwrap();
     if params.prompt_logprobs.is_some() {
         let mut prompt: Vec<_> = submission
             .request

@@ -41,7 +41,10 @@ fn speak(mut submission: Submission) {
         top,
     });
     // A search that has ended or failed may be gone.
-    let _ = submission.events.send(Event::Scheduled { at });
+    let _ = submission.events.send(Event::Scheduled {
+        at,
+        cached_tokens: 0,
+    });
     if params.prompt_logprobs.is_some() {
         let known = |&id: &u32| TokenLogprobs {
             token: (id, -2.0),

@@ -12,8 +12,10 @@ use futures::executor::block_on;
 use lantern_inference::engine::request::{Event, FinishReason, Request, StepTimes};
 use lantern_inference::engine::{Engine, EngineConfig, EngineError, EngineThread, SubmitError};
 use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions, LoadedModel};
-use lantern_inference::models::{CausalLm, KvCache, KvShape, RaggedBatch};
+use lantern_inference::models::CausalLm;
+use lantern_inference::ops::{KvPages, KvShape, Ops, StepInputs};
 use lantern_inference::sampling_params::SamplingParams;
+use opentelemetry::trace::SpanContext;
 
 use crate::support::{self, events, greedy, token_ids, tokens};
 
@@ -33,7 +35,7 @@ enum Next {
 /// Continues every token with the next higher one, 15 with 0. Reports each batch and waits to be told how to
 /// go on; once the test has let go of it, it runs freely.
 struct Scripted {
-    batches: Sender<RaggedBatch>,
+    batches: Sender<StepInputs>,
     next: Mutex<Receiver<Next>>,
 }
 
@@ -51,11 +53,7 @@ impl CausalLm for Scripted {
         }
     }
 
-    fn forward(&self, batch: &RaggedBatch, caches: &mut [KvCache]) -> Result<Tensor> {
-        for (cache, span) in caches.iter_mut().zip(&batch.spans) {
-            assert_eq!(cache.len(), span.context, "each sequence has its own cache");
-            cache.extend(span.len, &Device::Cpu)?;
-        }
+    fn forward(&self, _: &dyn Ops, batch: &StepInputs, _: &KvPages) -> Result<Tensor> {
         let _ = self.batches.send(batch.clone());
         match self.next.lock().unwrap().recv() {
             Ok(Next::Run) | Err(_) => {}
@@ -66,7 +64,7 @@ impl CausalLm for Scripted {
         Tensor::from_vec(tokens, (batch.tokens.len(), 1), &Device::Cpu)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+    fn logits(&self, _: &dyn Ops, hidden: &Tensor) -> Result<Tensor> {
         let tokens = hidden.flatten_all()?.to_vec1::<f32>()?;
         let row = |token: &f32| {
             let broken = *token as u32 == BROKEN;
@@ -81,7 +79,7 @@ impl CausalLm for Scripted {
 struct Script {
     engine: Engine,
     thread: EngineThread,
-    batches: Receiver<RaggedBatch>,
+    batches: Receiver<StepInputs>,
     next: Sender<Next>,
 }
 
@@ -109,7 +107,7 @@ fn script(config: EngineConfig) -> Script {
 
 impl Script {
     /// Waits until the next step has begun; it goes on at [`Script::run`].
-    fn step_begun(&self) -> RaggedBatch {
+    fn step_begun(&self) -> StepInputs {
         self.batches.recv().expect("the engine runs")
     }
 
@@ -129,7 +127,7 @@ fn a_request_is_scheduled_then_gets_its_tokens_then_ends() {
     let stream = engine.submit(greedy(&[3, 4], 3)).unwrap();
     let queued = stream.queued;
     let events = events(stream);
-    let [Event::Scheduled { at }, rest @ ..] = events.as_slice() else {
+    let [Event::Scheduled { at, .. }, rest @ ..] = events.as_slice() else {
         panic!("{events:?}")
     };
     assert!(*at >= queued);
@@ -195,6 +193,7 @@ fn end_of_sequence_and_stop_tokens_are_sent_and_end_the_request() {
             .submit(Request {
                 prompt_tokens: vec![prompt],
                 params,
+                span: SpanContext::NONE,
             })
             .unwrap();
         let events = events(stream);
@@ -414,6 +413,33 @@ fn a_device_error_fails_everyone_and_stops_the_engine() {
     );
 }
 
+/// Clients that go away: before their request is scheduled, in its prompt, or among its tokens.
+#[test]
+fn ten_thousand_disconnects_leave_no_block_behind() {
+    const DISCONNECTS: usize = 10_000;
+    let config = EngineConfig {
+        max_num_seqs: 16,
+        max_num_batched_tokens: 64,
+        max_waiting_requests: DISCONNECTS,
+        ..EngineConfig::default()
+    };
+    let (engine, thread) = script(config).let_go();
+    for index in 0..DISCONNECTS {
+        let prompt = vec![1 + index as u32 % 9; 1 + index * 7 % 50];
+        let mut stream = engine.submit(greedy(&prompt, 60)).unwrap();
+        for _ in 0..index % 4 {
+            block_on(stream.next());
+        }
+    }
+    let last = greedy(&[1; 40], 10);
+    assert_eq!(tokens(engine.submit(last).unwrap()).len(), 10);
+    engine.shut_down();
+    thread.join().unwrap();
+    let stats = engine.stats();
+    assert_eq!((stats.running, stats.waiting), (0, 0));
+    assert_eq!(stats.kv_cache_usage, 0.0);
+}
+
 #[test]
 fn a_panic_ends_every_stream_too() {
     let script = script(EngineConfig::default());
@@ -504,6 +530,7 @@ fn a_seed_gives_the_same_tokens_alone_and_in_company() {
     let request = Request {
         prompt_tokens: seeded(0).prompt_tokens,
         params: unseeded,
+        span: SpanContext::NONE,
     };
     assert_ne!(
         tokens(engine.submit(request).unwrap()),

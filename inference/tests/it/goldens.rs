@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Tensor};
 use lantern_inference::engine::{Engine, EngineConfig};
 use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions, LoadedModel};
-use lantern_inference::models::{CausalLm, KvCache, RaggedBatch};
 use lantern_inference::tokenizer::Tokenizer;
 use serde::Deserialize;
 
-use crate::support::{self, greedy, tokens};
+use crate::support::{self, Paged, greedy, tokens};
 
 /// What float32 rounding may differ by.
 const TOLERANCE: f32 = 1e-4;
@@ -63,19 +62,6 @@ fn device() -> DeviceChoice {
     }
 }
 
-/// The logits (T, V) of a batch, each sequence starting anew.
-fn forward(model: &dyn CausalLm, batch: &RaggedBatch, caches: &mut [KvCache]) -> Tensor {
-    model
-        .logits(&model.forward(batch, caches).unwrap())
-        .unwrap()
-}
-
-fn empty_caches(model: &dyn CausalLm, count: usize) -> Vec<KvCache> {
-    (0..count)
-        .map(|_| KvCache::new(model.kv_shape(), 16))
-        .collect()
-}
-
 /// Compares rows from `start` with every position there is.
 fn assert_close(logits: &Tensor, start: usize, case: &Case, what: &str) {
     for (position, expected) in &case.logits {
@@ -101,11 +87,9 @@ fn assert_close(logits: &Tensor, start: usize, case: &Case, what: &str) {
 #[test]
 fn logits_are_those_of_transformers() {
     for folder in model_folders() {
-        let model = load(&folder).into_model();
+        let model = Paged::new(load(&folder).into_model(), 1);
         for case in cases(&folder) {
-            let mut batch = RaggedBatch::default();
-            batch.push(&case.prompt_tokens, 0);
-            let logits = forward(&*model, &batch, &mut empty_caches(&*model, 1));
+            let logits = model.logits(&[(0, &case.prompt_tokens, 0)]);
             assert_close(&logits, 0, &case, &folder.display().to_string());
         }
     }
@@ -114,15 +98,18 @@ fn logits_are_those_of_transformers() {
 #[test]
 fn prompts_of_different_lengths_in_one_batch_have_the_same_logits() {
     for folder in model_folders() {
-        let model = load(&folder).into_model();
         let cases = cases(&folder);
-        let mut batch = RaggedBatch::default();
+        let model = Paged::new(load(&folder).into_model(), cases.len());
+        let part = |(sequence, case)| {
+            let case: &Case = case;
+            (sequence, case.prompt_tokens.as_slice(), 0)
+        };
+        let parts: Vec<_> = cases.iter().enumerate().map(part).collect();
+        let logits = model.logits(&parts);
+        let mut start = 0;
         for case in &cases {
-            batch.push(&case.prompt_tokens, 0);
-        }
-        let logits = forward(&*model, &batch, &mut empty_caches(&*model, cases.len()));
-        for (case, span) in cases.iter().zip(&batch.spans) {
-            assert_close(&logits, span.start, case, &folder.display().to_string());
+            assert_close(&logits, start, case, &folder.display().to_string());
+            start += case.prompt_tokens.len();
         }
     }
 }
@@ -130,14 +117,32 @@ fn prompts_of_different_lengths_in_one_batch_have_the_same_logits() {
 #[test]
 fn a_prompt_run_in_chunks_has_the_same_logits() {
     for folder in model_folders() {
-        let model = load(&folder).into_model();
+        let model = Paged::new(load(&folder).into_model(), 1);
         for case in cases(&folder) {
-            let mut caches = empty_caches(&*model, 1);
-            let mut rows = Vec::new();
-            for chunk in case.prompt_tokens.chunks(5) {
-                let mut batch = RaggedBatch::default();
-                batch.push(chunk, caches[0].len());
-                rows.push(forward(&*model, &batch, &mut caches));
+            let chunks = case.prompt_tokens.chunks(5).enumerate();
+            let rows: Vec<_> = chunks
+                .map(|(index, chunk)| model.logits(&[(0, chunk, 5 * index)]))
+                .collect();
+            let logits = Tensor::cat(&rows, 0).unwrap();
+            assert_close(&logits, 0, &case, &folder.display().to_string());
+        }
+    }
+}
+
+#[test]
+fn logits_are_the_same_by_the_operations_that_any_device_has() {
+    for folder in model_folders() {
+        let model = Paged::plain(load(&folder).into_model(), 2);
+        for case in cases(&folder) {
+            let (chunk, rest) = case.prompt_tokens.split_at(case.prompt_tokens.len() / 2);
+            let parts: &[(usize, &[u32], usize)] = match chunk {
+                [] => &[(0, rest, 0)],
+                _ => &[(0, chunk, 0), (1, chunk, 0)],
+            };
+            let mut rows = vec![model.logits(parts)];
+            if !chunk.is_empty() {
+                rows[0] = rows[0].narrow(0, chunk.len(), chunk.len()).unwrap();
+                rows.push(model.logits(&[(1, rest, chunk.len())]));
             }
             let logits = Tensor::cat(&rows, 0).unwrap();
             assert_close(&logits, 0, &case, &folder.display().to_string());
@@ -150,11 +155,9 @@ fn half_precision_stays_near() {
     // 11 and 8 significant bits, with room for what the layers add up to.
     for (dtype, share) in [(DTypeChoice::Float16, 0.02), (DTypeChoice::BFloat16, 0.08)] {
         for folder in model_folders() {
-            let model = load_as(dtype, &folder).into_model();
+            let model = Paged::new(load_as(dtype, &folder).into_model(), 1);
             let case = cases(&folder).pop().expect("there are cases");
-            let mut batch = RaggedBatch::default();
-            batch.push(&case.prompt_tokens, 0);
-            let logits = forward(&*model, &batch, &mut empty_caches(&*model, 1));
+            let logits = model.logits(&[(0, &case.prompt_tokens, 0)]);
             let logits = logits.to_dtype(DType::F32).unwrap();
             let apart = furthest(&logits, &case);
             assert!(apart <= share, "{dtype:?}, {}: {apart}", folder.display());
@@ -235,7 +238,7 @@ fn preempted_sequences_resume_with_the_same_tokens() {
     for folder in model_folders() {
         let cases = cases(&folder);
         let expected: Vec<_> = cases.iter().map(|case| case.greedy.clone()).collect();
-        // Two blocks of 64 tokens: what the longest case takes alone.
+        // 128 tokens: what the longest case takes alone.
         let bytes = load(&folder).kv_bytes_per_token() * 128;
         let config = EngineConfig {
             kv_cache_bytes: Some(bytes),
@@ -256,6 +259,29 @@ fn preempted_sequences_resume_with_the_same_tokens() {
     }
 }
 
+#[test]
+fn greedy_tokens_after_a_shared_prefix_are_those_of_transformers() {
+    for folder in model_folders() {
+        let cases = cases(&folder);
+        let (engine, thread) = Engine::start(load(&folder), EngineConfig::default()).unwrap();
+        for case in &cases {
+            // The second time all full blocks of prompt and output are there.
+            for output in [0, 40] {
+                let (known, rest) = case.greedy.split_at(output);
+                let prompt = [&case.prompt_tokens, known].concat();
+                let stream = engine.submit(greedy(&prompt, rest.len())).unwrap();
+                assert_eq!(tokens(stream), rest, "{}", folder.display());
+            }
+        }
+        engine.shut_down();
+        thread.join().unwrap();
+        let stats = engine.stats();
+        assert!(stats.prefix_cache_hits > 32, "{stats:?}");
+        assert!(stats.prefix_cache_hits < stats.prefix_cache_queries);
+        assert_eq!(stats.kv_cache_usage, 0.0, "all is given back");
+    }
+}
+
 /// The model that comes with Lantern.
 fn bundled() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny")
@@ -267,7 +293,7 @@ fn the_bundled_model_reads_and_writes_as_transformers_has_it() {
     let files = loader::resolve(path.to_str().unwrap(), &HubOptions::from_env()).unwrap();
     let tokenizer = Tokenizer::load(&files).unwrap();
     let cases = cases(&support::goldens().join("tiny"));
-    let model = load(&path).into_model();
+    let model = Paged::new(load(&path).into_model(), 1);
     for case in &cases {
         let prompt = case.prompt.as_deref().expect("these cases have their text");
         assert_eq!(
@@ -275,9 +301,7 @@ fn the_bundled_model_reads_and_writes_as_transformers_has_it() {
             case.prompt_tokens,
             "{prompt}"
         );
-        let mut batch = RaggedBatch::default();
-        batch.push(&case.prompt_tokens, 0);
-        let logits = forward(&*model, &batch, &mut empty_caches(&*model, 1));
+        let logits = model.logits(&[(0, &case.prompt_tokens, 0)]);
         assert_close(&logits, 0, case, prompt);
     }
     let (generated, _) = generate(&path, &cases, EngineConfig::default());

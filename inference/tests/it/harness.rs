@@ -247,7 +247,10 @@ pub(crate) fn tell(submission: &Submission, tokens: &[u32], reason: FinishReason
     let at = |millis| submission.queued + Duration::from_millis(millis);
     // A stream that is gone has cancelled the rest: then nobody minds that sending fails.
     let send = |event| submission.events.send(event).is_ok();
-    send(Event::Scheduled { at: at(1) });
+    send(Event::Scheduled {
+        at: at(1),
+        cached_tokens: 0,
+    });
     let mut last = 3;
     for (&id, millis) in tokens.iter().zip(last..) {
         last = millis;

@@ -49,7 +49,13 @@ async fn client_that_leaves_half_way_cancels_its_request_and_leaves_a_span() {
             .await
             .unwrap();
         let at = submission.queued + Duration::from_millis(5);
-        submission.events.send(Event::Scheduled { at }).unwrap();
+        submission
+            .events
+            .send(Event::Scheduled {
+                at,
+                cached_tokens: 0,
+            })
+            .unwrap();
         submission
             .events
             .send(Event::Token {

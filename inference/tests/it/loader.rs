@@ -8,10 +8,9 @@ use candle_core::Device;
 use lantern_inference::loader::{
     self, DTypeChoice, DeviceChoice, HubOptions, LoadError, LoadedModel,
 };
-use lantern_inference::models::{KvCache, RaggedBatch};
 use tempfile::TempDir;
 
-use crate::support::goldens;
+use crate::support::{Paged, goldens};
 
 fn load(folder: &Path) -> Result<LoadedModel, LoadError> {
     load_with(folder, DTypeChoice::Auto, None)
@@ -133,11 +132,7 @@ fn names_with_and_without_the_models_prefix_are_the_same_tensors() {
 /// Logits after a prompt of one token.
 fn first_logits(folder: &Path) -> Vec<f32> {
     let model = load(folder).unwrap().into_model();
-    let mut batch = RaggedBatch::default();
-    batch.push(&[7], 0);
-    let mut caches = [KvCache::new(model.kv_shape(), 16)];
-    let hidden = model.forward(&batch, &mut caches).unwrap();
-    let logits = model.logits(&hidden).unwrap();
+    let logits = Paged::new(model, 1).logits(&[(0, &[7], 0)]);
     logits.flatten_all().unwrap().to_vec1().unwrap()
 }
 

@@ -5,7 +5,8 @@ use http::{Request, StatusCode};
 use lantern_inference::engine::request::{Event, StepTimes, Submission};
 use lantern_inference::engine::{Engine, EngineConfig};
 use lantern_inference::loader::LoadedModel;
-use lantern_inference::models::{CausalLm, KvCache, KvShape, RaggedBatch};
+use lantern_inference::models::CausalLm;
+use lantern_inference::ops::{KvPages, KvShape, Ops, StepInputs};
 use opentelemetry::trace::Status;
 use serde_json::{Value, json};
 
@@ -470,11 +471,11 @@ impl CausalLm for Broken {
         }
     }
 
-    fn forward(&self, _: &RaggedBatch, _: &mut [KvCache]) -> candle_core::Result<Tensor> {
+    fn forward(&self, _: &dyn Ops, _: &StepInputs, _: &KvPages) -> candle_core::Result<Tensor> {
         candle_core::bail!("device lost")
     }
 
-    fn logits(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+    fn logits(&self, _: &dyn Ops, hidden: &Tensor) -> candle_core::Result<Tensor> {
         Ok(hidden.clone())
     }
 }

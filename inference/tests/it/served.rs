@@ -10,6 +10,7 @@ use hyper_util::rt::TokioExecutor;
 use lantern_inference::config::Config;
 use lantern_inference::loader::DeviceChoice;
 use lantern_inference::server::{Server, ServerError};
+use lantern_inference::step_spans::Detail;
 use lantern_telemetry::{ConfigError, Telemetry};
 use opentelemetry_sdk::trace::InMemorySpanExporter;
 use serde_json::{Value, json};
@@ -124,6 +125,8 @@ async fn steps_of_the_real_engine_are_counted_and_timed() {
     let metrics = String::from_utf8(metrics.to_vec()).unwrap();
     // The prompt at once, then one token after the other; what the last is needs no step.
     for line in [
+        "vllm:prefix_cache_queries_total{model_name=\"small\"} 3",
+        "vllm:prefix_cache_hits_total{model_name=\"small\"} 0",
         "vllm:iteration_tokens_total_count{model_name=\"small\"} 4",
         "vllm:iteration_tokens_total_sum{model_name=\"small\"} 6.0",
         "vllm:iteration_tokens_total_bucket{model_name=\"small\",le=\"1.0\"} 3",
@@ -147,6 +150,79 @@ async fn steps_of_the_real_engine_are_counted_and_timed() {
     });
     assert!(0.0 < scheduler && 0.0 < forward && forward <= execute);
     assert!(execute <= inference, "{execute} {inference}");
+}
+
+#[tokio::test]
+async fn every_step_has_a_span_that_is_linked_to_all_requests_it_served() {
+    let exporter = InMemorySpanExporter::default();
+    let telemetry = Telemetry::with_exporter(exporter.clone(), "test");
+    let mut config = config(&model());
+    config.detailed_traces = Detail {
+        model: true,
+        worker: true,
+    };
+    let server = Server::bind(config, &telemetry).await.unwrap();
+    let address = server.local_addr();
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(server.run(shutdown.clone()));
+    let prompt: Vec<u32> = (5..45).collect();
+    let body = json!({"prompt": prompt, "max_tokens": 4, "ignore_eos": true});
+    post(address, &body).await;
+    let pair = json!({"prompt": [prompt, [7, 8]], "max_tokens": 4, "ignore_eos": true});
+    post(address, &pair).await;
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+    let spans = exporter.get_finished_spans().unwrap();
+    let all = |name: &str| -> Vec<_> { spans.iter().filter(|span| span.name == name).collect() };
+    let (requests, steps) = (all("llm_request"), all("engine.step"));
+    assert_eq!(requests.len(), 3);
+    let mut linked = vec![0; requests.len()];
+    for step in &steps {
+        let count = |name: &str| {
+            let count = attribute(step, &format!("lantern.{name}")).unwrap();
+            count.parse::<usize>().unwrap()
+        };
+        let mut tokens = 0;
+        for link in step.links.iter() {
+            let request = requests
+                .iter()
+                .position(|request| request.span_context == link.span_context);
+            linked[request.expect("a link leads to a request")] += 1;
+            assert_eq!(link.attributes[0].key.as_str(), "lantern.step.tokens");
+            tokens += link.attributes[0]
+                .value
+                .to_string()
+                .parse::<usize>()
+                .unwrap();
+        }
+        assert_eq!(count("step.sequences"), step.links.len());
+        assert_eq!(
+            count("step.prefill_tokens") + count("step.decode_tokens"),
+            tokens
+        );
+        assert!(count("kv_cache.blocks_used") > 0 && count("kv_cache.blocks_free") > 0);
+        assert_eq!(
+            attribute(step, "lantern.step.graph").as_deref(),
+            Some("false")
+        );
+        for part in ["schedule", "model_forward", "sample"] {
+            let id = step.span_context.span_id();
+            let part = all(part).into_iter().find(|part| part.parent_span_id == id);
+            let part = part.expect("a step has its parts");
+            assert!(step.start_time <= part.start_time && part.end_time <= step.end_time);
+        }
+    }
+    assert_eq!(linked, [4; 3], "each token is a step, each step is linked");
+    let sum = |name: &str| {
+        let counts = steps.iter().map(|step| attribute(step, name).unwrap());
+        counts
+            .map(|count| count.parse::<usize>().unwrap())
+            .sum::<usize>()
+    };
+    // The second time the prompt's two full blocks are there.
+    assert_eq!(sum("lantern.step.cached_tokens"), 32);
+    assert_eq!(sum("lantern.step.prefill_tokens"), 40 + 8 + 2);
+    assert_eq!(sum("lantern.step.decode_tokens"), 3 * 3);
 }
 
 #[tokio::test]

@@ -121,6 +121,7 @@ async fn several_sequences_are_one_span_from_first_to_last() {
         let send = |event| submission.events.send(event).unwrap();
         send(Event::Scheduled {
             at: at(1_000 * (seed + 1)),
+            cached_tokens: 0,
         });
         send(Event::Token {
             id: 97,
@@ -157,6 +158,62 @@ async fn several_sequences_are_one_span_from_first_to_last() {
         attribute(request, "gen_ai.usage.num_sequences").as_deref(),
         Some("3")
     );
+}
+
+#[tokio::test]
+async fn what_happens_to_a_sequence_in_the_engine_is_an_event_of_its_span() {
+    let script = |submission: Submission| {
+        let at = |millis| submission.queued + Duration::from_millis(millis);
+        let token = |millis| Event::Token {
+            id: 97,
+            logprobs: None,
+            at: at(millis),
+            times: StepTimes::default(),
+        };
+        let (scheduled, resumed) = ((at(1), 32), (at(4), 16));
+        for event in [
+            Event::Scheduled {
+                at: scheduled.0,
+                cached_tokens: scheduled.1,
+            },
+            token(2),
+            Event::Preempted { at: at(3) },
+            Event::Resumed {
+                at: resumed.0,
+                cached_tokens: resumed.1,
+            },
+            token(5),
+            Event::Finished {
+                reason: FinishReason::Length,
+                at: at(5),
+            },
+        ] {
+            submission.events.send(event).unwrap();
+        }
+    };
+    let harness = Harness::start(script).await;
+    post_in_trace(&harness, &json!({"prompt": "hi"}), "01").await;
+    let span = harness.request_spans(1).await.remove(0);
+    let first = span.events[0].timestamp;
+    let events = span.events.iter().map(|event| {
+        let tokens = event.attributes.first().map(|tokens| {
+            assert_eq!(tokens.key.as_str(), "lantern.prefix_hit_tokens");
+            tokens.value.to_string()
+        });
+        (event.name.as_ref(), millis(first, event.timestamp), tokens)
+    });
+    let tokens = |count: &str| Some(count.to_owned());
+    assert_eq!(
+        events.collect::<Vec<_>>(),
+        [
+            ("scheduled", 0, tokens("32")),
+            ("first_token", 1, None),
+            ("preempted", 2, None),
+            ("resumed", 3, tokens("16")),
+        ]
+    );
+    let cached = attribute(&span, "gen_ai.usage.cache_read.input_tokens");
+    assert_eq!(cached.as_deref(), Some("32"));
 }
 
 /// One token, after steps of so many seconds.

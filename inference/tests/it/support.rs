@@ -2,10 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use futures::StreamExt;
 use futures::executor::block_on;
 use lantern_inference::engine::request::{Event, FinishReason, Request, RequestStream};
+use lantern_inference::models::CausalLm;
+use lantern_inference::ops::{self, KV_BLOCK_TOKENS, KvPages, Ops, StepInputs};
 use lantern_inference::sampling_params::SamplingParams;
+use opentelemetry::trace::SpanContext;
 
 /// Models and tokenizers with what transformers makes of them.
 pub(crate) fn goldens() -> PathBuf {
@@ -29,6 +33,7 @@ pub(crate) fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
     Request {
         prompt_tokens: prompt.to_vec(),
         params,
+        span: SpanContext::NONE,
     }
 }
 
@@ -59,4 +64,63 @@ pub(crate) fn token_ids(events: &[Event]) -> Vec<u32> {
         _ => None,
     };
     events.iter().filter_map(token).collect()
+}
+
+/// A model with pages of its own, run without an engine.
+pub(crate) struct Paged {
+    model: Box<dyn CausalLm>,
+    ops: Box<dyn Ops>,
+    pages: KvPages,
+    sequences: usize,
+}
+
+impl Paged {
+    /// Room for so many sequences, of 256 tokens each.
+    pub(crate) fn new(model: Box<dyn CausalLm>, sequences: usize) -> Self {
+        let blocks = sequences * 256 / KV_BLOCK_TOKENS;
+        Self {
+            ops: ops::for_device(model.device()),
+            pages: KvPages::new(&model.kv_shape(), blocks, model.device()).unwrap(),
+            model,
+            sequences,
+        }
+    }
+
+    /// The same with the operations that any device has.
+    pub(crate) fn plain(model: Box<dyn CausalLm>, sequences: usize) -> Self {
+        let ops = ops::plain(model.device());
+        Self {
+            ops,
+            ..Self::new(model, sequences)
+        }
+    }
+
+    /// The blocks of one sequence: never neighbours, and not in their order.
+    pub(crate) fn blocks(&self, sequence: usize) -> Vec<u32> {
+        let places = (0..256 / KV_BLOCK_TOKENS).rev();
+        places
+            .map(|place| (place * self.sequences + sequence) as u32)
+            .collect()
+    }
+
+    /// One step of these sequences' next tokens, each after so many others: all logits, (T, V).
+    pub(crate) fn logits(&self, parts: &[(usize, &[u32], usize)]) -> Tensor {
+        let mut step = StepInputs::default();
+        for &(sequence, tokens, context) in parts {
+            step.push(tokens, context, &self.blocks(sequence));
+        }
+        let (model, ops) = (&*self.model, &*self.ops);
+        let mut logits = None;
+        ops.launch(&step, &mut || {
+            let hidden = model.forward(ops, &step, &self.pages)?;
+            logits = Some(model.logits(ops, &hidden)?);
+            Ok(ops::StepTensors {
+                hidden,
+                logits: None,
+            })
+        })
+        .unwrap();
+        ops.collect().unwrap();
+        logits.expect("the pass was run")
+    }
 }

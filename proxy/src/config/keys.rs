@@ -189,6 +189,12 @@ pub(crate) const KEYS: &[Key] = &[
         "10",
         "How often certificates and keys are looked at, to load them again when they have changed",
     ),
+    list(
+        "route",
+        "PATH",
+        "Route beside those of OpenAI-style APIs that are known, /v1/things/{id} or /files/{path*}; may be \
+         given several times",
+    ),
     one(
         "metrics",
         "ADDR",

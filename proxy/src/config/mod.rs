@@ -15,6 +15,7 @@ use crate::error::FileError;
 use crate::instrumentation::Instrumentation;
 use crate::keep::Keep;
 use crate::origin::TrustedProxies;
+use crate::route::Routes;
 use crate::tls::{Identity, ServerTls, UpstreamTls};
 use crate::upstream::{Balance, Health, Upstream};
 use keys::UPSTREAM;
@@ -124,6 +125,8 @@ pub struct Config {
     pub upstream_tls: UpstreamTls,
     /// How often files of certificates and keys are looked at.
     pub reload_interval: Duration,
+    /// Routes beside those that are known.
+    pub routes: Routes,
     /// Where Prometheus finds the metrics, if anywhere.
     pub metrics: Option<SocketAddr>,
     /// Whether upstreams are asked for the usage of streams whose client did not.
@@ -170,6 +173,7 @@ impl Config {
             upstream_tls: upstream_tls(sources)?,
             reload_interval: seconds("reload-interval-seconds")?,
             metrics: sources.get("metrics").map(address).transpose()?,
+            routes: routes(sources)?,
             ask_for_usage: sources.required("ask-for-usage").switch()?,
             keep: keep(sources)?,
             trusted_proxies: trusted_proxies(sources)?,
@@ -201,6 +205,15 @@ fn keep(sources: &Sources) -> Result<Keep, ConfigError> {
         errors: sources.required("keep-errors").switch()?,
         slower_than: slower_than.map(Setting::seconds).transpose()?,
     })
+}
+
+fn routes(sources: &Sources) -> Result<Routes, ConfigError> {
+    let mut routes = Routes::default();
+    for setting in sources.all("route") {
+        let added = routes.add(&setting.value);
+        added.ok_or_else(|| setting.error(Routes::ALLOWED))?;
+    }
+    Ok(routes)
 }
 
 fn trusted_proxies(sources: &Sources) -> Result<TrustedProxies, ConfigError> {
@@ -359,6 +372,7 @@ mod tests {
             ("--upstream-key", "alone.pem"),
             ("--reload-interval-seconds", "never"),
             ("--metrics", "9090"),
+            ("--route", "/a{b}"),
             ("--keep-errors", "perhaps"),
             ("--keep-slower-than-seconds", "0"),
         ] {

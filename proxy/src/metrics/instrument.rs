@@ -4,7 +4,10 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{self, Meter};
 use opentelemetry::trace::SpanContext;
+use opentelemetry_semantic_conventions::attribute::HTTP_RESPONSE_STATUS_CODE;
 use prometheus_client::encoding::{EncodeLabelKey, LabelKeyEncoder};
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
@@ -53,8 +56,27 @@ impl Trace {
 
 type ExemplarLabels = Vec<(&'static str, String)>;
 
+/// Where instruments are made: Prometheus' registry and, if metrics go out by OTLP, the meter. The
+/// SDK has no exemplars and no text format, Prometheus' library no OTLP, so each has its own series.
+pub(super) struct Instruments<'a> {
+    pub(super) registry: &'a mut Registry,
+    pub(super) meter: Option<&'a Meter>,
+}
+
+/// What an instrument is, and its bounds if it is a histogram.
+pub(super) struct Description {
+    pub(super) name: &'static str,
+    pub(super) help: &'static str,
+    /// In UCUM, as OTLP has it.
+    pub(super) unit: &'static str,
+    pub(super) bounds: &'static [f64],
+}
+
 /// A histogram with the bounds that the conventions give it.
-pub(super) struct Histogram(Family<Labels, HistogramWithExemplars<ExemplarLabels>, Bounds>);
+pub(super) struct Histogram {
+    scraped: Family<Labels, HistogramWithExemplars<ExemplarLabels>, Bounds>,
+    pushed: Option<metrics::Histogram<f64>>,
+}
 
 #[derive(Clone, Copy)]
 struct Bounds(&'static [f64]);
@@ -66,48 +88,101 @@ impl MetricConstructor<HistogramWithExemplars<ExemplarLabels>> for Bounds {
 }
 
 impl Histogram {
-    pub(super) fn new(
-        registry: &mut Registry,
-        (name, help): (&'static str, &'static str),
-        unit: Option<Unit>,
-        bounds: &'static [f64],
-    ) -> Self {
+    pub(super) fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
+        let &Description {
+            name,
+            help,
+            unit,
+            bounds,
+        } = description;
         let family = Family::new_with_constructor(Bounds(bounds));
-        let name = name.replace('.', "_");
-        match unit {
-            Some(unit) => registry.register_with_unit(name, help, unit, family.clone()),
-            None => registry.register(name, help, family.clone()),
+        let registry = &mut instruments.registry;
+        let scraped_name = name.replace('.', "_");
+        let scraped_unit = match unit {
+            "s" => Some(Unit::Seconds),
+            "By" => Some(Unit::Bytes),
+            _ => None,
+        };
+        match scraped_unit {
+            Some(unit) => registry.register_with_unit(scraped_name, help, unit, family.clone()),
+            None => registry.register(scraped_name, help, family.clone()),
         }
-        Self(family)
+        let pushed = instruments.meter.map(|meter| {
+            let builder = meter.f64_histogram(name).with_description(help);
+            let builder = builder.with_unit(unit).with_boundaries(bounds.to_vec());
+            builder.build()
+        });
+        Self {
+            scraped: family,
+            pushed,
+        }
     }
 
     pub(super) fn observe(&self, value: f64, labels: &Labels, trace: Option<&Trace>) {
         let exemplar = trace.map(Trace::labels);
         let at = std::time::SystemTime::now();
-        self.0
+        self.scraped
             .get_or_create(labels)
             .observe(value, exemplar, Some(at));
+        if let Some(pushed) = &self.pushed {
+            pushed.record(value, &attributes(labels));
+        }
     }
 }
 
 /// A number that goes up and down.
-pub(super) struct UpDown(Family<Labels, Gauge>);
+pub(super) struct UpDown {
+    scraped: Family<Labels, Gauge>,
+    pushed: Option<metrics::UpDownCounter<i64>>,
+}
 
 impl UpDown {
-    pub(super) fn new(registry: &mut Registry, (name, help): (&str, &str)) -> Self {
+    pub(super) fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
+        let &Description {
+            name, help, unit, ..
+        } = description;
         let family = Family::<Labels, Gauge>::default();
-        registry.register(name.replace('.', "_"), help, family.clone());
-        Self(family)
+        let scraped_name = name.replace('.', "_");
+        instruments
+            .registry
+            .register(scraped_name, help, family.clone());
+        let pushed = instruments.meter.map(|meter| {
+            let builder = meter.i64_up_down_counter(name).with_description(help);
+            builder.with_unit(unit).build()
+        });
+        Self {
+            scraped: family,
+            pushed,
+        }
     }
 
     pub(super) fn add(&self, number: i64, labels: &Labels) {
-        self.0.get_or_create(labels).inc_by(number);
+        self.scraped.get_or_create(labels).inc_by(number);
+        if let Some(pushed) = &self.pushed {
+            pushed.add(number, &attributes(labels));
+        }
     }
+}
+
+/// Labels as OTLP has them, with their dots and types.
+fn attributes(labels: &Labels) -> Vec<KeyValue> {
+    let attribute = |(key, value): &(Key, Value)| match value.parse::<i64>() {
+        Ok(code) if key.0 == HTTP_RESPONSE_STATUS_CODE => KeyValue::new(key.0, code),
+        _ => KeyValue::new(key.0, value.clone()),
+    };
+    labels.iter().map(attribute).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn unpushed(registry: &mut Registry) -> Instruments<'_> {
+        Instruments {
+            registry,
+            meter: None,
+        }
+    }
 
     fn encoded(registry: &Registry) -> String {
         let mut text = String::new();
@@ -118,8 +193,13 @@ mod tests {
     #[test]
     fn a_histogram_has_prometheus_names_and_the_trace_of_an_observation() {
         let mut registry = Registry::default();
-        let names = ("http.server.request.duration", "Help");
-        let histogram = Histogram::new(&mut registry, names, Some(Unit::Seconds), &[0.1, 1.0]);
+        let description = Description {
+            name: "http.server.request.duration",
+            help: "Help",
+            unit: "s",
+            bounds: &[0.1, 1.0],
+        };
+        let histogram = Histogram::new(&mut unpushed(&mut registry), &description);
         let labels = vec![(Key("http.request.method"), "GET".into())];
         let trace = Trace {
             trace_id: "4bf9".to_owned(),
@@ -134,7 +214,13 @@ mod tests {
     #[test]
     fn a_value_cannot_break_out_of_its_quotes() {
         let mut registry = Registry::default();
-        let gauge = UpDown::new(&mut registry, ("a.b", "Help"));
+        let description = Description {
+            name: "a.b",
+            help: "Help",
+            unit: "{request}",
+            bounds: &[],
+        };
+        let gauge = UpDown::new(&mut unpushed(&mut registry), &description);
         gauge.add(1, &vec![(Key("c"), "\"} 9\n# x\\".into())]);
         let text = encoded(&registry);
         assert!(text.contains(r#"a_b{c="\"} 9\n# x\\"} 1"#), "{text}");

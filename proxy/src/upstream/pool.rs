@@ -197,6 +197,7 @@ impl Cursor {
                     host: Arc::clone(&member.upstream.host),
                     port: member.upstream.port,
                     address,
+                    tls: member.upstream.scheme == Scheme::Https,
                 };
                 return Some((peer, destination));
             }

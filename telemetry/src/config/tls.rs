@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::vars::{Var, Vars};
-use super::{ConfigError, ExporterSettings};
+use super::{ConfigError, ExporterSettings, Signal};
 
 /// A file is read up to this size: a bundle of every public authority has a quarter of it.
 const MAX_PEM_BYTES: u64 = 1024 * 1024;
@@ -72,10 +72,10 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn from_vars(vars: &Vars<'_>) -> Result<Self, ConfigError> {
-        let certificate = vars.otlp("CERTIFICATE");
-        let key = vars.otlp("CLIENT_KEY");
-        let client_certificate = vars.otlp("CLIENT_CERTIFICATE");
+    pub(super) fn from_vars(vars: &Vars<'_>, signal: Signal) -> Result<Self, ConfigError> {
+        let certificate = vars.otlp(signal, "CERTIFICATE");
+        let key = vars.otlp(signal, "CLIENT_KEY");
+        let client_certificate = vars.otlp(signal, "CLIENT_CERTIFICATE");
         let files = Self {
             certificate: certificate.as_ref().map(read).transpose()?,
             client_key: key.as_ref().map(read).transpose()?,
@@ -134,7 +134,7 @@ impl ExporterSettings {
             };
             file.map(|file| file.path.display().to_string())
         };
-        let files = Files::from_vars(&Vars::of_exporter(&path, ""))?;
+        let files = Files::from_vars(&Vars::of_exporter(&path, ""), Signal::Traces)?;
         let known = (
             &self.certificate,
             &self.client_key,

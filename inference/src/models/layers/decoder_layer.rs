@@ -1,16 +1,43 @@
 //! Attention and feed-forward, each added to the residual stream.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::{FeedForward, SelfAttention, Step};
+use crate::ops::{Attention, Epilogue, KvPages, Linear, Norm, Ops, StepInputs};
 
-/// One layer of a decoder; `N` is its kind of norm.
+/// A forward pass under way: who computes, what, and with which keys and values.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub(crate) ops: &'a dyn Ops,
+    pub(crate) step: &'a StepInputs,
+    pub(crate) pages: &'a KvPages,
+}
+
+/// One layer of a decoder.
 #[derive(Debug)]
-pub(crate) struct DecoderLayer<N> {
-    pub(crate) attention_norm: N,
+pub(crate) struct DecoderLayer {
+    pub(crate) attention_norm: Norm,
     pub(crate) attention: SelfAttention,
-    pub(crate) feed_forward_norm: N,
+    pub(crate) feed_forward_norm: Norm,
     pub(crate) feed_forward: FeedForward,
+}
+
+/// The attention of one layer, with its products.
+#[derive(Debug)]
+pub(crate) struct SelfAttention {
+    /// H -> (N + 2K) * D: queries, keys and values in one product.
+    pub(crate) qkv: Linear,
+    pub(crate) attention: Attention,
+    /// N * D -> H.
+    pub(crate) out: Linear,
+}
+
+/// `down(activation(up(x)))`, or with a gate `down(activation(gate(x)) * up(x))`.
+#[derive(Debug)]
+pub(crate) struct FeedForward {
+    /// Gate and up in one product where there is a gate.
+    pub(crate) up: Linear,
+    pub(crate) epilogue: Epilogue,
+    pub(crate) down: Linear,
 }
 
 /// Where a block's norm is.
@@ -22,30 +49,31 @@ pub(crate) enum NormPlace {
     After,
 }
 
-impl<N: Module> DecoderLayer<N> {
+impl DecoderLayer {
     /// (T, H) -> (T, H)
     pub(crate) fn forward(
         &self,
         hidden: &Tensor,
         norms: NormPlace,
-        step: &Step<'_>,
+        pass: Pass<'_>,
     ) -> Result<Tensor> {
-        let attention = |rows: &Tensor| self.attention.forward(rows, step);
-        let hidden = residual(hidden, &self.attention_norm, norms, attention)?;
-        let feed_forward = |rows: &Tensor| self.feed_forward.forward(rows);
-        residual(&hidden, &self.feed_forward_norm, norms, feed_forward)
-    }
-}
-
-/// `rows` + `block`: (T, H) -> (T, H).
-fn residual(
-    rows: &Tensor,
-    norm: &impl Module,
-    place: NormPlace,
-    block: impl FnOnce(&Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
-    match place {
-        NormPlace::Before => rows + block(&norm.forward(rows)?)?,
-        NormPlace::After => norm.forward(&(rows + block(rows)?)?),
+        let ops = pass.ops;
+        let before = |norm| (norms == NormPlace::Before).then_some(norm);
+        let after = |sum: Tensor, norm| match norms {
+            NormPlace::Before => Ok(sum),
+            NormPlace::After => ops.norm(&sum, norm, None),
+        };
+        let attention = &self.attention;
+        let norm = before(&self.attention_norm);
+        let qkv = ops.project(hidden, norm, &attention.qkv, Epilogue::None)?; // (T, (N + 2K) * D)
+        let pages = pass.pages.layer(attention.attention.layer);
+        let mixed = ops.attend(&qkv, &attention.attention, pass.step, pages)?; // (T, N * D)
+        let hidden = ops.project_add(&mixed, &attention.out, hidden)?;
+        let hidden = after(hidden, &self.attention_norm)?;
+        let feed_forward = &self.feed_forward;
+        let norm = before(&self.feed_forward_norm);
+        let inner = ops.project(&hidden, norm, &feed_forward.up, feed_forward.epilogue)?;
+        let hidden = ops.project_add(&inner, &feed_forward.down, &hidden)?;
+        after(hidden, &self.feed_forward_norm)
     }
 }

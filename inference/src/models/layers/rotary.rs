@@ -1,8 +1,11 @@
 //! Rotary position embedding (Su et al., 2021): heads turned by angles that grow with the position,
 //! and the ways of stretching those angles over longer contexts.
 
-use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::rotary_emb::rope_thd;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::ops;
 
 /// A model's rotation as its config describes it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,6 +41,16 @@ pub(crate) enum RopeScaling {
 }
 
 impl Rope {
+    /// The rotation of heads of `dim` numbers, an even number.
+    pub(crate) fn rotation(&self, dim: usize, device: &Device) -> Result<Arc<ops::Rope>> {
+        let frequencies = self.frequencies(dim).into_iter();
+        let frequencies: Vec<_> = frequencies.map(|frequency| frequency as f32).collect();
+        Ok(Arc::new(ops::Rope {
+            on_device: Tensor::from_slice(&frequencies, frequencies.len(), device)?,
+            frequencies,
+        }))
+    }
+
     /// Radians per token of the D / 2 pairs of numbers in a head.
     fn frequencies(&self, dim: usize) -> Vec<f64> {
         (0..dim)
@@ -66,55 +79,5 @@ impl RopeScaling {
                 kept * frequency + (1.0 - kept) * frequency / factor
             }
         }
-    }
-}
-
-/// Frequencies of a model's rotation.
-#[derive(Debug)]
-pub(crate) struct Rotary {
-    /// Radians per token in f32, (1, D / 2).
-    frequencies: Tensor,
-    /// What the angles' sines become.
-    dtype: DType,
-}
-
-impl Rotary {
-    /// For heads of `dim` numbers, an even number.
-    pub(crate) fn new(dim: usize, rope: Rope, dtype: DType, device: &Device) -> Result<Self> {
-        let frequencies = rope.frequencies(dim);
-        let frequencies = frequencies.into_iter().map(|frequency| frequency as f32);
-        let frequencies = Tensor::from_iter(frequencies, device)?.unsqueeze(0)?;
-        Ok(Self { frequencies, dtype })
-    }
-
-    /// The rotation of a batch. Made anew for each step: a table of all positions would be 67 MB
-    /// for Llama 3.1.
-    pub(crate) fn at(&self, positions: &[u32]) -> Result<Rotation> {
-        let positions = positions.iter().map(|position| *position as f32);
-        let positions = Tensor::from_iter(positions, self.frequencies.device())?;
-        // (T, 1) x (1, D / 2) -> (T, 1, D / 2)
-        let angles = positions
-            .unsqueeze(1)?
-            .broadcast_mul(&self.frequencies)?
-            .unsqueeze(1)?;
-        Ok(Rotation {
-            cos: angles.cos()?.to_dtype(self.dtype)?,
-            sin: angles.sin()?.to_dtype(self.dtype)?,
-        })
-    }
-}
-
-/// Rotation of a batch's rows, (T, 1, D / 2) each.
-pub(crate) struct Rotation {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-impl Rotation {
-    /// Turns each head by its row's position: (T, heads, D) -> (T, heads, D).
-    pub(crate) fn apply(&self, heads: &Tensor) -> Result<Tensor> {
-        // candle's op takes batches of sequences: each row is a sequence of its own.
-        let rows = heads.unsqueeze(1)?.contiguous()?; // (T, 1, heads, D)
-        rope_thd(&rows, &self.cos, &self.sin)?.squeeze(1)
     }
 }

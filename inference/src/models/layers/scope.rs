@@ -1,9 +1,9 @@
 //! Where in the weights a layer's tensors are, and layers made of them.
 
 use candle_core::Tensor;
-use candle_nn::{LayerNorm, Linear, RmsNorm};
 
 use crate::loader::weights::{Weights, WeightsError};
+use crate::ops::{Linear, Matrix, Norm, NormKind};
 
 /// What making a layer gives.
 pub(crate) type Loaded<T> = std::result::Result<T, WeightsError>;
@@ -43,6 +43,11 @@ impl<'a> Scope<'a> {
         self.weights.get(&format!("{}{name}", self.prefix), shape)
     }
 
+    /// A token table, (V, E).
+    pub(crate) fn table(&self, name: &str, shape: &[usize]) -> Loaded<Matrix> {
+        Ok(Matrix::Dense(self.tensor(name, shape)?))
+    }
+
     /// A product: `from` -> `to`.
     pub(crate) fn linear(
         &self,
@@ -53,7 +58,7 @@ impl<'a> Scope<'a> {
         let layer = self.within(name);
         let weight = layer.tensor("weight", &[to, from])?;
         let bias = with_bias.then(|| layer.tensor("bias", &[to])).transpose()?;
-        Ok(Linear::new(weight, bias))
+        Ok(dense(weight, bias))
     }
 
     /// A product whose weight is stored the other way round, (from, to), as GPT-2's `Conv1D` has it.
@@ -67,37 +72,70 @@ impl<'a> Scope<'a> {
         }
         let layer = self.within(name);
         let weight = layer.tensor("weight", &[from, to])?.t()?.contiguous()?;
-        Ok(Linear::new(weight, Some(layer.tensor("bias", &[to])?)))
+        Ok(dense(weight, Some(layer.tensor("bias", &[to])?)))
     }
 
     /// A norm of `size` numbers around their mean.
-    pub(crate) fn layer_norm(&self, name: &str, size: usize, eps: f64) -> Loaded<LayerNorm> {
+    pub(crate) fn layer_norm(&self, name: &str, size: usize, eps: f64) -> Loaded<Norm> {
         let layer = self.within(name);
-        let weight = layer.tensor("weight", &[size])?;
-        Ok(LayerNorm::new(weight, layer.tensor("bias", &[size])?, eps))
+        Ok(Norm {
+            kind: NormKind::Layer,
+            weight: layer.tensor("weight", &[size])?,
+            bias: Some(layer.tensor("bias", &[size])?),
+            eps: eps as f32,
+        })
     }
 
-    /// One without parameters: candle's fused kernel wants them, so the neutral ones.
-    pub(crate) fn plain_layer_norm(&self, size: usize, eps: f64) -> Loaded<LayerNorm> {
+    /// One without parameters: the operations want them, so the neutral ones.
+    pub(crate) fn plain_layer_norm(&self, size: usize, eps: f64) -> Loaded<Norm> {
         let (dtype, device) = (self.weights.dtype(), self.weights.device());
-        let weight = Tensor::ones(size, dtype, device)?;
-        let bias = Tensor::zeros(size, dtype, device)?;
-        Ok(LayerNorm::new(weight, bias, eps))
+        Ok(Norm {
+            kind: NormKind::Layer,
+            weight: Tensor::ones(size, dtype, device)?,
+            bias: Some(Tensor::zeros(size, dtype, device)?),
+            eps: eps as f32,
+        })
     }
 
     /// A norm of `size` numbers around 0.
-    pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Loaded<RmsNorm> {
-        let weight = self.within(name).tensor("weight", &[size])?;
-        Ok(RmsNorm::new(weight, eps))
+    pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Loaded<Norm> {
+        Ok(Norm {
+            kind: NormKind::Rms,
+            weight: self.within(name).tensor("weight", &[size])?,
+            bias: None,
+            eps: eps as f32,
+        })
     }
 
     /// E -> V: the token embedding (V, E) again, or `lm_head`, which is outside the decoder.
-    pub(crate) fn head(&self, token_embedding: &Tensor, tied: bool) -> Loaded<Linear> {
+    pub(crate) fn head(&self, token_embedding: &Matrix, tied: bool) -> Loaded<Linear> {
+        let Matrix::Dense(tokens) = token_embedding;
         let weight = if tied {
-            token_embedding.clone()
+            tokens.clone()
         } else {
-            self.weights.get("lm_head.weight", token_embedding.dims())?
+            self.weights.get("lm_head.weight", tokens.dims())?
         };
-        Ok(Linear::new(weight, None))
+        Ok(dense(weight, None))
     }
+}
+
+fn dense(weight: Tensor, bias: Option<Tensor>) -> Linear {
+    Linear {
+        weight: Matrix::Dense(weight),
+        bias,
+    }
+}
+
+/// Several projections of the same input as one.
+pub(crate) fn in_one_product(parts: &[Linear]) -> Loaded<Linear> {
+    let weights: Vec<_> = parts
+        .iter()
+        .map(|Linear { weight, .. }| {
+            let Matrix::Dense(weight) = weight;
+            weight
+        })
+        .collect();
+    let biases: Option<Vec<_>> = parts.iter().map(|part| part.bias.as_ref()).collect();
+    let bias = biases.map(|biases| Tensor::cat(&biases, 0)).transpose()?;
+    Ok(dense(Tensor::cat(&weights, 0)?, bias))
 }

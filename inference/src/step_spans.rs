@@ -1,0 +1,155 @@
+//! Spans of single engine steps (`--collect-detailed-traces`), each linked to all requests it served.
+//!
+//! A step belongs to many requests, so it is in none of their traces: it is a root, and its links say who
+//! shared it and how many of its tokens were whose. What vLLM's flag only promises.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use lantern_telemetry::Telemetry;
+use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, SpanKind, TraceContextExt};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::trace::SdkTracer;
+
+use crate::engine::observer::{StepObserver, StepReport};
+use crate::ops::Pass;
+
+const STEP_INDEX: &str = "lantern.step.index";
+const STEP_SEQUENCES: &str = "lantern.step.sequences";
+const STEP_WAITING: &str = "lantern.step.waiting";
+const STEP_PREFILL_TOKENS: &str = "lantern.step.prefill_tokens";
+const STEP_DECODE_TOKENS: &str = "lantern.step.decode_tokens";
+const STEP_CACHED_TOKENS: &str = "lantern.step.cached_tokens";
+const STEP_PREEMPTED: &str = "lantern.step.preempted";
+const STEP_GRAPH: &str = "lantern.step.graph";
+const STEP_EAGER_REASON: &str = "lantern.step.eager_reason";
+const STEP_DEVICE_TIME: &str = "lantern.step.device_time";
+const KV_BLOCKS_USED: &str = "lantern.kv_cache.blocks_used";
+const KV_BLOCKS_FREE: &str = "lantern.kv_cache.blocks_free";
+/// On a link: the tokens of that request in the step.
+const LINK_TOKENS: &str = "lantern.step.tokens";
+
+/// Which parts of a step have spans of their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// The forward pass.
+    pub model: bool,
+    /// What the engine's thread does around it: scheduling and sampling.
+    pub worker: bool,
+}
+
+impl Detail {
+    /// Whether steps have spans at all.
+    pub fn any(self) -> bool {
+        self.model || self.worker
+    }
+}
+
+/// Makes a span of every step.
+pub struct StepSpans {
+    tracer: SdkTracer,
+    detail: Detail,
+}
+
+impl StepSpans {
+    /// Spans that go where `telemetry` sends them.
+    pub fn new(telemetry: &Telemetry, detail: Detail) -> Self {
+        Self {
+            tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
+            detail,
+        }
+    }
+}
+
+impl StepObserver for StepSpans {
+    fn step(&self, report: &StepReport) {
+        let clock = StepClock::now();
+        let mut step = SpanBuilder::from_name("engine.step")
+            .with_kind(SpanKind::Internal)
+            .with_start_time(clock.wall(report.begun))
+            .with_links(links(report))
+            .with_attributes(attributes(report))
+            .start_with_context(&self.tracer, &Context::new());
+        let within = Context::new().with_remote_span_context(step.span_context().clone());
+        let Detail { model, worker } = self.detail;
+        let parts = [
+            (worker, "schedule", report.begun, report.execute),
+            (model, "model_forward", report.execute, report.computed),
+            (worker, "sample", report.computed, report.ended),
+        ];
+        for (_, name, from, to) in parts.into_iter().filter(|(wanted, ..)| *wanted) {
+            SpanBuilder::from_name(name)
+                .with_kind(SpanKind::Internal)
+                .with_start_time(clock.wall(from))
+                .start_with_context(&self.tracer, &within)
+                .end_with_timestamp(clock.wall(to));
+        }
+        step.end_with_timestamp(clock.wall(report.ended));
+    }
+}
+
+/// The instants of a step that is just over, as wall-clock time.
+struct StepClock {
+    instant: Instant,
+    wall: SystemTime,
+}
+
+impl StepClock {
+    fn now() -> Self {
+        Self {
+            instant: Instant::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    fn wall(&self, at: Instant) -> SystemTime {
+        self.wall - self.instant.saturating_duration_since(at)
+    }
+}
+
+/// One link for each request, which may have several sequences in the step.
+fn links(report: &StepReport) -> Vec<Link> {
+    let mut tokens: Vec<(&SpanContext, usize)> = Vec::with_capacity(report.members.len());
+    for member in report
+        .members
+        .iter()
+        .filter(|member| member.span.is_valid())
+    {
+        // Sequences of a request were submitted together, so they are neighbours.
+        match tokens.last_mut() {
+            Some((span, sum)) if *span == &member.span => *sum += member.tokens,
+            _ => tokens.push((&member.span, member.tokens)),
+        }
+    }
+    let link = |(span, tokens): (&SpanContext, usize)| {
+        let tokens = KeyValue::new(LINK_TOKENS, integer(tokens));
+        Link::new(span.clone(), vec![tokens], 0)
+    };
+    tokens.into_iter().map(link).collect()
+}
+
+fn attributes(report: &StepReport) -> Vec<KeyValue> {
+    let counts = [
+        (STEP_SEQUENCES, report.members.len()),
+        (STEP_WAITING, report.waiting),
+        (STEP_PREFILL_TOKENS, report.prefill_tokens),
+        (STEP_DECODE_TOKENS, report.decode_tokens),
+        (STEP_CACHED_TOKENS, report.cached_tokens),
+        (STEP_PREEMPTED, report.preempted),
+        (KV_BLOCKS_USED, report.kv_blocks_used),
+        (KV_BLOCKS_FREE, report.kv_blocks_free),
+    ];
+    let counts = counts.map(|(name, count)| KeyValue::new(name, integer(count)));
+    let mut attributes = Vec::from(counts);
+    attributes.push(KeyValue::new(STEP_INDEX, report.index.cast_signed()));
+    attributes.push(KeyValue::new(STEP_GRAPH, report.pass == Pass::Graph));
+    if let Pass::Eager { reason } = report.pass {
+        attributes.push(KeyValue::new(STEP_EAGER_REASON, reason));
+    }
+    let device_time = report.device_time.as_ref().map(Duration::as_secs_f64);
+    attributes.extend(device_time.map(|seconds| KeyValue::new(STEP_DEVICE_TIME, seconds)));
+    attributes
+}
+
+fn integer(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
