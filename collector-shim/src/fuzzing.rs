@@ -5,11 +5,15 @@ use bytes::Bytes;
 
 pub use crate::log::fuzzing::{recover, segment_file};
 pub use crate::receiver::fuzzing::{gunzip, json_to_protobuf, unframe};
+use crate::signal::Signal;
 use crate::wire;
 
-/// How many spans a request holds, once it is found sound.
+/// How many spans a request holds, once it is found sound and may be decoded.
 pub fn count_spans(request: &[u8]) -> Result<u64, String> {
-    wire::count_spans(request).map_err(|error| error.to_string())
+    let tally = wire::tally(Signal::Traces, request).map_err(|error| error.to_string())?;
+    let decodable = tally.check_decodable();
+    decodable.map_err(|error| error.to_string())?;
+    Ok(tally.items)
 }
 
 /// The request with what is no UTF-8 replaced.

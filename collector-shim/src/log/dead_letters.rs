@@ -1,8 +1,8 @@
 //! Requests that the backend will never take, as JSON lines with the reason.
 //!
-//! A line is `{"time_unix_s", "reason", "spans", "request"}`; `request` is the protobuf message in
-//! base64, ready to be posted once the reason is gone. Two files take turns, so that the older half
-//! goes when the bound is reached.
+//! A line is `{"time_unix_s", "reason", "backend", "signal", "coding", "items", "request"}`; `request`
+//! is the protobuf message in base64, compressed by `coding`, ready to be posted once the reason is
+//! gone. Two files take turns, so that the older half goes when the bound is reached.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -15,7 +15,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use crate::coding::Coding;
 use crate::queue::Payload;
+use crate::signal::Signal;
 
 const FILE: &str = "dead-letters.jsonl";
 const OLDER_FILE: &str = "dead-letters.older.jsonl";
@@ -27,7 +29,10 @@ pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
 struct Line<'a> {
     time_unix_s: u64,
     reason: Cow<'a, str>,
-    spans: u64,
+    backend: Cow<'a, str>,
+    signal: Signal,
+    coding: Coding,
+    items: u64,
     request: String,
 }
 
@@ -36,6 +41,7 @@ struct Line<'a> {
 pub(crate) struct Letter {
     pub(crate) written_at: SystemTime,
     pub(crate) reason: String,
+    pub(crate) backend: String,
     pub(crate) payload: Payload,
 }
 
@@ -85,7 +91,11 @@ fn parse(line: &[u8]) -> Option<Letter> {
     Some(Letter {
         written_at: UNIX_EPOCH.checked_add(Duration::from_secs(line.time_unix_s))?,
         reason: line.reason.into_owned(),
-        payload: Payload::new(request.into(), line.spans),
+        backend: line.backend.into_owned(),
+        payload: Payload {
+            coding: line.coding,
+            ..Payload::plain(line.signal, request.into(), line.items)
+        },
     })
 }
 
@@ -105,14 +115,22 @@ impl DeadLetters {
     }
 
     /// Writes one letter; it is on disk when this returns.
-    pub(super) fn write(&mut self, payload: &Payload, reason: &str) -> io::Result<()> {
+    pub(super) fn write(
+        &mut self,
+        backend: &str,
+        payload: &Payload,
+        reason: &str,
+    ) -> io::Result<()> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let line = Line {
             time_unix_s: now.as_secs(),
             reason: Cow::Borrowed(reason),
-            spans: payload.spans,
+            backend: Cow::Borrowed(backend),
+            signal: payload.signal,
+            coding: payload.coding,
+            items: payload.items,
             request: STANDARD.encode(&payload.bytes),
         };
         let mut line = serde_json::to_vec(&line)?;
@@ -153,14 +171,16 @@ mod tests {
     #[test]
     fn letters_hold_reason_and_bytes_and_the_oldest_go_first() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut letters = DeadLetters::new(dir.path(), 2_000);
+        let mut letters = DeadLetters::new(dir.path(), 4_000);
         for number in 0..100_u64 {
-            let payload = Payload::new(Bytes::from(vec![number as u8; 30]), number);
-            letters.write(&payload, "not \"yours\"").expect("written");
+            let payload = Payload::plain(Signal::Logs, Bytes::from(vec![number as u8; 30]), number);
+            letters
+                .write("eu", &payload, "not \"yours\"")
+                .expect("written");
         }
         let text = |name: &str| fs::read_to_string(dir.path().join(name)).expect("there");
         let both = text(OLDER_FILE) + &text(FILE);
-        assert!(both.len() <= 2_000);
+        assert!(both.len() <= 4_000);
         let line: serde_json::Value =
             serde_json::from_str(both.lines().next().expect("one")).expect("JSON");
         assert_eq!(line["reason"], "not \"yours\"");
@@ -176,8 +196,10 @@ mod tests {
         assert_eq!(damaged_lines, 0);
         assert!(kept.len() > 5);
         for (letter, number) in kept.iter().rev().zip((0..100_u64).rev()) {
+            assert_eq!(letter.payload.signal, Signal::Logs);
+            assert_eq!(letter.backend, "eu");
             assert_eq!(letter.reason, "not \"yours\"");
-            assert_eq!(letter.payload.spans, number);
+            assert_eq!(letter.payload.items, number);
             assert_eq!(letter.payload.bytes[..], [number as u8; 30]);
             assert!(letter.written_at > UNIX_EPOCH);
         }
@@ -186,7 +208,7 @@ mod tests {
         fs::write(&path, &whole[..whole.len() - 5]).expect("writable");
         let (left, damaged_lines) = read();
         assert_eq!((left.len(), damaged_lines), (kept.len() - 1, 1));
-        let large = Payload::new(Bytes::from(vec![0; 2_000]), 1);
-        assert!(letters.write(&large, "no").is_err());
+        let large = Payload::plain(Signal::Logs, Bytes::from(vec![0; 4_000]), 1);
+        assert!(letters.write("eu", &large, "no").is_err());
     }
 }

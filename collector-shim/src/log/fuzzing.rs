@@ -7,6 +7,8 @@ use bytes::Bytes;
 use super::record::Header;
 use super::recovery;
 use super::segment::{Scanner, SegmentName};
+use crate::queue::Payload;
+use crate::signal::Signal;
 
 /// A segment's file name, and what is in it: a record for each of `payloads`.
 pub fn segment_file(
@@ -23,16 +25,17 @@ pub fn segment_file(
     let path = name.path(Path::new(""));
     let mut file = Vec::new();
     for (seq, payload) in (base_seq..).zip(payloads) {
-        let header = Header::new(seq, 1, payload).expect("payloads of a fuzzer are short");
+        let payload = Payload::plain(Signal::Traces, Bytes::copy_from_slice(payload), 1);
+        let header = Header::new(seq, &payload).expect("payloads of a fuzzer are short");
         file.extend(header.encode(salt));
-        file.extend(payload);
+        file.extend(&payload.bytes);
     }
     (path.display().to_string(), file)
 }
 
 /// What a start finds in `dir`: sequence numbers and payloads, in order.
 pub fn recover(dir: &Path) -> Result<Vec<(u64, Bytes)>, String> {
-    let found = recovery::recover(dir).map_err(|error| error.to_string())?;
+    let found = recovery::recover(dir, &["only".to_owned()]).map_err(|error| error.to_string())?;
     let segments = Vec::from(found.state.segments);
     let limits = segments.iter().skip(1).map(|next| next.name.base_seq);
     let limits = limits.chain([u64::MAX]);

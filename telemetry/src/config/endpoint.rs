@@ -66,6 +66,16 @@ impl Endpoint {
         })
     }
 
+    /// One that was named for all signals, though perhaps with the path that traces have there.
+    pub(super) fn for_all_signals(
+        variable: &str,
+        named: &str,
+        insecure: bool,
+    ) -> Result<Self, ConfigError> {
+        let base = named.strip_suffix(Signal::Traces.path()).unwrap_or(named);
+        Self::parse(variable, base, insecure, Scope::AllSignals)
+    }
+
     /// As it was written.
     pub(super) fn named(&self) -> &str {
         &self.named

@@ -95,8 +95,8 @@ pub(super) fn grpc_settings<B: WithTonicConfig + WithExportConfig>(
         .with_interceptor(own_metadata)
         .with_retry_policy(retry_policy());
     Ok(match settings.compression {
-        Compression::Gzip => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
-        Compression::None => builder,
+        Some(Compression::Gzip) => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
+        None | Some(Compression::None) => builder,
     })
 }
 
@@ -113,8 +113,8 @@ pub(super) fn http_settings<B: WithHttpConfig + WithExportConfig>(
         .with_http_client(OtlpHttpClient::new(settings, last_failure))
         .with_retry_policy(retry_policy());
     match settings.compression {
-        Compression::Gzip => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
-        Compression::None => builder,
+        Some(Compression::Gzip) => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
+        None | Some(Compression::None) => builder,
     }
 }
 
