@@ -10,13 +10,16 @@ use lantern_telemetry::serve::Limits;
 use lantern_telemetry::{ConfigError, ExporterSettings, Settings};
 
 use crate::signal::{Signal, Signals};
+use crate::tail::TailPolicy;
 pub use backends::{Backend, LogAck, QueueDir, Waiting};
 pub use door::{Door, DoorArgs, Origins};
 pub use limits::{LimitArgs, Pace};
+pub use tail::TailArgs;
 
 mod backends;
 mod door;
 mod limits;
+mod tail;
 
 /// A year: what is longer is a mistake, and would be past what the clock can tell.
 const MAX_DRAIN_SECONDS: u64 = 365 * 86_400;
@@ -87,6 +90,10 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_REPORT_SECONDS)]
     pub report_seconds: u32,
 
+    /// Which traces are sent on.
+    #[command(flatten)]
+    pub tail: TailArgs,
+
     /// Who may send.
     #[command(flatten)]
     pub door: DoorArgs,
@@ -154,6 +161,8 @@ pub struct Config {
     pub limits: Limits,
     /// How slow a sender may be.
     pub pace: Pace,
+    /// Which traces are sent on; None sends all.
+    pub tail: Option<TailPolicy>,
     /// Where the spans go.
     pub destination: Destination,
 }
@@ -194,6 +203,7 @@ impl Config {
             door: Door::default(),
             limits: limits::DEFAULTS.ports(),
             pace: limits::DEFAULTS.pace(),
+            tail: None,
             destination: Destination::Store {
                 max_bytes: DEFAULT_STORE_MAX_BYTES,
             },
@@ -235,7 +245,9 @@ impl Args {
                 waiting: self.waiting()?,
             }
         };
+        let tail = self.tail(&destination)?;
         Ok(Config {
+            tail,
             grpc: self.grpc,
             http: self.http,
             viewer: match self.viewer {
@@ -331,6 +343,22 @@ impl Args {
             return Err(ConfigError::new("--queue-max-bytes", value, allowed));
         }
         Ok(Waiting::OnDisk(QueueDir { path, ack }))
+    }
+
+    /// Decisions are made between a queue and its backends.
+    fn tail(&self, destination: &Destination) -> Result<Option<TailPolicy>, ConfigError> {
+        let tail = self.tail.policy()?;
+        let has_queue = match destination {
+            Destination::Store { .. } => false,
+            Destination::Backends { waiting, .. } => *waiting != Waiting::AtSender,
+        };
+        match self.tail.tail_keep.first() {
+            Some(named) if !has_queue => {
+                let allowed = "it with a backend and a queue: not with --ack backend";
+                Err(ConfigError::new("--tail-keep", named, allowed))
+            }
+            _ => Ok(tail),
+        }
     }
 
     fn check_bounds(&self) -> Result<(), ConfigError> {

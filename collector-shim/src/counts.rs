@@ -7,7 +7,7 @@ use crate::signal::Signal;
 /// Spans at one moment, as [`crate::ShimHandle::counts`] tells them; or the items of another signal,
 /// as [`crate::ShimHandle::counts_of`] does.
 ///
-/// Every span received or recovered is then delivered, rejected, unsent or queued, but for those of
+/// Every span received or recovered is then delivered, rejected, unsent, dropped or queued, but for those of
 /// records that the disk damaged. With several backends, each of them counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -21,6 +21,8 @@ pub struct Counts {
     pub rejected_spans: u64,
     /// Not sent to a backend, because it does not take their signal.
     pub unsent_spans: u64,
+    /// Dropped by tail decisions.
+    pub dropped_spans: u64,
     /// Waiting or on their way out.
     pub queued_spans: u64,
     /// Bytes of all requests that wait or are on their way out, whatever their signal.
@@ -84,7 +86,17 @@ pub(crate) struct BackendCounters {
     pub(crate) delivered: PerSignal<Counter>,
     pub(crate) rejected: PerSignal<Counter>,
     pub(crate) unsent: PerSignal<Counter>,
+    pub(crate) tail: TailCounters,
     pub(crate) retries: Counter,
+}
+
+/// What tail decisions have dropped of what was for one backend.
+#[derive(Debug, Default)]
+pub(crate) struct TailCounters {
+    pub(crate) dropped_spans: Counter,
+    pub(crate) dropped_traces: Counter,
+    /// Of those, for lack of room before their time was over.
+    pub(crate) early_traces: Counter,
 }
 
 impl Counters {

@@ -12,6 +12,7 @@ use crate::log::{Log, QueueDirError};
 use crate::queue::{MemoryQueue, Queue};
 use crate::signal::Signal;
 use crate::store::{Store, Trace};
+use crate::tail::{Source, TailPolicy, TailQueue};
 
 /// Asks a shim, while it runs and after, what it has done.
 #[derive(Debug, Clone)]
@@ -19,17 +20,23 @@ pub struct ShimHandle {
     pub(crate) sink: Sink,
     pub(crate) outlets: Vec<Arc<Outlet>>,
     pub(crate) counters: Arc<Counters>,
+    /// Which traces are sent on; None sends all.
+    pub(crate) tail: Option<TailPolicy>,
 }
 
 impl ShimHandle {
     /// What `destination` asks for, empty or as it was left.
-    pub(crate) async fn open(destination: &Destination) -> Result<ShimHandle, QueueDirError> {
+    pub(crate) async fn open(
+        destination: &Destination,
+        tail: Option<TailPolicy>,
+    ) -> Result<ShimHandle, QueueDirError> {
         let (backends, max_bytes, waiting) = match destination {
             Destination::Store { max_bytes } => {
                 return Ok(ShimHandle {
                     sink: Sink::Store(Arc::new(Store::new(*max_bytes))),
                     outlets: Vec::new(),
                     counters: Arc::default(),
+                    tail: None,
                 });
             }
             Destination::Backends {
@@ -64,6 +71,7 @@ impl ShimHandle {
             sink,
             outlets,
             counters,
+            tail,
         })
     }
 
@@ -81,6 +89,9 @@ impl ShimHandle {
             counts.delivered_spans += backend.delivered.of(signal).get();
             counts.rejected_spans += backend.rejected.of(signal).get();
             counts.unsent_spans += backend.unsent.of(signal).get();
+            if signal == Signal::Traces {
+                counts.dropped_spans += backend.tail.dropped_spans.get();
+            }
             counts.retries += backend.retries.get();
         }
         if signal == Signal::Traces {
@@ -117,8 +128,14 @@ impl ShimHandle {
         if let Sink::Queue(queue) = &self.sink {
             for (backend, outlet) in self.outlets.iter().enumerate() {
                 let (outlet, queue) = (Arc::clone(outlet), Arc::clone(queue));
-                let counters = Arc::clone(&self.counters);
-                Exporter::new(outlet, backend, queue, counters).start(&mut senders);
+                let counters = || Arc::clone(&self.counters);
+                let source = match self.tail.clone() {
+                    None => Source::Whole(queue),
+                    Some(policy) => {
+                        Source::Kept(Box::new(TailQueue::new(queue, backend, policy, counters())))
+                    }
+                };
+                Exporter::new(outlet, backend, source, counters()).start(&mut senders);
             }
         }
         senders

@@ -22,6 +22,7 @@
 //! - `encode`: protobuf as OTLP/JSON.
 //! - `exporter`: OTLP out: an `outlet` to each backend by `grpc` or `http`, senders from the queue,
 //!   `direct` with the sender waiting, and which answers are tried again.
+//! - `tail`: which traces are sent on, when not all are.
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
 //! - `counts`: what came in and what became of it. `report` tells it in the log, `readiness` whether
@@ -48,13 +49,14 @@ mod report;
 mod shim;
 mod signal;
 mod store;
+mod tail;
 mod tool;
 mod viewer;
 mod wire;
 
 pub use config::{
     Ack, Args, Backend, Config, Destination, Door, DoorArgs, LimitArgs, LogAck, Origins, Pace,
-    QueueDir, Waiting,
+    QueueDir, TailArgs, Waiting,
 };
 pub use counts::Counts;
 pub use handle::ShimHandle;
@@ -66,3 +68,4 @@ pub use signal::{Signal, Signals};
 pub use store::{
     Attribute, Event, Link, Resource, Scope, Span, SpanKind, Status, StatusCode, Trace, Value,
 };
+pub use tail::{Rules, TailPolicy};

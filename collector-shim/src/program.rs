@@ -44,6 +44,10 @@ Examples:
   Queue nothing: a sender is answered once the backend has accepted:
     OTEL_EXPORTER_OTLP_ENDPOINT=grpc://localhost:5317 lantern shim --ack backend
 
+  Send on only traces with an error, or slower than half a second, and one in ten of the others:
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=grpc://localhost:5317 \\
+    lantern shim --tail-keep errors,slow=500ms,ratio=0.1 --tail-keep batch-jobs:errors
+
   Look into that directory; send what waits in it, or what was refused, to another backend:
     lantern shim queue inspect /var/lib/lantern-shim
     lantern shim queue replay /var/lib/lantern-shim --to http://localhost:4317

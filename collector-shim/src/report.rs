@@ -25,6 +25,7 @@ fn tell(signal: Signal, passed: &Counts, interval: Duration) {
         + passed.delivered_spans
         + passed.refused_spans
         + passed.rejected_spans
+        + passed.dropped_spans
         + passed.queued_spans;
     if items == 0 {
         return;
@@ -35,6 +36,7 @@ fn tell(signal: Signal, passed: &Counts, interval: Duration) {
         delivered = passed.delivered_spans,
         refused = passed.refused_spans,
         rejected = passed.rejected_spans,
+        dropped = passed.dropped_spans,
         queued = passed.queued_spans,
         queued_bytes = passed.queued_bytes,
         retries = passed.retries,
@@ -49,6 +51,7 @@ fn since(before: &Counts, now: &Counts) -> Counts {
         delivered_spans: now.delivered_spans - before.delivered_spans,
         refused_spans: now.refused_spans - before.refused_spans,
         rejected_spans: now.rejected_spans - before.rejected_spans,
+        dropped_spans: now.dropped_spans - before.dropped_spans,
         retries: now.retries - before.retries,
         queued_spans: now.queued_spans,
         queued_bytes: now.queued_bytes,

@@ -78,7 +78,7 @@ impl Shim {
             Some(address) => Some(Port::bind(address, "--viewer").await?),
             None => None,
         };
-        let handle = ShimHandle::open(&config.destination).await?;
+        let handle = ShimHandle::open(&config.destination, config.tail.clone()).await?;
         Ok(Shim {
             grpc,
             http,

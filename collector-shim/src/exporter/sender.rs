@@ -9,14 +9,15 @@ use tokio::task::JoinSet;
 use super::retry::Backoff;
 use super::{Accepted, Answer, Cause, MAX_BATCH_BYTES, Outlet, Rejection};
 use crate::counts::{BackendCounters, Counters};
-use crate::queue::{Batch, Payload, Queue};
+use crate::queue::{Batch, Payload};
+use crate::tail::Source;
 
 /// See the module.
 pub(crate) struct Exporter {
     outlet: Arc<Outlet>,
     /// Its place among the backends.
     backend: usize,
-    queue: Arc<Queue>,
+    source: Source,
     counters: Arc<Counters>,
     retry_log: LimitedLog,
     rejection_log: LimitedLog,
@@ -26,13 +27,13 @@ impl Exporter {
     pub(crate) fn new(
         outlet: Arc<Outlet>,
         backend: usize,
-        queue: Arc<Queue>,
+        source: impl Into<Source>,
         counters: Arc<Counters>,
     ) -> Exporter {
         Exporter {
             outlet,
             backend,
-            queue,
+            source: source.into(),
             counters,
             retry_log: LimitedLog::default(),
             rejection_log: LimitedLog::default(),
@@ -42,10 +43,10 @@ impl Exporter {
     /// Starts the senders. Each ends once the queue is closed and empty.
     pub(crate) fn start(self, senders: &mut JoinSet<()>) {
         let exporter = Arc::new(self);
-        for _ in 0..exporter.queue.senders() {
+        for _ in 0..exporter.source.senders() {
             let exporter = Arc::clone(&exporter);
             senders.spawn(async move {
-                let take = || exporter.queue.take(exporter.backend, MAX_BATCH_BYTES);
+                let take = || exporter.source.take(exporter.backend, MAX_BATCH_BYTES);
                 while let Some(batch) = take().await {
                     exporter.deliver(&batch).await;
                 }
@@ -85,7 +86,7 @@ impl Exporter {
                 Answer::Later { reason, after } => {
                     self.counters().retries.add(1);
                     if let Some(attempts) = self.retry_log.due(1) {
-                        let waiting_items = self.queue.level(self.backend).total_items();
+                        let waiting_items = self.source.queue().level(self.backend).total_items();
                         let endpoint = &self.outlet.endpoint;
                         tracing::warn!(
                             endpoint,
@@ -108,7 +109,10 @@ impl Exporter {
             Final::Refused(Rejection { reason, .. }) => {
                 // Before it leaves the queue: a crash between the two must not lose it.
                 for payload in payloads {
-                    self.queue.bury(self.backend, payload, &reason).await;
+                    self.source
+                        .queue()
+                        .bury(self.backend, payload, &reason)
+                        .await;
                 }
                 (u64::MAX, reason)
             }
@@ -126,7 +130,7 @@ impl Exporter {
             counters.rejected.of(payload.signal).add(of_this);
             let delivered = payload.items - of_this;
             counters.delivered.of(payload.signal).add(delivered);
-            self.queue.settle(self.backend, payload);
+            self.source.settle(self.backend, payload);
         }
         if rejected_items == 0 && reason.is_empty() {
             return;
@@ -149,11 +153,14 @@ impl Exporter {
         for payload in payloads {
             if is_only_backend {
                 let reason = "the backend does not have this signal";
-                self.queue.bury(self.backend, payload, reason).await;
+                self.source
+                    .queue()
+                    .bury(self.backend, payload, reason)
+                    .await;
             }
             let unsent = &self.counters().unsent;
             unsent.of(payload.signal).add(payload.items);
-            self.queue.settle(self.backend, payload);
+            self.source.settle(self.backend, payload);
         }
     }
 

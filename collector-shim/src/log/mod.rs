@@ -146,7 +146,10 @@ impl Log {
             readable.as_mut().enable();
             let is_complete = self.shared.is_complete();
             match self.read(backend, max_batch_bytes).await {
-                Ok(Some(batch)) => return Some(batch),
+                Ok(Some(batch)) => {
+                    self.shared.hand_out(backend, batch.payloads().len());
+                    return Some(batch);
+                }
                 Ok(None) if is_complete => return None,
                 Ok(None) => readable.await,
                 Err(error) => {
@@ -176,7 +179,7 @@ impl Log {
         .await
     }
 
-    /// `backend` has answered for `payload`, and for all before it.
+    /// Nothing is left to do with `payload` for `backend`, nor with any before it.
     pub(crate) fn settle(&self, backend: usize, payload: &Payload) {
         self.shared.settle(backend, payload);
     }

@@ -52,7 +52,7 @@ impl Reader {
     }
 
     /// The next records, while they can be merged and are in memory. Whatever was read before has
-    /// been settled.
+    /// been settled, or will be in the same order.
     pub(super) fn read_recent(&mut self, max_batch_bytes: usize) -> Option<Batch> {
         let state = self.shared.lock();
         let first = match self.carried.take() {
@@ -92,7 +92,7 @@ impl Reader {
                     self.carried = carried;
                     break;
                 }
-                // What was read before must leave first: settling what comes later passes over it.
+                // What was read before leaves first: settling what comes later passes over it.
                 Err(_) => break,
             }
         }

@@ -71,6 +71,8 @@ pub(super) struct State {
     pub(super) cursors: Vec<u64>,
     /// For each backend, what it has not answered for.
     held: Vec<Level>,
+    /// For each backend, how many records were taken and are not settled.
+    taken: Vec<usize>,
     /// The newest records, while they are wanted and as far as they fit: most are delivered before
     /// they have left memory, and then need not be read back.
     recent: VecDeque<Payload>,
@@ -229,16 +231,25 @@ impl Shared {
         names
     }
 
+    /// So many records are on their way to `backend`.
+    pub(super) fn hand_out(&self, backend: usize, records: usize) {
+        self.lock().taken[backend] += records;
+    }
+
     pub(super) fn settle(&self, backend: usize, payload: &Payload) {
         let mut state = self.lock();
+        state.taken[backend] = state.taken[backend].saturating_sub(1);
         state.held[backend].subtract(payload);
         state.advance(backend, payload.seq + 1);
         self.wake_if_removable(&state);
     }
 
-    /// Nothing before `seq` can be delivered to `backend` any more.
+    /// Nothing before `seq` can be taken for `backend` any more.
     pub(super) fn pass_over(&self, backend: usize, seq: u64) {
         let mut state = self.lock();
+        if state.taken[backend] > 0 {
+            return;
+        }
         state.advance(backend, seq);
         self.wake_if_removable(&state);
     }
@@ -297,6 +308,7 @@ impl State {
             disk_bytes: segments.iter().map(|segment| segment.bytes).sum(),
             segments,
             durable_seq: next_seq,
+            taken: vec![0; cursors.len()],
             cursors,
             held,
             ..State::default()

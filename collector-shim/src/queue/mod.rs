@@ -92,6 +92,10 @@ impl Batch {
         &self.payloads
     }
 
+    pub(crate) fn into_payloads(self) -> Vec<Payload> {
+        self.payloads
+    }
+
     pub(crate) fn items(&self) -> u64 {
         self.payloads.iter().map(|payload| payload.items).sum()
     }

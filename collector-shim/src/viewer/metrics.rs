@@ -138,6 +138,26 @@ fn exporter(text: &mut Text, handle: &ShimHandle, level: impl Fn(usize) -> Level
         "Attempts that failed and are repeated.",
         &|at| of(at).retries.get(),
     );
+    if handle.tail.is_some() {
+        metric(
+            "lantern_tail_dropped_spans",
+            COUNTER,
+            "Dropped by tail decisions.",
+            &|at| of(at).tail.dropped_spans.get(),
+        );
+        metric(
+            "lantern_tail_dropped_traces",
+            COUNTER,
+            "The same in traces, or in parts of one that came apart.",
+            &|at| of(at).tail.dropped_traces.get(),
+        );
+        metric(
+            "lantern_tail_early_traces",
+            COUNTER,
+            "Of those, dropped early for lack of room.",
+            &|at| of(at).tail.early_traces.get(),
+        );
+    }
 }
 
 fn size(text: &mut Text, held_bytes: usize, max_bytes: usize) {

@@ -13,6 +13,7 @@
 //! embedded store, which has to decode, cleans it with [`replace_invalid_text`].
 
 pub(crate) mod schema;
+mod spans;
 mod split;
 mod tally;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::ops::Range;
 
 use crate::signal::Signal;
 use schema::{Field, Kind, Message};
+pub(crate) use spans::{Heads, RawSpan, SpanGroup, put_spans, span_groups};
 pub(crate) use split::split;
 pub(crate) use tally::Tally;
 

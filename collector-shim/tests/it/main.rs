@@ -13,6 +13,7 @@ mod receiving;
 mod relaying;
 mod signals;
 mod support;
+mod tail;
 mod tls;
 mod tool;
 mod viewer;

@@ -144,7 +144,7 @@ const TRACE_ID: Kind = Kind::Id(16);
 const SPAN_ID: Kind = Kind::Id(8);
 
 /// `Span.trace_id`.
-pub(super) const SPAN_TRACE_ID: u32 = 1;
+pub(in crate::wire) const SPAN_TRACE_ID: u32 = 1;
 /// `Span.span_id`.
 pub(super) const SPAN_SPAN_ID: u32 = 2;
 
