@@ -16,7 +16,7 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Clink-arg=-Wl,-z,nostart-stop-gc" \
-  cargo build --quiet --locked --target "$host" --bin "$target"
+  cargo build --quiet --target "$host" --bin "$target"
 
 mkdir -p "target/corpus/$target" target/artifacts
 "target/$host/debug/$target" "target/corpus/$target" "corpus/$target" \
