@@ -216,6 +216,30 @@ async fn shutdown_lets_a_stream_in_flight_finish_and_keeps_its_span() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_on_its_way_when_the_shutdown_begins_is_answered() {
+    let echo = Echo::start().await;
+    let mut proxy = TestProxy::in_front_of(echo.address).await;
+    let mut silent = proxy.connect().await;
+    // It is accepted after the silent one, and answered.
+    proxy.send(&request(GET, "")).await;
+    proxy.spans.next().await;
+    let mut queued = proxy.connect().await;
+    proxy.begin_shutdown();
+    for client in [&mut silent, &mut queued] {
+        client.write(&request(GET, "")).await;
+    }
+    for client in [&mut silent, &mut queued] {
+        let response = client.read_response().await;
+        assert_eq!(response.status, 200);
+        assert_eq!(response.header("connection"), Some("close"));
+    }
+    let mut spans = proxy.stopped().await;
+    for _ in 0..2 {
+        assert_eq!(spans.next().await.status, Status::Unset);
+    }
+}
+
+#[tokio::test]
 async fn shutdown_closes_idle_connections_at_once() {
     let echo = Echo::start().await;
     let proxy = TestProxy::in_front_of(echo.address).await;
