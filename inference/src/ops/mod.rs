@@ -51,7 +51,9 @@ pub trait Ops: Send {
     }
 
     /// Starts a step: its inputs go to the device, then `forward` runs, or what was recorded of it. At
-    /// most one step more is launched before [`Ops::collect`] has the one before it.
+    /// most one step more is launched before [`Ops::collect`] has the one before it. What steps read and write of
+    /// the pages happens in the order of their launches: a block may belong to another sequence by the next one, and
+    /// may be found there by its content before that has been computed.
     fn launch(
         &self,
         step: &StepInputs,
