@@ -9,7 +9,7 @@
 //! - `weights`: what operations take from the model's files
 //! - `packed`: quantised matrices, and their products on a CPU
 //! - `pages`: keys and values of all sequences, in blocks
-//! - `cpu`: the operations on a CPU; `plain`: on any other device
+//! - `cpu`: the operations on a CPU; `plain`: on any other device; `shared`: what is the same in both
 //!
 //! Letters in shapes, here and in the models: T rows of a step, R of them wanted, H hidden size,
 //! E embedding size, V vocabulary, N heads of queries, K heads of keys and values, D head size.
@@ -18,6 +18,7 @@ mod cpu;
 mod packed;
 mod pages;
 mod plain;
+mod shared;
 mod step;
 mod weights;
 
