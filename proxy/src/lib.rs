@@ -17,10 +17,9 @@
 //! - `tls`: certificates and keys on both sides; `reload`: what is made again when its files change.
 //! - `service`: a request's life in pingora's phases, and what is known of it between them (`request`);
 //!   `forwarded`: what the upstream is told of the client; `answer`: our own answers, to requests that
-//!   failed; `access`: who may ask, by API key;
-//!   `limits`: what is too much; `retry`: what may be sent
-//!   again; `upstream`: where a request goes, by load
-//!   or by prompt, and who is out.
+//!   failed; `retry`: what may be sent again; `upstream`: where a request goes, by load or by prompt, and
+//!   who is out.
+//! - `entrance`: lets requests in; `access` knows who may ask, by API key, `limits` what is too much.
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
 //!   `attempt`: the CLIENT spans. `origin`, `route`, `redact` and `headers` find out what goes onto
 //!   them; `propagation`: trace headers in and out; `identity`: what the client is told of them.
@@ -89,6 +88,7 @@ mod bodies;
 mod clients;
 mod config;
 mod connection;
+mod entrance;
 mod error;
 mod forwarded;
 #[cfg(feature = "fuzzing")]
