@@ -29,7 +29,8 @@
 //! - `metrics`: what is measured of all requests, for Prometheus. [`Keep`]: which unsampled ones leave
 //!   their spans.
 //! - `usage`: asks upstreams for a stream's usage, where that is wanted.
-//! - `program`: arguments to exit, for `lantern-proxy` and for `lantern proxy`.
+//! - `program`: arguments to exit, for `lantern-proxy` and for `lantern proxy`; `upgrade`: a new program in
+//!   place of a running one; `sockets`: those that listened before the program began.
 //! - [`Error`], and what a failed request looks like to its client and on its span (`error`).
 //!
 //! # What a span says
@@ -114,10 +115,12 @@ mod retry;
 mod route;
 mod server;
 mod service;
+mod sockets;
 mod span;
 mod sse;
 mod tls;
 mod transport;
+mod upgrade;
 mod upstream;
 mod usage;
 
