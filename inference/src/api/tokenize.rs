@@ -25,7 +25,10 @@ pub(super) async fn tokenize(
         Some(text) => (text, add_special_tokens.unwrap_or(true)),
         // The template has put them in already.
         None => (
-            app.chat_prompt(&mut fields)?,
+            {
+                let tools = fields.take("tools");
+                app.chat_prompt(&mut fields, tools)?
+            },
             add_special_tokens.unwrap_or(false),
         ),
     };

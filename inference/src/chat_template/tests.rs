@@ -26,6 +26,7 @@ fn render(source: &str, request: ChatRequest) -> Result<String, ChatTemplateErro
 fn chat(messages: Value) -> ChatRequest {
     ChatRequest {
         messages,
+        tools: None,
         add_generation_prompt: true,
         continue_final_message: false,
         kwargs: None,

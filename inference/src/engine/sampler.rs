@@ -1,6 +1,6 @@
 //! The sampler: one sequence's logits to its next token.
 //!
-//! In vLLM's order: log probabilities of the raw distribution, then `min_tokens`, penalties, and either the
+//! In vLLM's order: log probabilities of the raw distribution, then the grammar, `min_tokens`, penalties, and either the
 //! best token or temperature, `min_p`, `top_k` and `top_p` and a draw. The draw is candle-transformers'
 //! `LogitsProcessor`, one per sequence with a random stream of its own, so that a seed gives the
 //! same tokens whatever else is in the batch. What it lacks (`min_p`, penalties) happens here, and `top_k` too: its
@@ -13,6 +13,7 @@ use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 use super::request::TokenLogprobs;
 use super::sequence::Sequence;
+use crate::grammar::{Constraint, GrammarState, Stuck};
 use crate::ops::{Choice, RowResult};
 use crate::sampling_params::SamplingParams;
 use crate::tensor_error::TensorError;
@@ -27,6 +28,8 @@ pub(crate) enum SampleError {
     NotANumber,
     #[error("no token can be drawn: {0}")]
     Draw(#[from] TensorError),
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
 }
 
 impl From<candle_core::Error> for SampleError {
@@ -47,6 +50,8 @@ pub(crate) struct Sampler {
     /// `None`: greedy.
     processor: Option<LogitsProcessor>,
     penalties: Option<Penalties>,
+    /// How far the output has come in what it must be.
+    grammar: Option<GrammarState>,
     /// Not sampled before `min_tokens`.
     ends: Vec<u32>,
 }
@@ -69,6 +74,7 @@ impl Sampler {
                 prompt: sequence.prompt().iter().copied().collect(),
                 output: HashMap::new(),
             }),
+            grammar: params.constraint.as_ref().map(Constraint::begin),
             ends: [eos_token_ids, &params.stop_token_ids].concat(),
         }
     }
@@ -78,6 +84,7 @@ impl Sampler {
         let params = &sequence.params;
         let plain = self.processor.is_none()
             && self.penalties.is_none()
+            && self.grammar.is_none()
             && params.logprobs.is_none()
             && sequence.output_tokens() >= params.min_tokens;
         if plain { Choice::Greedy } else { Choice::Host }
@@ -109,6 +116,9 @@ impl Sampler {
             return Err(SampleError::NotANumber);
         }
         let raw = params.logprobs.map(|top| (logits.clone(), top));
+        if let Some(grammar) = &mut self.grammar {
+            grammar.mask(&mut logits)?;
+        }
         if sequence.output_tokens() < params.min_tokens {
             for &end in &self.ends {
                 if let Some(logit) = logits.get_mut(end as usize) {
@@ -128,6 +138,9 @@ impl Sampler {
                 processor.sample(&Tensor::from_vec(logits, len, &Device::Cpu)?)?
             }
         };
+        if let Some(grammar) = &mut self.grammar {
+            grammar.advance(token)?;
+        }
         if let Some(penalties) = &mut self.penalties {
             *penalties.output.entry(token).or_default() += 1;
         }

@@ -18,4 +18,6 @@ mod refusals;
 mod served;
 mod spans;
 mod streaming;
+mod structured;
 mod support;
+mod tools;

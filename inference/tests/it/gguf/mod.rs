@@ -160,6 +160,7 @@ fn the_chat_template_is_the_files_own() {
     let (_folder, path) = write(&file);
     let template = ChatTemplate::load(&resolve(&path).unwrap(), None).unwrap();
     let request = ChatRequest {
+        tools: None,
         messages: json!([{"role": "user", "content": "Hello"}]),
         add_generation_prompt: true,
         continue_final_message: false,
