@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::{GzDecoder, MultiGzDecoder};
 use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,15 @@ pub(crate) enum DecodeError<R> {
     NoRoom(R),
 }
 
+/// What came out of a decompression.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Decompressed {
+    pub(crate) plain: Vec<u8>,
+    /// Whether every reader finds the same in the compressed bytes. Of gzip with several members some
+    /// take the first for all.
+    pub(crate) is_unambiguous: bool,
+}
+
 /// Decompresses `compressed`, which may be several members or frames, into at most `max_bytes`.
 /// `take` is asked for room, before there is more in memory.
 pub(crate) fn decompress<R>(
@@ -70,18 +79,51 @@ pub(crate) fn decompress<R>(
     compressed: &[u8],
     max_bytes: usize,
     take: impl FnMut(usize) -> Result<(), R>,
-) -> Result<Vec<u8>, DecodeError<R>> {
+) -> Result<Decompressed, DecodeError<R>> {
     let capacity = compressed.len().saturating_mul(USUAL_RATIO);
     let capacity = capacity.min(MAX_FIRST_CAPACITY_BYTES).min(max_bytes);
     let read = |decoder: &mut dyn Read| read(decoder, capacity, max_bytes, take);
-    match coding {
+    let mut is_unambiguous = true;
+    let plain = match coding {
         Coding::Identity => read(&mut &compressed[..]),
-        Coding::Gzip => read(&mut MultiGzDecoder::new(compressed)),
+        Coding::Gzip => {
+            let mut members = Members {
+                first: GzDecoder::new(compressed),
+                others: None,
+            };
+            let plain = read(&mut members);
+            is_unambiguous = members.others.is_none();
+            plain
+        }
         Coding::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(compressed)?;
             decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
             read(&mut decoder)
         }
+    };
+    Ok(Decompressed {
+        plain: plain?,
+        is_unambiguous,
+    })
+}
+
+/// Reads gzip, and tells whether there is more than one member.
+struct Members<'a> {
+    first: GzDecoder<&'a [u8]>,
+    others: Option<MultiGzDecoder<&'a [u8]>>,
+}
+
+impl Read for Members<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(others) = &mut self.others {
+            return others.read(into);
+        }
+        let came = self.first.read(into)?;
+        let rest = *self.first.get_ref();
+        if came > 0 || into.is_empty() || rest.is_empty() {
+            return Ok(came);
+        }
+        self.others.insert(MultiGzDecoder::new(rest)).read(into)
     }
 }
 
@@ -129,15 +171,27 @@ mod tests {
         }
     }
 
-    fn unbounded(coding: Coding, compressed: &[u8]) -> Result<Vec<u8>, DecodeError<Infallible>> {
+    fn unbounded(
+        coding: Coding,
+        compressed: &[u8],
+    ) -> Result<Decompressed, DecodeError<Infallible>> {
         decompress(coding, compressed, usize::MAX, |_| Ok(()))
     }
 
     #[test]
     fn what_is_compressed_comes_back_also_from_several_streams_in_a_row() {
         for coding in Coding::ALL {
-            let both = [compress(coding, b"first "), compress(coding, b"second")].concat();
-            assert_eq!(unbounded(coding, &both).expect("sound"), b"first second");
+            let one = compress(coding, b"first ");
+            let both = [&one[..], &compress(coding, b"second")].concat();
+            let check = |compressed: &[u8], plain: &[u8], is_unambiguous| {
+                let expect = Decompressed {
+                    plain: plain.to_vec(),
+                    is_unambiguous,
+                };
+                assert_eq!(unbounded(coding, compressed).expect("sound"), expect);
+            };
+            check(&one, b"first ", true);
+            check(&both, b"first second", coding != Coding::Gzip);
         }
     }
 

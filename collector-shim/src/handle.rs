@@ -126,8 +126,8 @@ impl ShimHandle {
     pub(crate) fn start_senders(&self) -> JoinSet<()> {
         let mut senders = JoinSet::new();
         if let Sink::Queue(queue) = &self.sink {
-            for (backend, outlet) in self.outlets.iter().enumerate() {
-                let (outlet, queue) = (Arc::clone(outlet), Arc::clone(queue));
+            for backend in 0..self.outlets.len() {
+                let (outlets, queue) = (self.outlets.clone(), Arc::clone(queue));
                 let counters = || Arc::clone(&self.counters);
                 let source = match self.tail.clone() {
                     None => Source::Whole(queue),
@@ -135,7 +135,7 @@ impl ShimHandle {
                         Source::Kept(Box::new(TailQueue::new(queue, backend, policy, counters())))
                     }
                 };
-                Exporter::new(outlet, backend, source, counters()).start(&mut senders);
+                Exporter::new(outlets, backend, source, counters()).start(&mut senders);
             }
         }
         senders

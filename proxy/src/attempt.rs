@@ -18,7 +18,7 @@ use opentelemetry_semantic_conventions::attribute as semconv;
 
 use crate::error::Failure;
 use crate::headers::text;
-use crate::instrumentation::{Instrumentation, method_attributes};
+use crate::instrumentation::{Instrumentation, OTHER_METHOD_NAME, method_attributes};
 use crate::redact::redact_query;
 use crate::span::protocol_version;
 
@@ -58,7 +58,7 @@ impl Attempt {
     ) -> Self {
         let mut attributes = Vec::with_capacity(10);
         // Without `url.template`, which no client of a proxy tells it, the method alone is the name.
-        let name = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
+        let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
         attributes.push(KeyValue::new(semconv::URL_FULL, url(head, destination)));
         let host = Arc::clone(&destination.host);
         attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, host));
@@ -73,7 +73,7 @@ impl Attempt {
             attributes.push(KeyValue::new(semconv::HTTP_REQUEST_RESEND_COUNT, resends));
         }
         let builder = tracer
-            .span_builder(name.to_owned())
+            .span_builder(method.unwrap_or(OTHER_METHOD_NAME.into()))
             .with_kind(SpanKind::Client)
             .with_attributes(attributes);
         let span = tracer.build_with_context(builder, request);

@@ -13,8 +13,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
@@ -29,6 +29,7 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::time::{Sleep, sleep};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Failure;
 use crate::refusal::{Ends, Refusals};
@@ -46,8 +47,12 @@ const ANSWER: &[u8] = b"HTTP/1.";
 
 /// Whether a request has been taken from a connection. pingora hands it to each of the connection's
 /// sessions.
-#[derive(Debug, Default)]
-pub(crate) struct ConnectionPhase(AtomicU8);
+#[derive(Debug)]
+pub(crate) struct ConnectionPhase {
+    now: AtomicU8,
+    /// Counts the connection among those that have had no request, until it has one.
+    newcomer: Mutex<Option<TaskTrackerToken>>,
+}
 
 const AWAITS_REQUEST: u8 = 0;
 const IN_REQUEST: u8 = 1;
@@ -65,7 +70,9 @@ impl ConnectionPhase {
 
     /// A request has been handed over.
     pub(crate) fn request_taken(&self) {
-        self.0.store(IN_REQUEST, Ordering::Relaxed);
+        self.now.store(IN_REQUEST, Ordering::Relaxed);
+        let mut newcomer = self.newcomer.lock().unwrap_or_else(PoisonError::into_inner);
+        *newcomer = None;
     }
 
     /// What comes now is the next request, unless a rest of this one's body is to come.
@@ -75,7 +82,7 @@ impl ConnectionPhase {
         } else {
             UNTRACKED
         };
-        self.0.store(next, Ordering::Relaxed);
+        self.now.store(next, Ordering::Relaxed);
     }
 }
 
@@ -111,12 +118,16 @@ impl ClientConnection {
         ends: Ends,
         refusals: Refusals,
         header_timeout: Duration,
+        newcomer: TaskTrackerToken,
     ) -> Self {
         let socket = SocketDigest::from_raw_fd(transport.as_raw_fd());
         let (peer, local) = (Some(ends.peer.into()), ends.local.map(Into::into));
         socket.peer_addr.set(peer).expect("the digest is new");
         socket.local_addr.set(local).expect("the digest is new");
-        let phase = Arc::<ConnectionPhase>::default();
+        let phase = Arc::new(ConnectionPhase {
+            now: AtomicU8::new(AWAITS_REQUEST),
+            newcomer: Mutex::new(Some(newcomer)),
+        });
         // The one place for data of ours that reaches every session of a connection.
         let response = Box::new(ResponseHeader::build(200, None).expect("a status"));
         let digest = ProxyDigest::new(response, Some(Box::new(Arc::clone(&phase))));
@@ -143,11 +154,11 @@ impl ClientConnection {
             // Its requests are refused within it.
             return false;
         }
-        match self.phase.0.load(Ordering::Relaxed) {
+        match self.phase.now.load(Ordering::Relaxed) {
             AWAITS_REQUEST => true,
             REQUEST_OVER => {
                 self.head.clear();
-                self.phase.0.store(AWAITS_REQUEST, Ordering::Relaxed);
+                self.phase.now.store(AWAITS_REQUEST, Ordering::Relaxed);
                 true
             }
             _ => false,

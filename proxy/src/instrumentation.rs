@@ -3,8 +3,10 @@
 //! The names are those of the OpenTelemetry instrumentations, `OTEL_PYTHON_*` included, so that
 //! a deployment that traced its server with `opentelemetry-instrument` keeps its settings.
 
+use std::borrow::Cow;
+
 use lantern_telemetry::config::{ConfigError, from_env};
-use opentelemetry::{KeyValue, StringValue};
+use opentelemetry::KeyValue;
 use opentelemetry_semantic_conventions::attribute::{
     HTTP_REQUEST_HEADER, HTTP_REQUEST_METHOD, HTTP_REQUEST_METHOD_ORIGINAL, HTTP_RESPONSE_HEADER,
 };
@@ -30,6 +32,9 @@ const DEFAULT_METHODS: &[&str] = &[
 /// The method of a request whose method is unknown, or could not be read.
 pub(crate) const OTHER_METHOD: &str = "_OTHER";
 
+/// The place of an unknown method in a span's name.
+pub(crate) const OTHER_METHOD_NAME: &str = "HTTP";
+
 /// How much of a request's body, and of its answer's, is kept for the messages in it. More does not
 /// fit well into a span.
 const CONTENT_BYTES: usize = 64 * 1024;
@@ -37,7 +42,7 @@ const CONTENT_BYTES: usize = 64 * 1024;
 /// How HTTP spans are written. The default captures no header and excludes no URL.
 #[derive(Clone, Debug)]
 pub struct Instrumentation {
-    known_methods: Vec<StringValue>,
+    known_methods: Vec<Cow<'static, str>>,
     excluded_urls: Option<RegexSet>,
     /// What is captured of heads on the client's side, and on the upstream's.
     pub(crate) server_request: CapturedHeaders,
@@ -79,10 +84,10 @@ impl Instrumentation {
     }
 
     /// The value of `http.request.method`, or `None` for a method nobody knows.
-    fn known_method(&self, method: &str) -> Option<StringValue> {
+    fn known_method(&self, method: &str) -> Option<Cow<'static, str>> {
         self.known_methods
             .iter()
-            .find(|known| known.as_str() == method)
+            .find(|known| *known == method)
             .cloned()
     }
 
@@ -103,34 +108,35 @@ impl Instrumentation {
     }
 }
 
-/// Appends the method's attributes and returns its place in a span's name, which has few distinct
-/// values: an unknown method is not in it.
-pub(crate) fn method_attributes<'a>(
+/// Appends the method's attributes. `None` for an unknown method, which has no place where there are few
+/// distinct values: in a span's name, or a series.
+pub(crate) fn method_attributes(
     instrumentation: &Instrumentation,
-    method: &'a str,
+    method: &str,
     attributes: &mut Vec<KeyValue>,
-) -> &'a str {
-    if let Some(known) = instrumentation.known_method(method) {
-        attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, known));
-        return method;
+) -> Option<Cow<'static, str>> {
+    let known = instrumentation.known_method(method);
+    if let Some(known) = &known {
+        attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, known.clone()));
+    } else {
+        attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, OTHER_METHOD));
+        if method != OTHER_METHOD {
+            let original = KeyValue::new(HTTP_REQUEST_METHOD_ORIGINAL, method.to_owned());
+            attributes.push(original);
+        }
     }
-    attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, OTHER_METHOD));
-    if method != OTHER_METHOD {
-        let original = KeyValue::new(HTTP_REQUEST_METHOD_ORIGINAL, method.to_owned());
-        attributes.push(original);
-    }
-    "HTTP"
+    known
 }
 
-fn known_methods(list: Option<String>) -> Vec<StringValue> {
+fn known_methods(list: Option<String>) -> Vec<Cow<'static, str>> {
     match list {
         // The variable replaces the list, it does not add to it.
         Some(list) => entries(&list)
-            .map(|method| StringValue::from(method.to_owned()))
+            .map(|method| method.to_owned().into())
             .collect(),
         None => DEFAULT_METHODS
             .iter()
-            .map(|&method| StringValue::from(method))
+            .map(|&method| method.into())
             .collect(),
     }
 }
@@ -196,7 +202,7 @@ mod tests {
         let instrumentation = Instrumentation::default();
         assert_eq!(
             instrumentation.known_method("QUERY"),
-            Some(StringValue::from("QUERY"))
+            Some(Cow::from("QUERY"))
         );
         assert_eq!(instrumentation.known_method("get"), None);
         assert_eq!(instrumentation.known_method("FOO"), None);

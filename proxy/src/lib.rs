@@ -11,10 +11,13 @@
 //!
 //! - [`Args`] → [`Config`]: flags, variables and the file, checked before anything binds (`config`), and
 //!   the environment of the HTTP instrumentation ([`Instrumentation`]).
-//! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
-//!   connection as pingora sees it, over a `transport` that is plain or encrypted.
+//! - [`Proxy`]: binds and accepts (`server`); `clients` bounds connections, serves and drains them;
+//!   `connection` is the client's connection as pingora sees it, over a `transport` that is plain or
+//!   encrypted.
 //! - `tls`: certificates and keys on both sides; `reload`: what is made again when its files change.
-//! - `service`: a request's life in pingora's phases; `access`: who may ask, by API key;
+//! - `service`: a request's life in pingora's phases, and what is known of it between them (`request`);
+//!   `forwarded`: what the upstream is told of the client; `answer`: our own answers, to requests that
+//!   failed; `access`: who may ask, by API key;
 //!   `limits`: what is too much; `retry`: what may be sent
 //!   again; `upstream`: where a request goes, by load
 //!   or by prompt, and who is out.
@@ -80,11 +83,14 @@
 //! too; to the request it is none of the server's, whoever answered it.
 
 mod access;
+mod answer;
 mod attempt;
 mod bodies;
+mod clients;
 mod config;
 mod connection;
 mod error;
+mod forwarded;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -103,6 +109,7 @@ mod propagation;
 mod redact;
 mod refusal;
 mod reload;
+mod request;
 mod retry;
 mod route;
 mod server;

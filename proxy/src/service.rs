@@ -10,15 +10,13 @@
 //! 7. `logging`: the span ends.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER,
-    TRANSFER_ENCODING, WWW_AUTHENTICATE,
-};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::{HeaderName, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -27,19 +25,21 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error as PingoraError, ErrorType, Result};
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::access::{Access, Guest, X_API_KEY};
+use crate::access::{Access, X_API_KEY};
+use crate::answer::Answer;
 use crate::bodies::{has_type, is_plain};
 use crate::config::{ClientTimeouts, Config};
 use crate::connection::ConnectionPhase;
 use crate::error::{Failure, UNRESOLVED};
-use crate::identity::{Identity, X_REQUEST_ID};
-use crate::limits::{Admission, Gate};
+use crate::forwarded;
+use crate::identity::X_REQUEST_ID;
+use crate::limits::Gate;
 use crate::observer::{Observed, Observer};
 use crate::origin::Arrival;
+use crate::request::{RequestContext, is_final};
 use crate::retry::Broken;
-use crate::span::{RequestSpan, Transferred};
+use crate::span::RequestSpan;
 use crate::upstream::{Cursor, PrefixKey, Upstreams};
 use crate::usage::{Asking, is_askable};
 
@@ -54,8 +54,6 @@ const KEEPALIVE_FOR_EVER: u64 = 0;
 /// to be dead.
 pub(crate) const MAX_ATTEMPTS: usize = 8;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -69,26 +67,8 @@ pub(crate) struct Service {
     /// `None`: everybody is let in.
     access: Option<Access>,
     asks_for_usage: bool,
-}
-
-/// What is known of one request. Dropping it ends its span.
-#[derive(Default)]
-pub(crate) struct RequestContext {
-    /// `None` before the first phase.
-    observed: Option<Observed>,
-    cursor: Option<Cursor>,
-    /// `None` for a request that needs no API key.
-    guest: Option<Guest>,
-    /// Seconds after which a client that was refused may ask again.
-    retry_after: Option<u64>,
-    /// `None` for a request that was not let through.
-    admission: Option<Admission>,
-    /// Of the attempt that is under way, if the upstream is asked for usage.
-    asking: Option<Asking>,
-    /// Whether the upstream has said anything, a 1xx included.
-    answered: bool,
-    /// Tells the server that the request is there. Dropped last, when the span has ended.
-    _in_flight: Option<TaskTrackerToken>,
+    /// Whether the proxy takes no more connections, so that answers say that theirs ends.
+    leaving: Arc<AtomicBool>,
 }
 
 impl Service {
@@ -107,7 +87,13 @@ impl Service {
             client: config.client,
             access,
             asks_for_usage: config.ask_for_usage,
+            leaving: Arc::default(),
         }
+    }
+
+    /// What is to be set when the proxy takes no more connections.
+    pub(crate) fn leaving(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.leaving)
     }
 
     fn observe(&self, session: &Session) -> Observed {
@@ -128,34 +114,6 @@ impl Service {
             && is_askable(&request.method, request.uri.path(), &request.headers);
         asks.then(Asking::new)
     }
-
-    fn finish_span(session: &Session, failure: Option<Failure>, ctx: &mut RequestContext) {
-        // The key's tokens count before anybody hears of the request's end.
-        ctx.guest = None;
-        let Some(span) = ctx.span() else { return };
-        let status = session.response_written().map(|response| response.status);
-        span.finish(
-            failure,
-            Transferred {
-                status: status.filter(|&status| is_final(status)),
-                request_body_bytes: session.body_bytes_read(),
-                response_body_bytes: session.body_bytes_sent(),
-            },
-        );
-    }
-}
-
-impl RequestContext {
-    /// `None` for a URL that is excluded.
-    fn span(&mut self) -> Option<&mut RequestSpan> {
-        self.observed.as_mut()?.span.as_mut()
-    }
-
-    fn end_attempt(&mut self, failure: Option<Failure>) {
-        if let Some(attempt) = self.span().and_then(RequestSpan::attempt) {
-            attempt.end(failure);
-        }
-    }
 }
 
 #[async_trait]
@@ -163,10 +121,7 @@ impl ProxyHttp for Service {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext {
-            _in_flight: Some(self.requests.token()),
-            ..RequestContext::default()
-        }
+        RequestContext::new(self.requests.token())
     }
 
     /// None: bodies pass as they are, so there is no use for pingora's compression.
@@ -201,16 +156,20 @@ impl ProxyHttp for Service {
             return Err(Failure::MethodNotAllowed.into_error());
         }
         if let Some(access) = &self.access {
-            match access.admit(session.req_header()) {
+            let admitted = access.admit(session.req_header());
+            let name = match &admitted {
+                Ok(guest) => guest.as_ref().map(|guest| &guest.name),
+                Err(denied) => denied.name.as_ref(),
+            };
+            if let (Some(span), Some(name)) = (ctx.span(), name) {
+                span.set_api_key(name);
+            }
+            match admitted {
                 Ok(guest) => ctx.guest = guest,
                 Err(denied) => {
                     ctx.retry_after = denied.retry_after;
                     return Err(denied.failure.into_error());
                 }
-            }
-            let name = ctx.guest.as_ref().map(|guest| Arc::clone(&guest.name));
-            if let (Some(span), Some(name)) = (ctx.span(), &name) {
-                span.set_api_key(name);
             }
         }
         let admitted = self.gate.admit(session.req_header());
@@ -299,12 +258,7 @@ impl ProxyHttp for Service {
             request.remove_header(&CONTENT_LENGTH);
         }
         let peer = session.client_addr().and_then(|address| address.as_inet());
-        if let Some(peer) = peer {
-            let forwarded = forwarded_for(&request.headers, &peer.ip().to_canonical().to_string());
-            request.insert_header(X_FORWARDED_FOR, forwarded)?;
-        }
-        let scheme = HeaderValue::from_static(observed.scheme);
-        request.insert_header(X_FORWARDED_PROTO, scheme)
+        forwarded::tell(request, peer.map(|peer| peer.ip()), observed.scheme)
     }
 
     async fn request_body_filter(
@@ -368,7 +322,7 @@ impl ProxyHttp for Service {
             // It knows no chunks: the end of the connection is the end of the body.
             response.remove_header(&TRANSFER_ENCODING);
         }
-        if session.is_process_shutting_down() {
+        if self.leaving.load(Ordering::Relaxed) {
             session.set_keepalive(None);
         }
         Ok(())
@@ -436,14 +390,16 @@ impl ProxyHttp for Service {
             .response_written()
             .is_none_or(|response| !is_final(response.status));
         let identity = ctx.observed.as_ref().map(|observed| &observed.identity);
-        if let Some(status) = failure.status().filter(|_| unanswered)
-            && let Some(identity) = identity
-            && let Err(error) =
-                answer_failure(session, (failure, status), identity, ctx.retry_after).await
+        let is_head = session.req_header().method == Method::HEAD;
+        let answer = identity
+            .filter(|_| unanswered)
+            .and_then(|identity| Answer::to(failure, ctx.retry_after, identity, is_head));
+        if let Some(answer) = answer
+            && let Err(error) = answer.write(session.as_downstream_mut()).await
         {
             tracing::debug!(%error, "the client left before its error answer");
         }
-        Self::finish_span(session, Some(failure), ctx);
+        ctx.finish(session, Some(failure));
         if failure.status().is_some() {
             // Whatever the outcome, the connection is closed next.
             let _ = tokio::time::timeout(ERROR_DRAIN_LIMIT, session.drain_request_body()).await;
@@ -461,7 +417,7 @@ impl ProxyHttp for Service {
         error: Option<&PingoraError>,
         ctx: &mut RequestContext,
     ) {
-        Self::finish_span(session, error.map(Failure::of), ctx);
+        ctx.finish(session, error.map(Failure::of));
         let body_is_read = session.is_body_done();
         if let Some(phase) = ConnectionPhase::of(session.digest()) {
             phase.request_over(body_is_read);
@@ -488,12 +444,6 @@ impl ProxyHttp for Service {
         tracing::debug!(%error, "another attempt");
         true
     }
-}
-
-/// Whether an answer with this status is the last one of its request. 101 is: what follows is
-/// no HTTP.
-fn is_final(status: StatusCode) -> bool {
-    !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// The key of the prompt that the request's body starts with, if it does. Only what comes with the first
@@ -526,61 +476,4 @@ async fn prefix_key(session: &mut Session) -> Result<Option<u64>> {
         return Err(PingoraError::explain(ErrorType::InternalError, context));
     }
     Ok(key.finish())
-}
-
-/// The addresses in X-Forwarded-For and, behind them, the peer.
-fn forwarded_for(headers: &HeaderMap, peer: &str) -> HeaderValue {
-    let mut list = Vec::with_capacity(peer.len());
-    for value in headers.get_all(X_FORWARDED_FOR) {
-        list.extend_from_slice(value.as_bytes());
-        list.extend_from_slice(b", ");
-    }
-    list.extend_from_slice(peer.as_bytes());
-    HeaderValue::from_maybe_shared(Bytes::from(list)).expect("header values and an IP address")
-}
-
-async fn answer_failure(
-    session: &mut Session,
-    (failure, status): (Failure, StatusCode),
-    identity: &Identity,
-    retry_after: Option<u64>,
-) -> Result<()> {
-    let body = failure.openai_body(identity.trace_id());
-    let mut response = ResponseHeader::build(status, Some(7))?;
-    if let Some(seconds) = retry_after.or(failure.retry_after()) {
-        response.insert_header(RETRY_AFTER, seconds)?;
-    }
-    if status == StatusCode::UNAUTHORIZED {
-        response.insert_header(WWW_AUTHENTICATE, "Bearer")?;
-    }
-    response.insert_header(CONTENT_TYPE, "application/json")?;
-    response.insert_header(CONTENT_LENGTH, body.len())?;
-    response.insert_header(CACHE_CONTROL, "no-store")?;
-    identity.sign(&mut response)?;
-    let is_head = session.req_header().method == Method::HEAD;
-    let body = if is_head { Bytes::new() } else { body };
-    session
-        .as_downstream_mut()
-        .write_error_response(response, body)
-        .await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_peer_is_appended_to_the_addresses_that_came_in() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(forwarded_for(&headers, "10.0.0.1"), "10.0.0.1");
-        headers.append(
-            X_FORWARDED_FOR,
-            HeaderValue::from_static("1.1.1.1, 2.2.2.2"),
-        );
-        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("3.3.3.3"));
-        assert_eq!(
-            forwarded_for(&headers, "10.0.0.1"),
-            "1.1.1.1, 2.2.2.2, 3.3.3.3, 10.0.0.1"
-        );
-    }
 }

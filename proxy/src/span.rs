@@ -26,7 +26,7 @@ use crate::error::Failure;
 use crate::genai::{self, Exchange};
 use crate::headers::text;
 use crate::identity::{Identity, X_REQUEST_ID};
-use crate::instrumentation::{Instrumentation, OTHER_METHOD, method_attributes};
+use crate::instrumentation::{Instrumentation, OTHER_METHOD, OTHER_METHOD_NAME, method_attributes};
 use crate::keep::Keep;
 use crate::metrics::{self, InFlight, Metrics, Trace};
 use crate::origin::{Arrival, Origin};
@@ -91,9 +91,10 @@ impl RequestSpan {
         let route = path.and_then(|path| instruments.routes.find(path));
         let mut attributes = Vec::with_capacity(ATTRIBUTES_AT_START);
         let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
+        let name = method.clone().unwrap_or(OTHER_METHOD_NAME.into());
         let name = match route {
-            Some(route) => format!("{method} {route}"),
-            None => method.to_owned(),
+            Some(route) => format!("{name} {route}").into(),
+            None => name,
         };
         if let Some(route) = route {
             attributes.push(KeyValue::new(semconv::HTTP_ROUTE, route));
@@ -108,7 +109,7 @@ impl RequestSpan {
         peer_attributes(arrival, &mut attributes);
         let in_flight = instruments.metrics.map(|metrics| {
             metrics.begin(metrics::Request {
-                method: method_label(method),
+                method: method.unwrap_or(OTHER_METHOD.into()),
                 scheme: origin.scheme,
                 route,
                 version,
@@ -266,7 +267,7 @@ impl RequestSpan {
                 error_type: error_type.clone(),
                 request_body_bytes: transferred.request_body_bytes,
                 response_body_bytes: transferred.response_body_bytes,
-                trace: trace.as_ref(),
+                trace,
                 facts: bodies.as_ref().and_then(Bodies::facts),
             });
         }
@@ -331,16 +332,6 @@ fn error_type(failure: Option<Failure>, status: Option<StatusCode>) -> Option<Co
         None => status
             .filter(StatusCode::is_server_error)
             .map(|status| status.as_str().to_owned().into()),
-    }
-}
-
-/// An unknown method is none that a series may have.
-fn method_label(method: &str) -> Cow<'static, str> {
-    match method {
-        "POST" => "POST".into(),
-        "GET" => "GET".into(),
-        "HTTP" => OTHER_METHOD.into(),
-        known => known.to_owned().into(),
     }
 }
 

@@ -155,7 +155,7 @@ impl Telemetry {
         })
     }
 
-    /// For tests: as [`Telemetry::with_exporter`], sampled as `settings` say.
+    /// For tests: as [`Telemetry::with_exporter`], sampled and limited as `settings` say.
     pub fn with_exporter_sampled(
         exporter: impl SpanExporter + 'static,
         service_name: &str,
@@ -343,7 +343,7 @@ fn provider(
     pipeline: &Pipeline,
     exporter: impl SpanExporter + export::Explain + 'static,
 ) -> SdkTracerProvider {
-    let (batch, limits) = (settings.batch(), settings.limits());
+    let batch = settings.batch();
     let context = ExportContext {
         runtime: pipeline.runtime.handle().clone(),
         ledger: Arc::clone(&pipeline.ledger),
@@ -351,7 +351,7 @@ fn provider(
         limit: batch
             .export_timeout
             .min(settings.exporter().timeout + EXPORT_GRACE),
-        value_chars: limits.value_chars,
+        value_chars: settings.limits().value_chars,
     };
     let exporter = GuardedExporter::new(exporter, context);
     let processor = BatchSpanProcessor::builder(exporter).with_batch_config(
@@ -367,19 +367,18 @@ fn provider(
         batch.max_queue_spans,
         Arc::clone(&pipeline.ledger),
     );
-    sampling(settings, queue)
-        .with_resource(resource)
+    sampling(settings, queue).with_resource(resource).build()
+}
+
+/// A provider that hands to `processor` what `settings` sample, or leave to be kept, within their limits.
+fn sampling(settings: &Settings, processor: impl SpanProcessor + 'static) -> TracerProviderBuilder {
+    let limits = settings.limits();
+    let builder = SdkTracerProvider::builder()
         .with_max_attributes_per_span(limits.attributes_per_span)
         .with_max_events_per_span(limits.events_per_span)
         .with_max_links_per_span(limits.links_per_span)
         .with_max_attributes_per_event(limits.attributes_per_event)
-        .with_max_attributes_per_link(limits.attributes_per_link)
-        .build()
-}
-
-/// A provider that hands to `processor` what `settings` sample, or leave to be kept.
-fn sampling(settings: &Settings, processor: impl SpanProcessor + 'static) -> TracerProviderBuilder {
-    let builder = SdkTracerProvider::builder();
+        .with_max_attributes_per_link(limits.attributes_per_link);
     if settings.records_unsampled() {
         builder
             .with_span_processor(KeptSpans(processor))

@@ -25,7 +25,7 @@ pub struct TailArgs {
         value_parser = value_parser!(u64).range(1..=3_600))]
     pub tail_wait_seconds: u64,
 
-    /// What may wait for that in memory; over it the oldest traces are dropped early
+    /// What may wait for that in memory, for each backend; over it the oldest traces are dropped early
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_BYTES)]
     pub tail_max_bytes: usize,
 }

@@ -48,7 +48,8 @@ impl Direct {
     }
 
     /// Sends a request in one part or more to every backend that takes its signal. Accepted once all
-    /// have; refused as soon as one has refused it for good.
+    /// have; refused as soon as one has refused it for good, unless that one turned out not to have
+    /// the signal and another does.
     pub(crate) async fn send(&self, payloads: &[Payload]) -> Result<Accepted, Refusal> {
         let bytes: usize = payloads.iter().map(|payload| payload.bytes.len()).sum();
         let permits = u32::try_from(bytes).ok();
@@ -75,24 +76,33 @@ impl Direct {
                 unsent.of(payload.signal).add(payload.items);
             }
         }
-        let mut accepted = Accepted::default();
+        let mut accepted: Option<Accepted> = None;
         let mut refusal = None;
+        let mut lacking = Refusal::Signal {
+            signal: payload.signal,
+            reason: "no backend has them",
+        };
         while let Some(answered) = sending.join_next().await {
             let (at, answer) = answered.map_err(|error| Refusal::unavailable(error.to_string()))?;
-            match self.refusal(at, payload, answer) {
-                Ok(more) => accepted = accepted.or_worse(more),
+            let is_lacking = !self.outlets[at].takes(payload.signal);
+            match self.judged(at, payload, answer) {
+                Ok(more) => accepted = Some(accepted.unwrap_or_default().or_worse(more)),
                 // What may be accepted later says more than what never will.
                 Err(later @ Refusal::Unavailable { .. }) => refusal = Some(later),
+                Err(other) if is_lacking => lacking = other,
                 Err(other) => {
                     refusal.get_or_insert(other);
                 }
             }
         }
-        refusal.map_or(Ok(accepted), Err)
+        match refusal {
+            Some(refusal) => Err(refusal),
+            None => accepted.ok_or(lacking),
+        }
     }
 
     /// Counts what a backend has answered, and says it in our words.
-    fn refusal(&self, at: usize, payload: &Payload, answer: Answer) -> Result<Accepted, Refusal> {
+    fn judged(&self, at: usize, payload: &Payload, answer: Answer) -> Result<Accepted, Refusal> {
         let (signal, items) = (payload.signal, payload.items);
         let counters = &self.counters.backends[at];
         match answer {

@@ -1,7 +1,8 @@
 //! The way to one backend: a request is carried once, in a form that the backend takes.
 //!
 //! Two things are learnt from its answers: which signals it does not have, and which codings it does
-//! not decompress. Jaeger has traces alone, and a server built on tonic knows zstd only if asked.
+//! not decompress. Jaeger has traces alone, and a server built on tonic knows zstd only if asked. Not
+//! all say so: the Collector calls a coding that it does not know a bad request.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use lantern_telemetry::config::Compression;
 use lantern_telemetry::{ConfigError, ExporterSettings, LimitedLog, Protocol};
 
-use super::{Answer, Cause, grpc, http};
+use super::{Answer, Cause, Rejection, grpc, http};
 use crate::coding::{self, Coding};
 use crate::config::Backend;
 use crate::counts::PerSignal;
@@ -40,8 +41,17 @@ pub(crate) struct Outlet {
     signals: Signals,
     /// Which signals it has taken, or did not have.
     known: Mutex<PerSignal<Known>>,
-    refuses_gzip: AtomicBool,
-    refuses_zstd: AtomicBool,
+    gzip: Decompresses,
+    zstd: Decompresses,
+}
+
+/// What is known of a backend and a coding.
+#[derive(Debug, Default)]
+struct Decompresses {
+    /// It has taken what was compressed so.
+    yes: AtomicBool,
+    /// It took plain what it had refused so.
+    no: AtomicBool,
 }
 
 /// What is known of a backend and a signal.
@@ -65,8 +75,8 @@ impl Outlet {
             compression: settings.compression,
             signals: backend.signals,
             known: Mutex::default(),
-            refuses_gzip: AtomicBool::new(false),
-            refuses_zstd: AtomicBool::new(false),
+            gzip: Decompresses::default(),
+            zstd: Decompresses::default(),
         }
     }
 
@@ -134,19 +144,28 @@ impl Outlet {
     pub(super) async fn send(&self, payload: &Payload) -> Answer {
         let (coding, bytes) = self.coded(payload);
         let answer = self.attempt(payload.signal, coding, bytes).await;
-        let is_of_unknown_kind = matches!(
-            &answer,
-            Answer::Refused(rejection) if rejection.cause == Cause::Kind
-        );
-        if is_of_unknown_kind && coding != Coding::Identity {
-            return self.send_decompressed(payload, coding).await;
+        let Some(decompresses) = self.decompresses(coding) else {
+            self.learn(payload.signal, &answer);
+            return answer;
+        };
+        match &answer {
+            Answer::Accepted(_) => decompresses.yes.store(true, Relaxed),
+            Answer::Refused(rejection) if may_be_the_coding(rejection, decompresses) => {
+                return self.send_decompressed(payload, coding, decompresses).await;
+            }
+            Answer::Refused(_) | Answer::Later { .. } => {}
         }
         self.learn(payload.signal, &answer);
         answer
     }
 
-    /// The backend may not have the signal, or not the coding: the same in none tells.
-    async fn send_decompressed(&self, payload: &Payload, refused: Coding) -> Answer {
+    /// The backend may mean the coding, or the signal or the data: the same in none tells.
+    async fn send_decompressed(
+        &self,
+        payload: &Payload,
+        refused: Coding,
+        decompresses: &Decompresses,
+    ) -> Answer {
         let plain = payload.decompressed();
         let answer = self.attempt(payload.signal, Coding::Identity, plain).await;
         if let Answer::Accepted(_) = &answer {
@@ -157,9 +176,7 @@ impl Outlet {
                 coding,
                 "backend does not decompress this, it gets it plain"
             );
-            self.refuses(refused)
-                .into_iter()
-                .for_each(|refuses| refuses.store(true, Relaxed));
+            decompresses.no.store(true, Relaxed);
         }
         self.learn(payload.signal, &answer);
         answer
@@ -182,10 +199,9 @@ impl Outlet {
     /// otherwise.
     fn coded(&self, payload: &Payload) -> (Coding, Bytes) {
         let is_refused = self
-            .refuses(payload.coding)
-            .is_some_and(|refuses| refuses.load(Relaxed));
-        let wants_gzip =
-            self.compression == Some(Compression::Gzip) && !self.refuses_gzip.load(Relaxed);
+            .decompresses(payload.coding)
+            .is_some_and(|decompresses| decompresses.no.load(Relaxed));
+        let wants_gzip = self.compression == Some(Compression::Gzip) && !self.gzip.no.load(Relaxed);
         match payload.coding {
             Coding::Identity if wants_gzip => (Coding::Gzip, coding::gzip(&payload.bytes).into()),
             Coding::Identity => (Coding::Identity, payload.bytes.clone()),
@@ -199,11 +215,11 @@ impl Outlet {
         }
     }
 
-    fn refuses(&self, coding: Coding) -> Option<&AtomicBool> {
+    fn decompresses(&self, coding: Coding) -> Option<&Decompresses> {
         match coding {
             Coding::Identity => None,
-            Coding::Gzip => Some(&self.refuses_gzip),
-            Coding::Zstd => Some(&self.refuses_zstd),
+            Coding::Gzip => Some(&self.gzip),
+            Coding::Zstd => Some(&self.zstd),
         }
     }
 
@@ -229,6 +245,15 @@ impl Outlet {
 
     fn known(&self) -> MutexGuard<'_, PerSignal<Known>> {
         self.known.lock().expect(LOCK)
+    }
+}
+
+/// Whether the request might have been taken plain.
+fn may_be_the_coding(rejection: &Rejection, decompresses: &Decompresses) -> bool {
+    match rejection.cause {
+        Cause::Kind => true,
+        Cause::Data => !decompresses.yes.load(Relaxed),
+        Cause::Sender => false,
     }
 }
 

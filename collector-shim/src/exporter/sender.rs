@@ -14,8 +14,9 @@ use crate::tail::Source;
 
 /// See the module.
 pub(crate) struct Exporter {
-    outlet: Arc<Outlet>,
-    /// Its place among the backends.
+    /// To all backends.
+    outlets: Vec<Arc<Outlet>>,
+    /// The place of the one that this sends to.
     backend: usize,
     source: Source,
     counters: Arc<Counters>,
@@ -25,13 +26,13 @@ pub(crate) struct Exporter {
 
 impl Exporter {
     pub(crate) fn new(
-        outlet: Arc<Outlet>,
+        outlets: Vec<Arc<Outlet>>,
         backend: usize,
         source: impl Into<Source>,
         counters: Arc<Counters>,
     ) -> Exporter {
         Exporter {
-            outlet,
+            outlets,
             backend,
             source: source.into(),
             counters,
@@ -74,10 +75,10 @@ impl Exporter {
     async fn send_until_answered(&self, payload: &Payload) -> Final {
         let mut backoff = Backoff::default();
         loop {
-            if !self.outlet.takes(payload.signal) {
+            if !self.outlet().takes(payload.signal) {
                 return Final::Unsent;
             }
-            match self.outlet.send(payload).await {
+            match self.outlet().send(payload).await {
                 Answer::Accepted(mut accepted) => {
                     accepted.rejected = accepted.rejected.min(payload.items);
                     return Final::Accepted(accepted);
@@ -87,7 +88,7 @@ impl Exporter {
                     self.counters().retries.add(1);
                     if let Some(attempts) = self.retry_log.due(1) {
                         let waiting_items = self.source.queue().level(self.backend).total_items();
-                        let endpoint = &self.outlet.endpoint;
+                        let endpoint = &self.outlet().endpoint;
                         tracing::warn!(
                             endpoint,
                             reason,
@@ -136,7 +137,7 @@ impl Exporter {
             return;
         }
         if let Some(rejected_items) = self.rejection_log.due(rejected_items) {
-            let endpoint = &self.outlet.endpoint;
+            let endpoint = &self.outlet().endpoint;
             tracing::warn!(
                 endpoint,
                 reason,
@@ -149,10 +150,10 @@ impl Exporter {
     /// What was acknowledged, for a backend that turned out not to have the signal. Were there
     /// letters for each backend that lacks what another takes, they would push out all others.
     async fn settle_unsent(&self, payloads: &[Payload]) {
-        let is_only_backend = self.counters.backends.len() == 1;
         for payload in payloads {
-            if is_only_backend {
-                let reason = "the backend does not have this signal";
+            // The last backend to find out sees that none is left.
+            if !self.outlets.iter().any(|one| one.takes(payload.signal)) {
+                let reason = "no backend has this signal";
                 self.source
                     .queue()
                     .bury(self.backend, payload, reason)
@@ -162,6 +163,10 @@ impl Exporter {
             unsent.of(payload.signal).add(payload.items);
             self.source.settle(self.backend, payload);
         }
+    }
+
+    fn outlet(&self) -> &Outlet {
+        &self.outlets[self.backend]
     }
 
     fn counters(&self) -> &BackendCounters {

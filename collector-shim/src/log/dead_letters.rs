@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -148,11 +149,22 @@ impl DeadLetters {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
         }
         let path = self.dir.join(FILE);
-        let open = || OpenOptions::new().create(true).append(true).open(&path);
+        let mut options = OpenOptions::new();
+        let options = options.create(true).read(true).append(true);
+        let open = || options.open(&path);
         let mut file = open()?;
-        let bytes = file.metadata()?.len();
+        let mut bytes = file.metadata()?.len();
+        if !ends_with_line(&file, bytes)? {
+            file.write_all(b"\n")?;
+            bytes += 1;
+        }
         if bytes + more > half {
-            fs::rename(&path, self.dir.join(OLDER_FILE))?;
+            let older = self.dir.join(OLDER_FILE);
+            if older.exists() {
+                let (dir, max_bytes) = (self.dir.display(), self.max_bytes);
+                tracing::warn!(%dir, max_bytes, "too many dead letters, the older half goes");
+            }
+            fs::rename(&path, older)?;
             file = open()?;
         }
         if bytes == 0 || bytes + more > half {
@@ -160,6 +172,15 @@ impl DeadLetters {
         }
         Ok(file)
     }
+}
+
+/// Whether a line may follow. A crash may have cut the last one off.
+fn ends_with_line(file: &File, bytes: u64) -> io::Result<bool> {
+    let mut last = [b'\n'];
+    if bytes > 0 {
+        file.read_exact_at(&mut last, bytes - 1)?;
+    }
+    Ok(last == [b'\n'])
 }
 
 #[cfg(test)]
@@ -208,6 +229,11 @@ mod tests {
         fs::write(&path, &whole[..whole.len() - 5]).expect("writable");
         let (left, damaged_lines) = read();
         assert_eq!((left.len(), damaged_lines), (kept.len() - 1, 1));
+        let next = Payload::plain(Signal::Logs, Bytes::from_static(b"next"), 1);
+        letters.write("eu", &next, "no").expect("written");
+        let (left, damaged_lines) = read();
+        let last = left.last().expect("one");
+        assert_eq!((&last.payload, damaged_lines), (&next, 1));
         let large = Payload::plain(Signal::Logs, Bytes::from(vec![0; 4_000]), 1);
         assert!(letters.write("eu", &large, "no").is_err());
     }

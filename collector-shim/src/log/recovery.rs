@@ -73,9 +73,11 @@ pub(super) fn recover(dir: &Path, backends: &[String]) -> Result<Recovered, Queu
     let known = cursor::read(dir).map_err(failed("read its cursors"))?;
     warn_of_gone(dir, &known, backends);
     let next_number = names.last().map_or(0, |last| last.number + 1);
-    let first_seq = names.first().map_or(0, |first| first.base_seq);
     // Segments are removed in order and only once they are delivered: where the first one begins,
-    // all before it has been. A backend that is new gets what is there.
+    // all before it has been, and all of it when there is none. A backend that is new gets what is
+    // there.
+    let newest = || known.values().copied().max().unwrap_or(0);
+    let first_seq = names.first().map_or_else(newest, |first| first.base_seq);
     let cursor = |backend| {
         let cursor = known.get(backend).copied();
         cursor.unwrap_or(first_seq).max(first_seq)

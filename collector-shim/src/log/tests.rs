@@ -455,6 +455,29 @@ fn a_new_backend_gets_what_is_there_and_a_gone_one_holds_nothing_up() {
 }
 
 #[test]
+fn a_new_backend_misses_nothing_of_what_was_delivered_and_removed_before_it_came() {
+    let dir = directory();
+    block_on(async {
+        let open = |backends: &[&str]| open_for(dir.path(), ROOM, LogAck::Disk, backends);
+        let (log, _) = open(&["old"]).expect("new");
+        append(&log, payload(1, 10)).await;
+        assert_eq!(deliver(&log, 0).await, [1]);
+        log.finish().await;
+        // The segment of an earlier run goes once it is seen to be delivered.
+        open(&["old"]).expect("free again").0.finish().await;
+        assert!(segments(dir.path()).is_empty());
+
+        let (log, counters) = open(&["old", "new"]).expect("free again");
+        append(&log, payload(2, 10)).await;
+        assert_eq!(deliver(&log, 0).await, [2]);
+        assert_eq!(deliver(&log, 1).await, [2]);
+        assert_eq!(counters.damaged_records.get(), 0);
+        log.finish().await;
+        assert_eq!(segments(dir.path()).len(), 1);
+    });
+}
+
+#[test]
 fn signal_and_coding_are_kept() {
     let dir = directory();
     block_on(async {

@@ -49,8 +49,9 @@ impl Payload {
             return self.bytes.clone();
         }
         let unbounded = |_| Ok::<_, Infallible>(());
-        let plain = coding::decompress(self.coding, &self.bytes, usize::MAX, unbounded);
-        plain.expect("it was decompressed when it came").into()
+        let decompressed = coding::decompress(self.coding, &self.bytes, usize::MAX, unbounded);
+        let decompressed = decompressed.expect("it was decompressed when it came");
+        decompressed.plain.into()
     }
 
     /// Whether `other` may follow in the same request. Compressed ones may not: receivers read the

@@ -79,18 +79,31 @@ where
     Ok(all.freeze())
 }
 
+/// What a body was before it was compressed.
+pub(crate) struct Plain {
+    pub(crate) bytes: Bytes,
+    /// The compressed bytes, if they may be passed on in its place.
+    pub(crate) compressed: Option<Bytes>,
+    /// What both take.
+    pub(crate) room: Room,
+}
+
 /// Decompresses `compressed` into at most `max_bytes`.
 pub(crate) async fn decompress(
     coding: Coding,
     compressed: Bytes,
     max_bytes: usize,
     mut room: Room,
-) -> Result<(Bytes, Room), Refusal> {
+) -> Result<Plain, Refusal> {
     // What matters for the time is what comes out, which only doing it tells.
     beside_if_large(compressed.len() * 8, move || {
-        let plain = coding::decompress(coding, &compressed, max_bytes, |more| room.take(more));
-        match plain {
-            Ok(plain) => Ok((Bytes::from(plain), room)),
+        let came = coding::decompress(coding, &compressed, max_bytes, |more| room.take(more));
+        match came {
+            Ok(came) => Ok(Plain {
+                bytes: came.plain.into(),
+                compressed: came.is_unambiguous.then_some(compressed),
+                room,
+            }),
             Err(DecodeError::TooLarge { max_bytes }) => Err(Refusal::TooLarge { max_bytes }),
             Err(DecodeError::NoRoom(refusal)) => Err(refusal),
             Err(DecodeError::Broken(error)) => {

@@ -37,7 +37,7 @@ pub fn gunzip(compressed: Bytes, max_bytes: usize, room_bytes: usize) -> Result<
     let room = Room::none_yet(&Arc::new(Semaphore::new(room_bytes)));
     let work = pin!(body::decompress(Coding::Gzip, compressed, max_bytes, room));
     match work.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok((plain, _))) => Ok(plain),
+        Poll::Ready(Ok(plain)) => Ok(plain.bytes),
         Poll::Ready(Err(refusal)) => Err(refusal.to_string()),
         Poll::Pending => panic!("too much to be decompressed at once"),
     }

@@ -71,19 +71,19 @@ impl Receiver {
     /// Takes the body of one export request, read whole.
     async fn accept(&self, body: Body, mut room: Room) -> Result<Accepted, Refusal> {
         let max_bytes = self.intake.max_request_bytes;
-        let mut plain = body.bytes.clone();
+        let mut plain = body.bytes;
+        let mut compressed = None;
         if body.coding != Coding::Identity {
-            (plain, room) = body::decompress(body.coding, plain, max_bytes, room).await?;
+            let came = body::decompress(body.coding, plain, max_bytes, room).await?;
+            plain = came.bytes;
+            compressed = came.compressed.map(|bytes| (body.coding, bytes));
+            room = came.room;
         }
-        let compressed = match (body.encoding, body.coding) {
-            (Encoding::Json, _) => {
-                let _turn = self.worker(plain.len()).await?;
-                plain = json_to_protobuf(body.signal, plain, max_bytes).await?;
-                None
-            }
-            (Encoding::Protobuf, Coding::Identity) => None,
-            (Encoding::Protobuf, coding) => Some((coding, body.bytes)),
-        };
+        if body.encoding == Encoding::Json {
+            let _turn = self.worker(plain.len()).await?;
+            plain = json_to_protobuf(body.signal, plain, max_bytes).await?;
+            compressed = None;
+        }
         // What is only passed on takes no turn: it may wait for a disk or a backend.
         let _turn = match self.intake.sink {
             Sink::Store(_) => self.worker(plain.len()).await?,

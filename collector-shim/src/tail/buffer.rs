@@ -10,18 +10,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::policy::TailPolicy;
 use crate::queue::{Batch, Payload};
 use crate::signal::Signal;
-use crate::wire::{self, Heads, SpanGroup};
+use crate::wire::{self, Heads, RawSpan, SpanGroup};
 
 /// How many kept traces are remembered, for spans of theirs that come later.
 const MAX_KEPT_TRACES: usize = 65_536;
 /// What a span in memory takes beside its bytes, its trace included.
-const SPAN_BYTES: usize = 256;
+const SPAN_BYTES: usize = 320;
 /// What a deadline takes.
 const DEADLINE_BYTES: usize = 64;
 
@@ -44,6 +44,7 @@ pub(super) struct Buffer {
     held_bytes: usize,
     /// Kept, and not taken yet.
     ready: VecDeque<Payload>,
+    ready_bytes: usize,
 }
 
 /// A request that was taken from the queue.
@@ -54,6 +55,8 @@ struct Source {
     left: u64,
     /// What it takes in memory.
     bytes: usize,
+    /// What stands around its spans.
+    heads: Vec<Heads>,
 }
 
 #[derive(Debug)]
@@ -66,7 +69,8 @@ struct Undecided {
 #[derive(Debug)]
 struct HeldSpan {
     source: u64,
-    heads: Heads,
+    /// The place of its heads among those of its request.
+    heads: usize,
     bytes: Bytes,
 }
 
@@ -93,6 +97,7 @@ impl Buffer {
             first_source: 0,
             held_bytes: 0,
             ready: VecDeque::new(),
+            ready_bytes: 0,
         }
     }
 
@@ -100,15 +105,20 @@ impl Buffer {
     /// that it is to be confirmed by.
     pub(super) fn next_batch(&mut self, max_batch_bytes: usize) -> Option<Batch> {
         let mut batch = Batch::of(self.ready.pop_front()?);
-        while let Some(next) = self.ready.front()
-            && batch.has_room_for(next, max_batch_bytes)
+        while let Some(next) = self
+            .ready
+            .pop_front_if(|next| batch.has_room_for(next, max_batch_bytes))
         {
-            self.ready
-                .pop_front()
-                .into_iter()
-                .for_each(|next| batch.push(next));
+            batch.push(next);
         }
+        let taken = batch.payloads().iter();
+        self.ready_bytes -= taken.map(|payload| payload.bytes.len()).sum::<usize>();
         Some(batch)
+    }
+
+    /// How much is kept and not taken yet.
+    pub(super) fn ready_bytes(&self) -> usize {
+        self.ready_bytes
     }
 
     /// When there may next be something to drop.
@@ -133,26 +143,48 @@ impl Buffer {
         }
         let mut outgoing = Outgoing::default();
         let mut held = 0;
+        let mut heads = Vec::with_capacity(groups.len());
         for group in groups {
-            held += self.sort_out(source, group, &mut outgoing, now);
+            held += self.sort_out((source, heads.len()), group.spans, &mut outgoing, now);
+            heads.push(group.heads);
         }
-        if held == 0 {
-            // All of it is kept, so that it leaves as it came.
-            outgoing.take(source);
-            let seq = source;
-            outgoing.whole = Some(Payload {
-                seq,
+        // When all of it is kept, it leaves as it came.
+        let whole = (held == 0).then(|| {
+            outgoing.remove(&source);
+            Payload {
+                seq: source,
                 ..payload.clone()
-            });
-        }
-        self.ready.extend(outgoing.into_payloads());
+            }
+        });
         let left = payload.items;
         self.sources.push_back(Source {
             payload,
             left,
             bytes,
+            heads,
         });
+        for (source, kept) in outgoing {
+            let part = self.part(source, &kept);
+            self.let_out(part);
+        }
+        whole.into_iter().for_each(|whole| self.let_out(whole));
         self.make_room()
+    }
+
+    /// The kept spans of a request.
+    fn part(&self, source: u64, kept: &BTreeMap<usize, Vec<Bytes>>) -> Payload {
+        let place = (source - self.first_source) as usize;
+        let request = wire::put_together(&self.sources[place].heads, kept);
+        let items = kept.values().map(|spans| spans.len() as u64).sum();
+        Payload {
+            seq: source,
+            ..Payload::plain(Signal::Traces, request, items)
+        }
+    }
+
+    fn let_out(&mut self, payload: Payload) {
+        self.ready_bytes += payload.bytes.len();
+        self.ready.push_back(payload);
     }
 
     /// Remembers which traces the spans of `group` say to keep.
@@ -164,45 +196,44 @@ impl Buffer {
         }
     }
 
-    /// Lets out what belongs to a kept trace, with what of it waited, and holds the rest: how many.
+    /// Puts what belongs to a kept trace to what goes out, with what of it waited, and holds the rest:
+    /// how many. The spans are those of a request's number with the heads at a place.
     fn sort_out(
         &mut self,
-        source: u64,
-        group: SpanGroup,
+        (source, heads): (u64, usize),
+        spans: Vec<RawSpan>,
         outgoing: &mut Outgoing,
         now: Instant,
     ) -> usize {
-        let SpanGroup { heads, spans, .. } = group;
         let mut held = 0;
-        for span in spans {
-            if self.kept.contains(&span.trace_id) {
-                if let Some(waiting) = self.undecided.remove(&span.trace_id) {
-                    waiting
-                        .spans
-                        .into_iter()
-                        .for_each(|held| outgoing.add(held));
+        for RawSpan {
+            bytes, trace_id, ..
+        } in spans
+        {
+            let span = HeldSpan {
+                source,
+                heads,
+                bytes,
+            };
+            if self.kept.contains(&trace_id) {
+                let waiting = self.undecided.remove(&trace_id);
+                let waiting = waiting.into_iter().flat_map(|waiting| waiting.spans);
+                for span in waiting.chain([span]) {
+                    let parts = outgoing.entry(span.source).or_default();
+                    parts.entry(span.heads).or_default().push(span.bytes);
                 }
-                outgoing.add(HeldSpan {
-                    source,
-                    heads: heads.clone(),
-                    bytes: span.bytes,
-                });
                 continue;
             }
             held += 1;
             let deadline = now + self.policy.wait;
-            let waiting = self.undecided.entry(span.trace_id).or_insert_with(|| {
-                self.deadlines.push_back((deadline, span.trace_id));
+            let waiting = self.undecided.entry(trace_id).or_insert_with(|| {
+                self.deadlines.push_back((deadline, trace_id));
                 Undecided {
                     deadline,
                     spans: Vec::new(),
                 }
             });
-            waiting.spans.push(HeldSpan {
-                source,
-                heads: heads.clone(),
-                bytes: span.bytes,
-            });
+            waiting.spans.push(span);
         }
         held
     }
@@ -291,44 +322,5 @@ impl Buffer {
     }
 }
 
-/// Kept spans on their way out: of each request together, and together those with the same heads.
-#[derive(Debug, Default)]
-struct Outgoing {
-    parts: BTreeMap<u64, Vec<(Heads, Vec<Bytes>)>>,
-    /// The newest request, when all of it is kept.
-    whole: Option<Payload>,
-}
-
-impl Outgoing {
-    fn add(&mut self, span: HeldSpan) {
-        let HeldSpan {
-            source,
-            heads,
-            bytes,
-        } = span;
-        let groups = self.parts.entry(source).or_default();
-        match groups.last_mut() {
-            Some((last, spans)) if *last == heads => spans.push(bytes),
-            _ => groups.push((heads, vec![bytes])),
-        }
-    }
-
-    fn take(&mut self, source: u64) {
-        self.parts.remove(&source);
-    }
-
-    fn into_payloads(self) -> impl Iterator<Item = Payload> {
-        let parts = self.parts.into_iter().map(|(source, groups)| {
-            let mut request = BytesMut::new();
-            let mut items = 0;
-            for (heads, spans) in groups {
-                items += spans.len() as u64;
-                wire::put_spans(&mut request, &heads, &spans);
-            }
-            let seq = source;
-            let payload = Payload::plain(Signal::Traces, request.freeze(), items);
-            Payload { seq, ..payload }
-        });
-        parts.chain(self.whole)
-    }
-}
+/// Kept spans on their way out, by the number of their request and the place of their heads in it.
+type Outgoing = BTreeMap<u64, BTreeMap<usize, Vec<Bytes>>>;

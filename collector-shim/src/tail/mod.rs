@@ -14,6 +14,7 @@ mod policy;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::task::JoinHandle;
@@ -42,9 +43,18 @@ pub(crate) struct TailQueue {
     backend: usize,
     counters: Arc<Counters>,
     buffer: Mutex<Buffer>,
+    taking: tokio::sync::Mutex<Taking>,
+}
+
+/// What is on its way from the queue to the buffer.
+#[derive(Debug, Default)]
+struct Taking {
     /// The look into the queue that is under way: what it finds must not be lost when a deadline
     /// comes first.
-    taking: tokio::sync::Mutex<Option<JoinHandle<Option<Batch>>>>,
+    look: Option<JoinHandle<Option<Batch>>>,
+    /// Out of the queue, and not in the buffer yet: what a request lets out may be much longer than
+    /// itself, and has to be sent before the next.
+    taken: VecDeque<Payload>,
 }
 
 impl TailQueue {
@@ -67,6 +77,7 @@ impl TailQueue {
     async fn take(&self, max_batch_bytes: usize) -> Option<Batch> {
         let mut taking = self.taking.lock().await;
         loop {
+            self.buffer_taken(&mut taking.taken, max_batch_bytes);
             let (batch, deadline) = {
                 let mut buffer = self.buffer();
                 (buffer.next_batch(max_batch_bytes), buffer.next_deadline())
@@ -74,7 +85,7 @@ impl TailQueue {
             if batch.is_some() {
                 return batch;
             }
-            let taken = taking.get_or_insert_with(|| {
+            let look = taking.look.get_or_insert_with(|| {
                 let (queue, backend) = (Arc::clone(&self.queue), self.backend);
                 tokio::spawn(async move { queue.take(backend, max_batch_bytes).await })
             });
@@ -85,22 +96,31 @@ impl TailQueue {
                 }
             };
             tokio::select! {
-                taken = taken => {
-                    *taking = None;
-                    let Some(batch) = taken.expect("taking from a queue does not panic") else {
+                found = look => {
+                    taking.look = None;
+                    let Some(batch) = found.expect("taking from a queue does not panic") else {
                         self.end();
                         return None;
                     };
-                    for payload in batch.into_payloads() {
-                        let outcome = self.buffer().add(payload, Instant::now());
-                        self.apply(&outcome);
-                    }
+                    taking.taken.extend(batch.into_payloads());
                 }
                 () = expiry => {
                     let outcome = self.buffer().expire(Instant::now());
                     self.apply(&outcome);
                 }
             }
+        }
+    }
+
+    /// Buffers what was taken, until there is a batch to be sent.
+    fn buffer_taken(&self, taken: &mut VecDeque<Payload>, max_batch_bytes: usize) {
+        loop {
+            let is_enough = self.buffer().ready_bytes() >= max_batch_bytes;
+            let Some(payload) = taken.pop_front_if(|_| !is_enough) else {
+                return;
+            };
+            let outcome = self.buffer().add(payload, Instant::now());
+            self.apply(&outcome);
         }
     }
 

@@ -15,7 +15,8 @@ pub struct TailPolicy {
     pub services: HashMap<String, Rules>,
     /// How long a trace's spans wait for one that keeps it.
     pub wait: Duration,
-    /// What may wait, with what is needed to keep it. Over it the oldest traces are dropped early.
+    /// What may wait for one backend, with what is needed to keep it. Over it the oldest traces are
+    /// dropped early.
     pub max_bytes: usize,
 }
 

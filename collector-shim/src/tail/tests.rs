@@ -164,6 +164,37 @@ fn what_is_kept_whole_leaves_as_it_came_and_other_signals_always_do() {
 }
 
 #[test]
+fn what_many_traces_share_leaves_once_with_all_of_them() {
+    let mut buffer = Buffer::new(policy("errors"));
+    let now = Instant::now();
+    let traces = 100;
+    let mut resource = of_service(&"long".repeat(10_000), Vec::new());
+    // Each trace in two scopes, and in one that it shares with no other.
+    let scope = |number: u8| ScopeSpans {
+        spans: (0..traces)
+            .map(|trace| span(trace, number, false))
+            .collect(),
+        ..ScopeSpans::default()
+    };
+    let alone = (0..traces).map(|trace| ScopeSpans {
+        spans: vec![span(trace, 3, false)],
+        ..ScopeSpans::default()
+    });
+    resource.scope_spans = [scope(1), scope(2)].into_iter().chain(alone).collect();
+    let dull = span(traces, 1, false);
+    resource.scope_spans[0].spans.push(dull);
+    let waiting = payload(vec![resource]);
+    buffer.add(waiting.clone(), now);
+    let errors = (0..traces).map(|trace| span(trace, 4, true)).collect();
+    buffer.add(web(errors), now);
+    let out = ready(&mut buffer);
+    assert_eq!(out.len(), 2);
+    assert_eq!(out[0].items, waiting.items - 1);
+    assert!(out[0].bytes.len() < waiting.bytes.len());
+    assert_eq!(buffer.ready_bytes(), 0);
+}
+
+#[test]
 fn a_request_is_done_when_all_before_it_are_and_each_of_its_spans_is() {
     let mut buffer = Buffer::new(policy("errors"));
     let now = Instant::now();

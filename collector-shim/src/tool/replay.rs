@@ -88,7 +88,8 @@ impl Replay {
         queue.close();
         let counters = Arc::clone(&self.counters);
         let mut senders = JoinSet::new();
-        Exporter::new(Arc::clone(&self.outlet), 0, queue, counters).start(&mut senders);
+        let outlets = vec![Arc::clone(&self.outlet)];
+        Exporter::new(outlets, 0, queue, counters).start(&mut senders);
         let answered = async { while senders.join_next().await.is_some() {} };
         if tokio::time::timeout(self.give_up, answered).await.is_err() {
             let sent = self.told(|backend| &backend.delivered);

@@ -23,7 +23,7 @@ use std::ops::Range;
 
 use crate::signal::Signal;
 use schema::{Field, Kind, Message};
-pub(crate) use spans::{Heads, RawSpan, SpanGroup, put_spans, span_groups};
+pub(crate) use spans::{Heads, RawSpan, SpanGroup, put_together, span_groups};
 pub(crate) use split::split;
 pub(crate) use tally::Tally;
 

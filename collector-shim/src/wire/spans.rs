@@ -1,7 +1,9 @@
 //! The spans of a request one by one, for who decides about each: where its bytes lie, and the few
 //! facts that decisions are made by. No span is decoded.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -28,16 +30,19 @@ const ERROR: u64 = 2;
 #[derive(Debug)]
 pub(crate) struct SpanGroup {
     pub(crate) heads: Heads,
-    /// The resource's `service.name`; empty when it has none.
-    pub(crate) service: String,
+    /// The resource's `service.name`; empty when it has none. Shared, as a request may have many
+    /// scopes below one long name.
+    pub(crate) service: Arc<str>,
     pub(crate) spans: Vec<RawSpan>,
 }
 
 /// What stands around the spans: every field of their `ResourceSpans` and `ScopeSpans` but them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Heads {
-    pub(crate) resource: Bytes,
-    pub(crate) scope: Bytes,
+    /// Which of the request's resources it is.
+    resource_number: usize,
+    resource: Bytes,
+    scope: Bytes,
 }
 
 /// A span's bytes, with the key and the length before it, and what is known of it.
@@ -49,19 +54,24 @@ pub(crate) struct RawSpan {
     pub(crate) duration: Duration,
 }
 
-/// Takes a sound request apart.
+/// Takes a sound request apart. Scopes without spans are left out.
 pub(crate) fn span_groups(request: &Bytes) -> Result<Vec<SpanGroup>, WireError> {
     let mut groups = Vec::new();
     let mut cursor = Cursor::over(request);
+    let mut resource_number = 0;
     while cursor.at < cursor.end {
         let entry = cursor.field(0)?;
         if entry.number != RESOURCE_SPANS {
             continue;
         }
+        resource_number += 1;
         let resource = apart(request, &entry.content)?;
         let service = service_name(&resource.head)?;
         for scope_spans in &resource.entries {
             let scope = apart(request, &scope_spans.content)?;
+            if scope.entries.is_empty() {
+                continue;
+            }
             let spans = scope.entries.iter().map(|span| {
                 let bytes = request.slice(span.whole.clone());
                 raw_span(request, &span.content, bytes)
@@ -69,24 +79,40 @@ pub(crate) fn span_groups(request: &Bytes) -> Result<Vec<SpanGroup>, WireError> 
             groups.push(SpanGroup {
                 spans: spans.collect::<Result<_, _>>()?,
                 heads: Heads {
+                    resource_number,
                     resource: resource.head.clone(),
                     scope: scope.head,
                 },
-                service: service.clone(),
+                service: Arc::clone(&service),
             });
         }
     }
     Ok(groups)
 }
 
-/// Adds a `ResourceSpans` to `request`, with `spans` as they were taken apart.
-pub(crate) fn put_spans(request: &mut BytesMut, heads: &Heads, spans: &[Bytes]) {
-    let mut scope_spans = BytesMut::new();
-    let contents: Vec<&[u8]> = std::iter::once(&heads.scope[..])
-        .chain(spans.iter().map(|span| &span[..]))
-        .collect();
-    put_field(&mut scope_spans, ENTRIES, &contents);
-    put_field(request, RESOURCE_SPANS, &[&heads.resource, &scope_spans]);
+/// A request of `kept`: spans as they were taken apart, by the place of their heads in `heads`. Each
+/// head stands in it once, so that it is no longer than what it was taken from, but for lengths.
+pub(crate) fn put_together(heads: &[Heads], kept: &BTreeMap<usize, Vec<Bytes>>) -> Bytes {
+    let mut request = BytesMut::new();
+    let mut scopes = BytesMut::new();
+    let mut kept = kept.iter().peekable();
+    while let Some((place, spans)) = kept.next() {
+        let Heads {
+            resource_number,
+            resource,
+            scope,
+        } = &heads[*place];
+        let contents: Vec<&[u8]> = std::iter::once(&scope[..])
+            .chain(spans.iter().map(|span| &span[..]))
+            .collect();
+        put_field(&mut scopes, ENTRIES, &contents);
+        let next = kept.peek().map(|(place, _)| &heads[**place]);
+        if next.is_none_or(|next| next.resource_number != *resource_number) {
+            put_field(&mut request, RESOURCE_SPANS, &[resource, &scopes]);
+            scopes.clear();
+        }
+    }
+    request.freeze()
 }
 
 fn raw_span(request: &Bytes, content: &Range<usize>, bytes: Bytes) -> Result<RawSpan, WireError> {
@@ -122,8 +148,8 @@ fn fixed64(content: &[u8]) -> u64 {
 }
 
 /// From the head of a `ResourceSpans`.
-fn service_name(head: &Bytes) -> Result<String, WireError> {
-    let mut service = String::new();
+fn service_name(head: &Bytes) -> Result<Arc<str>, WireError> {
+    let mut service = Arc::default();
     for resource in all_of(head, 0..head.len(), RESOURCE)? {
         for attribute in all_of(head, resource, ATTRIBUTES)? {
             let key = last_of(head, attribute.clone(), KEY)?;
@@ -135,7 +161,7 @@ fn service_name(head: &Bytes) -> Result<String, WireError> {
                 .map(|value| last_of(head, value, STRING))
                 .transpose()?;
             if let Some(text) = text.flatten() {
-                service = String::from_utf8_lossy(&head[text]).into_owned();
+                service = String::from_utf8_lossy(&head[text]).into();
             }
         }
     }

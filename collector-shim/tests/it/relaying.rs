@@ -84,6 +84,9 @@ async fn a_backend_that_does_not_decompress_gets_it_plain_from_then_on() {
     for (protocol, reply) in [
         ("grpc", Reply::Status(Status::unimplemented("zstd"))),
         ("http/protobuf", Reply::Http(415, None)),
+        // The Collector's answers to a coding that it does not know, and to what it takes for protobuf.
+        ("http/protobuf", Reply::Http(400, None)),
+        ("grpc", Reply::Status(Status::internal("no protobuf"))),
     ] {
         let backend = Backend::start([reply]).await;
         let shim = shim(&backend, protocol, "").await;
@@ -101,6 +104,32 @@ async fn a_backend_that_does_not_decompress_gets_it_plain_from_then_on() {
             .collect();
         assert_eq!(codings, ["zstd", "", "", "gzip"], "{protocol}");
     }
+}
+
+#[tokio::test]
+async fn bad_data_is_no_reason_to_doubt_a_coding_that_was_taken() {
+    let script = [Reply::Accept, Reply::Http(400, None)];
+    let backend = Backend::start(script).await;
+    let shim = shim(&backend, "http/protobuf", "").await;
+    for spans in [3, 6, 9] {
+        send(&shim, "http", "zstd", zstd(&full_trace())).await;
+        shim.settled(spans).await;
+    }
+    assert_eq!(shim.handle.counts().rejected_spans, 3);
+    let deliveries = backend.deliveries();
+    let codings: Vec<_> = deliveries.iter().map(|one| one.coding.as_str()).collect();
+    assert_eq!(codings, ["zstd"; 3]);
+}
+
+#[tokio::test]
+async fn what_some_readers_would_read_in_part_is_passed_on_plain() {
+    let backend = Backend::start([]).await;
+    let shim = shim(&backend, "grpc", "").await;
+    let members = [gzip(&request("first", 2)), gzip(&request("second", 3))].concat();
+    send(&shim, "http", "gzip", members.into()).await;
+    shim.settled(5).await;
+    let deliveries = backend.deliveries();
+    assert_eq!((spans(&deliveries), &*deliveries[0].coding), (5, ""));
 }
 
 /// What the requests of the deliveries hold together, as a reader of the first member sees it.

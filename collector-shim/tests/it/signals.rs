@@ -3,10 +3,10 @@
 use lantern_shim::{Config, Counts, Signal};
 use tonic::{Code, Status};
 
-use crate::support::backend::{Backend, Reply};
+use crate::support::backend::{Backend, Reply, reserve};
 use crate::support::client::{JSON, PROTOBUF, call, frame, get, post_to};
 use crate::support::signals::{grpc_path, http_path, two_of};
-use crate::support::{Running, backend, durable_for, eventually, exporter};
+use crate::support::{Running, backend, direct, durable_for, eventually, exporter};
 
 const PROTOCOLS: [&str; 2] = ["grpc", "http/protobuf"];
 
@@ -169,6 +169,56 @@ async fn a_signal_that_one_backend_lacks_still_reaches_the_other() {
         (1, 3)
     );
     assert_eq!(counted.dead_letters, 1);
+}
+
+#[tokio::test]
+async fn what_no_backend_turns_out_to_have_becomes_dead_letters() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let lacks = || Reply::Status(Status::unimplemented("traces alone"));
+    let socket = reserve();
+    let away = format!("http://{}", socket.local_addr().expect("it is bound"));
+    let first = Backend::start([lacks()]).await;
+    let backends = vec![
+        backend("first", exporter(&first.grpc_url(), "grpc", &[])),
+        backend("second", exporter(&away, "grpc", &[])),
+    ];
+    let shim = Running::start(durable_for(backends, dir.path(), 64 * 1024 * 1024)).await;
+    assert_eq!(send(&shim, "grpc", Signal::Metrics).await, 0);
+    eventually("the first has refused it", || {
+        counts(&shim, Signal::Metrics).rejected_spans == 2
+    })
+    .await;
+    for _ in 0..2 {
+        assert_eq!(send(&shim, "grpc", Signal::Metrics).await, 0);
+    }
+    eventually("it is spared the others", || {
+        counts(&shim, Signal::Metrics).unsent_spans == 4
+    })
+    .await;
+    let _second = Backend::listen(socket, [lacks()]);
+    eventually("the second has refused them", || {
+        counts(&shim, Signal::Metrics).queued_spans == 0
+    })
+    .await;
+    // One of the first's, and all of the second's.
+    assert_eq!(counts(&shim, Signal::Metrics).dead_letters, 4);
+}
+
+#[tokio::test]
+async fn a_waiting_sender_is_not_refused_for_a_backend_that_lacks_what_another_takes() {
+    let lacks = Reply::Status(Status::unimplemented("traces alone"));
+    let (jaeger, other) = (Backend::start([lacks]).await, Backend::start([]).await);
+    let backends = [("jaeger", &jaeger), ("other", &other)]
+        .map(|(name, one)| backend(name, exporter(&one.grpc_url(), "grpc", &[])))
+        .to_vec();
+    let shim = Running::start(direct(backends, 64 * 1024 * 1024)).await;
+    for _ in 0..2 {
+        assert_eq!(send(&shim, "grpc", Signal::Metrics).await, 0);
+    }
+    assert_eq!(
+        (jaeger.deliveries().len(), other.deliveries().len()),
+        (1, 2)
+    );
 }
 
 #[tokio::test]

@@ -119,6 +119,7 @@ pub(super) fn step_report(
     StepReport {
         index: 0,
         begun,
+        launched,
         execute: launched,
         computed: launched,
         ended: launched,

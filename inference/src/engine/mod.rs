@@ -354,6 +354,9 @@ impl Reservation {
     }
 }
 
+/// Places of tokens in the pages are counted in 32 bits.
+const MAX_KV_BLOCKS: usize = u32::MAX as usize / KV_BLOCK_TOKENS;
+
 /// The KV cache budget in blocks. One sequence of full length must fit: so the oldest sequence can
 /// always go on once the others are preempted, and no request waits forever.
 fn kv_blocks(model: &LoadedModel, config: &EngineConfig) -> Result<usize, EngineError> {
@@ -367,7 +370,8 @@ fn kv_blocks(model: &LoadedModel, config: &EngineConfig) -> Result<usize, Engine
             }),
     };
     let block_bytes = block_bytes(model);
-    let needed_bytes = model.max_model_len.div_ceil(KV_BLOCK_TOKENS) as u64 * block_bytes;
+    let each = model.max_model_len.div_ceil(KV_BLOCK_TOKENS);
+    let needed_bytes = (each as u64).saturating_mul(block_bytes);
     if budget_bytes < needed_bytes {
         let max_model_len = model.max_model_len;
         return Err(EngineError::KvCacheTooSmall {
@@ -377,11 +381,7 @@ fn kv_blocks(model: &LoadedModel, config: &EngineConfig) -> Result<usize, Engine
         });
     }
     // More could not be used, and a model without a cache (a test's) has blocks of no size.
-    let each = model.max_model_len.div_ceil(KV_BLOCK_TOKENS);
-    let most = config
-        .max_num_seqs
-        .saturating_mul(each)
-        .min(u32::MAX as usize);
+    let most = config.max_num_seqs.saturating_mul(each).min(MAX_KV_BLOCKS);
     let blocks = (budget_bytes / block_bytes.max(1)).min(most as u64);
     // The CPU's memory is given out before it is there: what is too much would be killed later.
     let available_bytes = match model.device() {

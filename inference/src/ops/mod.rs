@@ -9,7 +9,7 @@
 //! - `weights`: what operations take from the model's files
 //! - `packed`: quantised matrices, and their products on a CPU
 //! - `pages`: keys and values of all sequences, in blocks
-//! - `cpu`: the operations on a CPU; `plain`: on any other device
+//! - `cpu`: the operations on a CPU; `plain`: on any other device; `shared`: what is the same in both
 //!
 //! Letters in shapes, here and in the models: T rows of a step, R of them wanted, H hidden size,
 //! E embedding size, V vocabulary, N heads of queries, K heads of keys and values, D head size.
@@ -18,6 +18,7 @@ mod cpu;
 mod packed;
 mod pages;
 mod plain;
+mod shared;
 mod step;
 mod weights;
 
@@ -51,7 +52,9 @@ pub trait Ops: Send {
     }
 
     /// Starts a step: its inputs go to the device, then `forward` runs, or what was recorded of it. At
-    /// most one step more is launched before [`Ops::collect`] has the one before it.
+    /// most one step more is launched before [`Ops::collect`] has the one before it. What steps read and write of
+    /// the pages happens in the order of their launches: a block may belong to another sequence by the next one, and
+    /// may be found there by its content before that has been computed.
     fn launch(
         &self,
         step: &StepInputs,

@@ -497,6 +497,13 @@ fn bounds_that_cannot_hold_are_refused() {
         ),
         "{small}"
     );
+    let mut endless = golden_model(&support::goldens().join("opt-pre-ln"));
+    endless.max_model_len = usize::MAX;
+    let endless = Engine::start(endless, default()).expect_err("refused");
+    assert!(
+        matches!(endless, EngineError::KvCacheTooSmall { .. }),
+        "{endless}"
+    );
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub(crate) struct Denied {
     pub(crate) failure: Failure,
     /// Seconds until it makes sense to ask again.
     pub(crate) retry_after: Option<u64>,
+    /// Whose key it shows, if it is a known one.
+    pub(crate) name: Option<Arc<str>>,
 }
 
 /// A request that was let in by a key. Dropping it counts the tokens that it took.
@@ -94,6 +96,7 @@ impl Access {
             return Err(Denied {
                 failure: Failure::InvalidApiKey,
                 retry_after: None,
+                name: None,
             });
         };
         let mut quotas = lock(&self.quotas);
@@ -103,6 +106,7 @@ impl Access {
         admitted.map_err(|wait| Denied {
             failure: Failure::RateLimited,
             retry_after: Some(wait.as_secs_f64().ceil().max(1.0) as u64),
+            name: Some(Arc::clone(&key.name)),
         })?;
         Ok(Some(Guest {
             name: Arc::clone(&key.name),

@@ -6,9 +6,11 @@ use std::fmt::{self, Write as _};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{self, Meter};
-use opentelemetry::trace::SpanContext;
+use opentelemetry::trace::{SpanContext, SpanId, TraceId};
 use opentelemetry_semantic_conventions::attribute::HTTP_RESPONSE_STATUS_CODE;
-use prometheus_client::encoding::{EncodeLabelKey, LabelKeyEncoder};
+use prometheus_client::encoding::{
+    EncodeLabelKey, EncodeLabelSet, LabelKeyEncoder, LabelSetEncoder,
+};
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
@@ -30,31 +32,32 @@ impl EncodeLabelKey for Key {
     }
 }
 
-/// The trace that an observation belongs to.
-#[derive(Clone, Debug)]
+/// The span that an observation belongs to: the labels of an exemplar, spelled out when it is read.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Trace {
-    trace_id: String,
-    span_id: String,
+    trace_id: TraceId,
+    span_id: SpanId,
 }
 
 impl Trace {
     /// Of a span that is exported: another is to be found nowhere.
     pub(crate) fn of(span: &SpanContext) -> Self {
         Self {
-            trace_id: span.trace_id().to_string(),
-            span_id: span.span_id().to_string(),
+            trace_id: span.trace_id(),
+            span_id: span.span_id(),
         }
-    }
-
-    fn labels(&self) -> ExemplarLabels {
-        vec![
-            ("trace_id", self.trace_id.clone()),
-            ("span_id", self.span_id.clone()),
-        ]
     }
 }
 
-type ExemplarLabels = Vec<(&'static str, String)>;
+impl EncodeLabelSet for Trace {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let labels = [
+            ("trace_id", self.trace_id.to_string()),
+            ("span_id", self.span_id.to_string()),
+        ];
+        labels.encode(encoder)
+    }
+}
 
 /// Where instruments are made: Prometheus' registry and, if metrics go out by OTLP, the meter. The
 /// SDK has no exemplars and no text format, Prometheus' library no OTLP, so each has its own series.
@@ -74,15 +77,15 @@ pub(super) struct Description {
 
 /// A histogram with the bounds that the conventions give it.
 pub(super) struct Histogram {
-    scraped: Family<Labels, HistogramWithExemplars<ExemplarLabels>, Bounds>,
+    scraped: Family<Labels, HistogramWithExemplars<Trace>, Bounds>,
     pushed: Option<metrics::Histogram<f64>>,
 }
 
 #[derive(Clone, Copy)]
 struct Bounds(&'static [f64]);
 
-impl MetricConstructor<HistogramWithExemplars<ExemplarLabels>> for Bounds {
-    fn new_metric(&self) -> HistogramWithExemplars<ExemplarLabels> {
+impl MetricConstructor<HistogramWithExemplars<Trace>> for Bounds {
+    fn new_metric(&self) -> HistogramWithExemplars<Trace> {
         HistogramWithExemplars::new(self.0.iter().copied())
     }
 }
@@ -118,12 +121,11 @@ impl Histogram {
         }
     }
 
-    pub(super) fn observe(&self, value: f64, labels: &Labels, trace: Option<&Trace>) {
-        let exemplar = trace.map(Trace::labels);
+    pub(super) fn observe(&self, value: f64, labels: &Labels, trace: Option<Trace>) {
         let at = std::time::SystemTime::now();
         self.scraped
             .get_or_create(labels)
-            .observe(value, exemplar, Some(at));
+            .observe(value, trace, Some(at));
         if let Some(pushed) = &self.pushed {
             pushed.record(value, &attributes(labels));
         }
@@ -202,12 +204,12 @@ mod tests {
         let histogram = Histogram::new(&mut unpushed(&mut registry), &description);
         let labels = vec![(Key("http.request.method"), "GET".into())];
         let trace = Trace {
-            trace_id: "4bf9".to_owned(),
-            span_id: "00f0".to_owned(),
+            trace_id: TraceId::from(0x4bf9),
+            span_id: SpanId::from(0x00f0),
         };
-        histogram.observe(0.5, &labels, Some(&trace));
+        histogram.observe(0.5, &labels, Some(trace));
         let text = encoded(&registry);
-        let bucket = r#"http_server_request_duration_seconds_bucket{le="1.0",http_request_method="GET"} 1 # {trace_id="4bf9",span_id="00f0"} 0.5"#;
+        let bucket = r#"http_server_request_duration_seconds_bucket{le="1.0",http_request_method="GET"} 1 # {trace_id="00000000000000000000000000004bf9",span_id="00000000000000f0"} 0.5"#;
         assert!(text.contains(bucket), "{text}");
     }
 

@@ -75,13 +75,13 @@ pub(crate) struct Request {
 }
 
 /// How a request ended.
-pub(crate) struct Outcome<'a> {
+pub(crate) struct Outcome {
     pub(crate) duration: Duration,
     pub(crate) status: Option<StatusCode>,
     pub(crate) error_type: Option<Cow<'static, str>>,
     pub(crate) request_body_bytes: usize,
     pub(crate) response_body_bytes: usize,
-    pub(crate) trace: Option<&'a Trace>,
+    pub(crate) trace: Option<Trace>,
     /// Of a request to a model.
     pub(crate) facts: Option<Facts>,
 }
@@ -151,7 +151,7 @@ impl Metrics {
 }
 
 impl InFlight {
-    pub(crate) fn finish(mut self, outcome: Outcome<'_>) {
+    pub(crate) fn finish(mut self, outcome: Outcome) {
         let http = &self.metrics.0.http;
         http.active.add(-1, &self.active);
         let status = outcome.status.map(|status| {

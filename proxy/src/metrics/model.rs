@@ -98,7 +98,7 @@ impl ModelMetrics {
         facts: Facts,
         duration: Duration,
         error_type: Option<Cow<'static, str>>,
-        trace: Option<&Trace>,
+        trace: Option<Trace>,
     ) {
         let tokens = [
             ("input", facts.input_tokens),

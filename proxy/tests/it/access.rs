@@ -118,10 +118,11 @@ async fn a_key_that_has_used_up_its_requests_is_429_and_told_when_to_come_again(
     ));
     let mut config = config(echo.address);
     config.api_keys = Some(keys.path());
-    let proxy = TestProxy::with(config).await;
+    let mut proxy = TestProxy::with(config).await;
     let alice = get("/v1/models", &["Authorization: Bearer sk-alice"]);
     for _ in 0..2 {
         assert_eq!(proxy.send(&alice).await.status, 200);
+        proxy.spans.next().await;
     }
     let refused = proxy.send(&alice).await;
     assert_eq!(refused.status, 429);
@@ -141,6 +142,9 @@ async fn a_key_that_has_used_up_its_requests_is_429_and_told_when_to_come_again(
         "{}",
         refused.body
     );
+    let span = proxy.spans.next().await;
+    let name = attribute(&span, "lantern.api_key.name");
+    assert_eq!(name.as_deref(), Some("alice"));
     let bob = get("/v1/models", &["Authorization: Bearer sk-bob"]);
     assert_eq!(
         proxy.send(&bob).await.status,

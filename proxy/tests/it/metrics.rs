@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 
+use tokio::net::TcpSocket;
+
 use crate::support::{Peer, RawUpstream, Response, TestProxy, config, nobody, request};
 
 const COMPLETION: &[&str] = &[
@@ -95,7 +97,11 @@ async fn a_stream_of_a_model_is_measured_by_the_conventions() {
 
 #[tokio::test]
 async fn a_failure_is_measured_with_its_error() {
-    let mut proxy = measured(nobody().await).await;
+    // Bound and not listening: no other test's server can come to be there.
+    let nobody = TcpSocket::new_v4().expect("a socket");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    nobody.bind(any).expect("a free port");
+    let mut proxy = measured(nobody.local_addr().expect("a bound socket")).await;
     proxy
         .send(&request(COMPLETION, r#"{"model":"m1","stream":true}"#))
         .await;

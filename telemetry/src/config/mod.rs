@@ -237,6 +237,13 @@ impl Settings {
         self.metrics.as_ref().filter(|_| exported)
     }
 
+    /// For a program whose spans have up to so many links: none of them is cut off, unless
+    /// `OTEL_SPAN_LINK_COUNT_LIMIT` says so.
+    pub fn with_links_per_span(mut self, links: usize) -> Self {
+        self.limits.make_room_for_links(links);
+        self
+    }
+
     /// Records spans that are not sampled too, so that those that turn out to matter can be kept: they
     /// end with the attribute [`crate::KEPT`].
     pub fn recording_unsampled(mut self) -> Self {

@@ -54,6 +54,8 @@ pub(crate) struct SpanLimits {
     pub(crate) attributes_per_span: u32,
     pub(crate) events_per_span: u32,
     pub(crate) links_per_span: u32,
+    /// Whether the environment says how many links.
+    names_links: bool,
     pub(crate) attributes_per_event: u32,
     pub(crate) attributes_per_link: u32,
     /// The most characters of a string value; the SDK lacks this one, the exporter applies it.
@@ -66,7 +68,7 @@ impl SpanLimits {
             let limit = vars.number(names, 0..=u64::from(u32::MAX), DEFAULT_COUNT_LIMIT)?;
             Ok(u32::try_from(limit).expect("the range is that of u32"))
         };
-        let general = "OTEL_ATTRIBUTE_COUNT_LIMIT";
+        let (general, links) = ("OTEL_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT");
         let value_chars = vars
             .first(&[
                 "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
@@ -77,11 +79,20 @@ impl SpanLimits {
         Ok(Self {
             attributes_per_span: count(&["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", general])?,
             events_per_span: count(&["OTEL_SPAN_EVENT_COUNT_LIMIT"])?,
-            links_per_span: count(&["OTEL_SPAN_LINK_COUNT_LIMIT"])?,
+            links_per_span: count(&[links])?,
+            names_links: vars.get(links).is_some(),
             attributes_per_event: count(&["OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", general])?,
             attributes_per_link: count(&["OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", general])?,
             value_chars: value_chars.map(to_usize),
         })
+    }
+
+    /// For spans with so many links, unless the environment says how many.
+    pub(super) fn make_room_for_links(&mut self, links: usize) {
+        if !self.names_links {
+            let links = u32::try_from(links).unwrap_or(u32::MAX);
+            self.links_per_span = self.links_per_span.max(links);
+        }
     }
 }
 

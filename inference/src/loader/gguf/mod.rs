@@ -234,11 +234,11 @@ impl Gguf {
             .iter()
             .try_fold(1usize, |count, dim| count.checked_mul(*dim));
         let count = count.filter(|count| count.is_multiple_of(dtype.block_size()));
-        let count = count.ok_or_else(|| {
+        let size = count.and_then(|it| (it / dtype.block_size()).checked_mul(dtype.type_size()));
+        let size = size.ok_or_else(|| {
             let problem = format!("tensor {name} of shape {dims:?} cannot be made of {dtype:?}");
             not_understood(&self.path, &problem)
         })?;
-        let size = count / dtype.block_size() * dtype.type_size();
         let start = self.content.tensor_data_offset.saturating_add(info.offset);
         Ok(Stored {
             dtype,

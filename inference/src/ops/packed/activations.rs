@@ -20,14 +20,20 @@ pub(super) struct ActivationBlock {
 impl ActivationBlock {
     /// `numbers` are 32.
     fn quantise(numbers: &[f32]) -> Self {
-        let largest = numbers
-            .iter()
-            .fold(0f32, |most, number| most.max(number.abs()));
-        if largest == 0.0 {
-            return Self::default();
+        // By its bits, as a maximum of floats would leave out what is not a number.
+        let sizes = numbers.iter().map(|number| number.abs().to_bits());
+        let largest = f32::from_bits(sizes.max().unwrap_or(0));
+        if !largest.is_finite() {
+            return Self {
+                scale: f32::NAN,
+                ..Self::default()
+            };
         }
         let scale = largest / LARGEST;
         let inverse = LARGEST / largest;
+        if inverse.is_infinite() {
+            return Self::default();
+        }
         let mut codes = [0i32; BLOCK_COLUMNS];
         for (code, number) in codes.iter_mut().zip(numbers) {
             *code = (number * inverse + ROUNDER).to_bits() as i32 - ROUNDER.to_bits() as i32;
@@ -124,7 +130,20 @@ mod tests {
 
     #[test]
     fn a_block_of_zeros_stays_one() {
-        let block = ActivationBlock::quantise(&[0.0; 32]);
-        assert_eq!(block, ActivationBlock::default());
+        for nothing in [0.0, -0.0, f32::from_bits(1)] {
+            let block = ActivationBlock::quantise(&[nothing; 32]);
+            assert_eq!(block, ActivationBlock::default());
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_finite_number_spoils_its_block_and_is_not_lost() {
+        for wrong in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut numbers = [1.0; 32];
+            numbers[9] = wrong;
+            let block = ActivationBlock::quantise(&numbers);
+            assert!(block.scale.is_nan(), "{wrong}: {block:?}");
+            assert_eq!((block.quads, block.sums), ([0; 8], [0; 2]));
+        }
     }
 }

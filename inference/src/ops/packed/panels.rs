@@ -28,7 +28,7 @@ pub(super) struct Panels {
     rows: usize,
     /// 32-column blocks of a row.
     blocks: usize,
-    /// Per panel, per block: the vectors of codes, see [`pack_codes`].
+    /// Per panel, per block: the vectors of codes.
     codes: Vec<Line>,
     /// Per panel, per block: scales, then minima.
     scales: Vec<Halves>,

@@ -121,6 +121,32 @@ fn the_largest_numbers_do_not_overflow() {
 }
 
 #[test]
+fn a_row_that_is_not_numbers_gives_none_and_spares_its_neighbours() {
+    for dtype in TYPES {
+        let packed = packed(&quantised(dtype, (37, 512), 11));
+        let mut x = numbers(3 * 512, 12);
+        let alone = packed.product(&x);
+        x[512 + 300] = f32::NAN;
+        for kernel in Kernel::available() {
+            let found = packed.product_by(kernel, &x);
+            let rows: Vec<_> = found.chunks_exact(37).collect();
+            assert!(
+                rows[1].iter().all(|number| number.is_nan()),
+                "{dtype:?} {kernel:?}"
+            );
+            assert!(
+                distance(rows[0], &alone[..37]) < 1e-5,
+                "{dtype:?} {kernel:?}"
+            );
+            assert!(
+                distance(rows[2], &alone[74..]) < 1e-5,
+                "{dtype:?} {kernel:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn parts_of_other_types_stand_one_below_the_other() {
     let first = quantised(GgmlDType::Q5_0, (40, 256), 4);
     let second = quantised(GgmlDType::Q8_0, (9, 256), 5);

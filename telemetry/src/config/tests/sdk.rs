@@ -386,3 +386,14 @@ fn a_program_with_metrics_is_told_only_of_what_has_no_effect() {
         ],
     );
 }
+
+#[test]
+fn a_program_has_room_for_its_links_unless_the_environment_says_how_many() {
+    let links = |vars: Table<'_>, links| {
+        let settings = parse(vars).unwrap().with_links_per_span(links);
+        settings.limits().links_per_span
+    };
+    assert_eq!(links(&[], 300), 300);
+    assert_eq!(links(&[], 3), 128, "never fewer than by default");
+    assert_eq!(links(&[("OTEL_SPAN_LINK_COUNT_LIMIT", "2")], 300), 2);
+}
