@@ -16,6 +16,8 @@ use crate::loader::{Gguf, ModelFiles, ModelSource};
 const NAME: &str = "chat";
 /// Deepest recursion of a template's macros.
 const RECURSION_LIMIT: usize = 64;
+/// Steps of one rendering, of which one pays for 64 bytes of text as well.
+const FUEL: u64 = 4_000_000;
 
 /// Why a chat is not turned into a prompt.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +142,7 @@ impl ChatTemplate {
             .build();
         environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
         environment.set_recursion_limit(RECURSION_LIMIT);
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
@@ -364,6 +367,10 @@ fn read_json(path: &Path) -> Result<Value, ChatTemplateError> {
 
 /// What a template said itself through `raise_exception` stands alone.
 fn render_error(error: &Error) -> ChatTemplateError {
+    if error.kind() == ErrorKind::OutOfFuel {
+        let message = format!("it takes more than {FUEL} steps");
+        return ChatTemplateError::Render(message);
+    }
     let raised = error.kind() == ErrorKind::InvalidOperation;
     let detail = error.detail().filter(|_| raised).map(str::to_owned);
     ChatTemplateError::Render(detail.unwrap_or_else(|| error.to_string()))

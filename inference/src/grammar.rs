@@ -7,10 +7,10 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use llguidance::api::TopLevelGrammar;
-use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::{Map, Value};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::tokenizer::{TokenBytes, Tokenizer};
 
@@ -18,6 +18,8 @@ use crate::tokenizer::{TokenBytes, Tokenizer};
 pub const MAX_GRAMMAR_BYTES: usize = 64 * 1024;
 /// Grammars that are compiled at once; others wait.
 const MAX_COMPILATIONS: usize = 2;
+/// Grammars in memory, each until its request has ended; others wait.
+const MAX_GRAMMARS: usize = 128;
 /// The compiler follows rules that use rules by recursion: enough for a grammar of the greatest length.
 const COMPILER_STACK_BYTES: usize = 256 * 1024 * 1024;
 /// Work for one grammar's lexer, at about 50,000 a millisecond.
@@ -26,8 +28,8 @@ const COMPILER_FUEL: u64 = 1_000_000;
 const MASK_FUEL: u64 = 200_000;
 /// The parser's items for one token's mask, at about 20,000 a millisecond.
 const MASK_ITEMS: usize = 50_000;
-/// The lexer's states, each of 1 to 2 KiB.
-const MAX_LEXER_STATES: usize = 50_000;
+/// The states of one grammar's lexer, each of 1 to 2 KiB: a schema of ordinary size has some hundreds.
+const MAX_LEXER_STATES: usize = 10_000;
 /// Longest piece of the library's words that an error repeats.
 const SHOWN_BYTES: usize = 400;
 /// White space between JSON's tokens. Small models, left free, go on with it forever.
@@ -66,7 +68,8 @@ pub enum GrammarError {
 #[derive(Clone)]
 pub struct GrammarCompiler {
     vocabulary: Arc<Vocabulary>,
-    permits: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+    compilations: Arc<Semaphore>,
 }
 
 /// The model's tokens.
@@ -90,20 +93,22 @@ impl GrammarCompiler {
         };
         Self {
             vocabulary: Arc::new(vocabulary),
-            permits: Arc::new(Semaphore::new(MAX_COMPILATIONS)),
+            places: Arc::new(Semaphore::new(MAX_GRAMMARS)),
+            compilations: Arc::new(Semaphore::new(MAX_COMPILATIONS)),
         }
     }
 
     /// Compiles a grammar. One that nobody waits for any more is not begun.
     pub async fn compile(&self, grammar: Grammar) -> Result<Constraint, GrammarError> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
+        let place = permit(&self.places).await;
+        let compilation = permit(&self.compilations).await;
         let vocabulary = Arc::clone(&self.vocabulary);
         let (sender, compiled) = oneshot::channel();
         let work = move || {
-            let _permit = permit;
+            let _compilation = compilation;
+            let compiled = vocabulary.compile(grammar);
             // Nobody may be waiting any more.
-            let _ = sender.send(vocabulary.compile(grammar));
+            let _ = sender.send(compiled.map(|matcher| Constraint::new(matcher, place)));
         };
         let thread = std::thread::Builder::new()
             .name("grammar".to_owned())
@@ -116,8 +121,13 @@ impl GrammarCompiler {
     }
 }
 
+async fn permit(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    let permit = Arc::clone(semaphore).acquire_owned().await;
+    permit.expect("the semaphore is never closed")
+}
+
 impl Vocabulary {
-    fn compile(&self, grammar: Grammar) -> Result<Constraint, GrammarError> {
+    fn compile(&self, grammar: Grammar) -> Result<Matcher, GrammarError> {
         let factory = self.factory.get_or_init(|| self.factory());
         let factory = factory
             .as_ref()
@@ -130,7 +140,7 @@ impl Vocabulary {
                 for warning in matcher.grammar_warnings() {
                     tracing::debug!(warning, "a grammar");
                 }
-                Ok(Constraint(Arc::new(matcher)))
+                Ok(matcher)
             }
         }
     }
@@ -224,12 +234,28 @@ pub(crate) fn bounded(schema: Map<String, Value>) -> Value {
 
 /// A compiled grammar, to be walked by any number of sequences. Cheap to clone.
 #[derive(Clone)]
-pub struct Constraint(Arc<Matcher>);
+pub struct Constraint(Arc<Compiled>);
+
+struct Compiled {
+    /// At the beginning. Those that walk share its lexer, and so its memory.
+    matcher: Matcher,
+    _place: OwnedSemaphorePermit,
+}
 
 impl Constraint {
+    fn new(matcher: Matcher, place: OwnedSemaphorePermit) -> Self {
+        Self(Arc::new(Compiled {
+            matcher,
+            _place: place,
+        }))
+    }
+
     /// The beginning of an output.
     pub(crate) fn begin(&self) -> GrammarState {
-        GrammarState(Matcher::clone(&self.0))
+        GrammarState {
+            matcher: self.0.matcher.clone(),
+            next: None,
+        }
     }
 }
 
@@ -247,33 +273,55 @@ impl PartialEq for Constraint {
 }
 
 /// How far one output has come.
-pub(crate) struct GrammarState(Matcher);
+pub(crate) struct GrammarState {
+    matcher: Matcher,
+    /// What can come next, once it has been computed.
+    next: Option<Result<SimpleVob, Stuck>>,
+}
 
 /// A grammar that asks too much of one token, or that no token of the model can go on with.
 #[derive(Debug, thiserror::Error)]
 #[error("the grammar cannot be followed: {0}")]
 pub(crate) struct Stuck(String);
 
+impl Stuck {
+    fn new(problem: &impl ToString) -> Self {
+        Self(shown(&problem.to_string()))
+    }
+}
+
 impl GrammarState {
+    /// Computes what [`GrammarState::mask`] needs: whoever has time for it may do so before there are logits.
+    pub(crate) fn prepare(&mut self) {
+        let matcher = &mut self.matcher;
+        self.next.get_or_insert_with(|| {
+            let allowed = matcher.compute_mask_or_eos();
+            allowed.map_err(|error| Stuck::new(&error))
+        });
+    }
+
     /// Drops the logits of all tokens that cannot come next: at the end all but the end of sequence.
     pub(crate) fn mask(&mut self, logits: &mut [f32]) -> Result<(), Stuck> {
-        let allowed = self.0.compute_mask_or_eos();
-        let allowed = allowed.map_err(|error| Stuck(shown(&error.to_string())))?;
-        for (token, logit) in logits.iter_mut().enumerate() {
-            if token >= allowed.len() || !allowed.get(token) {
+        self.prepare();
+        let allowed = self.next.take().expect("it has been prepared")?;
+        let known = allowed.len().min(logits.len());
+        let (logits, unknown) = logits.split_at_mut(known);
+        unknown.fill(f32::NEG_INFINITY);
+        allowed.iter_unset_entries(|token| {
+            if let Some(logit) = logits.get_mut(token) {
                 *logit = f32::NEG_INFINITY;
             }
-        }
+        });
         Ok(())
     }
 
     /// Goes on past a token, which the mask has let through.
     pub(crate) fn advance(&mut self, token: u32) -> Result<(), Stuck> {
-        if self.0.is_stopped() {
+        if self.matcher.is_stopped() {
             return Ok(());
         }
-        let advanced = self.0.consume_token(token);
-        advanced.map_err(|error| Stuck(shown(&error.to_string())))
+        let advanced = self.matcher.consume_token(token);
+        advanced.map_err(|error| Stuck::new(&error))
     }
 }
 

@@ -171,7 +171,6 @@ async fn wrong_grammars_are_refused_in_words() {
 
 #[tokio::test]
 async fn grammars_that_cost_too_much_are_refused() {
-    refusal(Grammar::Regex("((a{1,999}){1,999}){1,999}".to_owned())).await;
     // 10 to the power of 12 combinations.
     let property = |at: usize| json!({"properties": {format!("p{at}"): {"type": "string"}}});
     let any = |at: usize| {

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::chat_template::{ChatRequest, ChatTemplate};
+use crate::chat_template::{ChatRequest, ChatTemplate, ChatTemplateError};
 use crate::generation::exchange::Operation;
 use crate::generation::{Delta, Finish, Output, OutputToken};
 
@@ -47,7 +47,8 @@ async fn answer(call: &mut Call, request: Request) -> Result<Response, ApiError>
     }
     sampling.compile(&app.grammars).await?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(false);
-    let raw = RawPrompt::Text(app.chat_prompt(&mut fields, tools.as_ref().map(Tools::offered))?);
+    let offered = tools.as_ref().map(Tools::offered);
+    let raw = RawPrompt::Text(app.chat_prompt(&mut fields, offered).await?);
     let prompts = app
         .tokenize_prompts(vec![raw], add_special_tokens, false)
         .await?;
@@ -81,9 +82,9 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
 }
 
 impl App {
-    /// The prompt that a chat becomes.
-    pub(super) fn chat_prompt(
-        &self,
+    /// The prompt that a chat becomes: a template may take as long as its fuel lasts, which holds up nobody else.
+    pub(super) async fn chat_prompt(
+        self: &Arc<Self>,
         fields: &mut Fields,
         tools: Option<Value>,
     ) -> Result<String, ApiError> {
@@ -97,10 +98,10 @@ impl App {
             continue_final_message: fields.boolean("continue_final_message")?.unwrap_or(false),
             kwargs: fields.take("chat_template_kwargs"),
         };
-        Ok(ChatRequest::render(
-            request,
-            self.model.chat_template.as_ref(),
-        )?)
+        let app = Arc::clone(self);
+        let render = move || request.render(app.model.chat_template.as_ref());
+        let rendered = tokio::task::spawn_blocking(render).await;
+        Ok(rendered.map_err(|panic| ChatTemplateError::Render(panic.to_string()))??)
     }
 }
 

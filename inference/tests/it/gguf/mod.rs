@@ -206,6 +206,21 @@ fn what_is_lacking_is_refused_by_name() {
 }
 
 #[test]
+fn an_alignment_of_zero_is_refused() {
+    for zero in [Value::U32(0), Value::U8(0), Value::I32(0)] {
+        let mut file = File::of_golden("llama2");
+        file.set("general.alignment", zero);
+        let (_folder, path) = write(&file);
+        let error = load(&path).expect_err("refused").to_string();
+        assert!(error.contains("general.alignment is 0"), "{error}");
+    }
+    let mut file = File::of_golden("llama2");
+    file.set("general.alignment", Value::U32(32));
+    let (_folder, path) = write(&file);
+    load(&path).expect("that of all files is allowed");
+}
+
+#[test]
 fn the_factors_of_another_rope_scaling_are_refused_and_llama_3s_are_known() {
     let mut file = File::of_golden("llama2");
     let (dim, factor) = (10, 8.0);
