@@ -9,14 +9,17 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use lantern_telemetry::ExporterSettings;
+use tokio::net::TcpStream;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+use tower::util::MapResponse;
 
+use super::batched::Batched;
 use super::{
     Accepted, Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, Rejection,
     USER_AGENT, chain, retry, shortened,
@@ -31,9 +34,12 @@ const FRAME_HEADER_BYTES: usize = 5;
 /// The frame's header and the message, not copied together.
 type Framed = Full<Chain<Bytes, Bytes>>;
 
+type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Connector = MapResponse<HttpsConnector<HttpConnector>, fn(Stream) -> Batched<Stream>>;
+
 /// See the module.
 pub(super) struct GrpcClient {
-    client: Client<HttpsConnector<HttpConnector>, Framed>,
+    client: Client<Connector, Framed>,
     uris: PerSignal<Uri>,
     headers: HeaderMap,
 }
@@ -47,7 +53,7 @@ impl GrpcClient {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .http2_keep_alive_timeout(KEEP_ALIVE_LIMIT)
             .http2_keep_alive_while_idle(true)
-            .build(settings.connector());
+            .build(Connector::new(settings.connector(), Batched::new));
         let mut headers = settings.headers.clone();
         headers
             .entry(header::USER_AGENT)

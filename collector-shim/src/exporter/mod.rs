@@ -6,6 +6,7 @@
 //! answer back.
 
 mod accepted;
+mod batched;
 mod direct;
 mod grpc;
 mod http;
