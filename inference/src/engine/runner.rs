@@ -33,7 +33,7 @@ impl ModelRunner {
     /// Allocates so many blocks of keys and values.
     pub(crate) fn new(model: Box<dyn CausalLm>, kv_blocks: usize) -> Result<Self> {
         Ok(Self {
-            ops: ops::for_device(model.device()),
+            ops: ops::for_device(model.device())?,
             pages: KvPages::new(&model.kv_shape(), kv_blocks, model.device())?,
             model,
         })

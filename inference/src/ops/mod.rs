@@ -8,12 +8,14 @@
 //! - `step`: one step's rows, whose they are, and what is wanted of them
 //! - `weights`: what operations take from the model's files
 //! - `pages`: keys and values of all sequences, in blocks
-//! - `cpu`: the operations on a CPU; `plain`: on any other device
+//! - `cpu`: the operations on a CPU; `cuda`: on a GPU; `plain`: on any other device
 //!
 //! Letters in shapes, here and in the models: T rows of a step, R of them wanted, H hidden size,
 //! E embedding size, V vocabulary, N heads of queries, K heads of keys and values, D head size.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod pages;
 mod plain;
 mod step;
@@ -87,12 +89,20 @@ pub trait Ops: Send {
     fn wanted(&self, x: &Tensor, step: &StepInputs) -> Result<Tensor>;
 }
 
+/// Opens the first GPU, as [`for_device`] needs it.
+#[cfg(feature = "cuda")]
+pub(crate) fn open_gpu() -> Result<Device> {
+    cuda::open()
+}
+
 /// The operations for tensors on `device`.
-pub fn for_device(device: &Device) -> Box<dyn Ops> {
-    match device {
+pub fn for_device(device: &Device) -> Result<Box<dyn Ops>> {
+    Ok(match device {
         Device::Cpu => Box::new(cpu::CpuOps::default()),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => Box::new(cuda::CudaOps::new(device)?),
         other => plain(other),
-    }
+    })
 }
 
 /// Those made of candle's own, which any device has: slow, and what others are compared with.

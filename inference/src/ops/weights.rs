@@ -96,7 +96,7 @@ pub struct PositionTable {
 }
 
 /// How many heads, and how wide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Heads {
     /// N.
     pub queries: usize,

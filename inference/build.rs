@@ -1,0 +1,50 @@
+//! Compiles the CUDA kernels of `src/ops/cuda/kernels`, where the `cuda` feature asks for them.
+
+#[cfg(feature = "cuda")]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    kernels::build()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn main() {}
+
+#[cfg(feature = "cuda")]
+mod kernels {
+    use std::path::PathBuf;
+
+    use cudaforge::KernelBuilder;
+
+    const SOURCES: &str = "src/ops/cuda/kernels";
+
+    /// Without `CUDA_COMPUTE_CAP`: machine code for these, and PTX of the last for what comes after them.
+    const ARCHITECTURES: [&str; 4] = ["80", "86", "89", "90"];
+
+    pub(crate) fn build() -> Result<(), Box<dyn std::error::Error>> {
+        println!("cargo:rerun-if-changed={SOURCES}");
+        println!("cargo:rerun-if-env-changed=CUDA_COMPUTE_CAP");
+        let out = PathBuf::from(std::env::var("OUT_DIR")?);
+        let mut builder = KernelBuilder::new()
+            .source_dir(SOURCES)
+            .watch([SOURCES])
+            .arg("-std=c++17")
+            .arg("-O3")
+            .arg("-Xcompiler")
+            .arg("-fPIC");
+        if std::env::var_os("CUDA_COMPUTE_CAP").is_none() {
+            let last = ARCHITECTURES[ARCHITECTURES.len() - 1];
+            builder = builder.compute_cap_arch(ARCHITECTURES[0]);
+            for architecture in &ARCHITECTURES[1..] {
+                builder = builder.arg(&format!(
+                    "-gencode=arch=compute_{architecture},code=sm_{architecture}"
+                ));
+            }
+            builder = builder.arg(&format!("-gencode=arch=compute_{last},code=compute_{last}"));
+        }
+        builder.build_lib(out.join("liblantern_kernels.a"))?;
+        println!("cargo:rustc-link-search={}", out.display());
+        println!("cargo:rustc-link-lib=static=lantern_kernels");
+        println!("cargo:rustc-link-lib=dylib=cudart");
+        println!("cargo:rustc-link-lib=stdc++");
+        Ok(())
+    }
+}
