@@ -9,7 +9,8 @@ fmt:
 
 # Lints, warnings denied
 clippy:
-    cargo clippy --release --locked --workspace --all-targets -- -D warnings
+    cargo clippy --release --locked --workspace --all-targets \
+        --features lantern-proxy/fuzzing,lantern-shim/fuzzing -- -D warnings
 
 # API docs, warnings denied
 doc:
@@ -45,6 +46,10 @@ peers:
 bench NAME *OPTIONS:
     cargo build --profile dist --locked -p lantern-shim -p lantern-proxy -p lantern-bench
     target/dist/lantern-bench {{NAME}} {{OPTIONS}}
+
+# A fuzz target (fuzz/targets), with the stable compiler; what it finds is in fuzz/target/artifacts
+fuzz TARGET RUNS="100000" *OPTIONS:
+    fuzz/run.sh {{TARGET}} {{RUNS}} {{OPTIONS}}
 
 # The container stack, really run: a request's trace must be whole in Jaeger, by both protocols
 compose-test:

@@ -41,7 +41,7 @@ pub(crate) struct Args {
 
 /// Runs the command behind the proxy until it ends, and gives its exit code.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let settings = Settings::from_env()?;
+    let settings = Settings::from_env()?.with_metrics();
     process::init_logging(settings.log_filter());
     let Args { mut proxy, command } = args;
     proxy.default_upstream(|| upstream_of(&command))?;

@@ -9,11 +9,17 @@ use http::Uri;
 use lantern_telemetry::serve::Limits;
 use lantern_telemetry::{ConfigError, ExporterSettings, Settings};
 
+use crate::signal::{Signal, Signals};
+use crate::tail::TailPolicy;
+pub use backends::{Backend, LogAck, QueueDir, Waiting};
 pub use door::{Door, DoorArgs, Origins};
 pub use limits::{LimitArgs, Pace};
+pub use tail::TailArgs;
 
+mod backends;
 mod door;
 mod limits;
+mod tail;
 
 /// A year: what is longer is a mistake, and would be past what the clock can tell.
 const MAX_DRAIN_SECONDS: u64 = 365 * 86_400;
@@ -39,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4317", value_parser = address)]
     pub grpc: SocketAddr,
 
-    /// Where OTLP/HTTP comes in: POST /v1/traces, protobuf or JSON
+    /// Where OTLP/HTTP comes in: POST /v1/traces, /v1/metrics, …, protobuf or JSON
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4318", value_parser = address)]
     pub http: SocketAddr,
 
@@ -47,9 +53,18 @@ pub struct Args {
     #[arg(long, value_name = "ADDR|none", default_value = "127.0.0.1:16686", value_parser = viewer)]
     pub viewer: Viewer,
 
+    /// Which signals are taken; without a backend only traces are
+    #[arg(long, value_name = "SIGNAL,…", value_enum, value_delimiter = ',', default_values_t = Signal::ALL)]
+    pub signals: Vec<Signal>,
+
     /// The largest request taken, before decompression and after
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_REQUEST_BYTES)]
     pub max_request_bytes: usize,
+
+    /// Forward to this backend; may be repeated. NAME is for you to choose: settings of the backend are
+    /// LANTERN_BACKEND_NAME_PROTOCOL, …_HEADERS and so on
+    #[arg(long, value_name = "NAME=URL")]
+    pub backend: Vec<String>,
 
     /// With a backend: how much may wait for it before senders are told to come back
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_QUEUE_MAX_BYTES)]
@@ -75,6 +90,10 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_REPORT_SECONDS)]
     pub report_seconds: u32,
 
+    /// Which traces are sent on.
+    #[command(flatten)]
+    pub tail: TailArgs,
+
     /// Who may send.
     #[command(flatten)]
     pub door: DoorArgs,
@@ -89,17 +108,11 @@ pub struct Args {
 pub enum Ack {
     /// Once it is written to the queue's directory and synced
     Disk,
+    /// Once every backend has accepted it; nothing is queued, and a backend that is away is the
+    /// sender's to wait for
+    Backend,
     /// Once it is queued in memory
     Memory,
-}
-
-/// A queue that survives the process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueueDir {
-    /// Where it is. One shim at a time has it.
-    pub path: PathBuf,
-    /// When a request is acknowledged.
-    pub ack: Ack,
 }
 
 /// The value of `--viewer`.
@@ -134,6 +147,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// Where the viewer is, if anywhere.
     pub viewer: Option<SocketAddr>,
+    /// Which signals are taken.
+    pub signals: Signals,
     /// The largest request, before decompression and after.
     pub max_request_bytes: usize,
     /// How long shutdown may take to send what still waits.
@@ -146,6 +161,8 @@ pub struct Config {
     pub limits: Limits,
     /// How slow a sender may be.
     pub pace: Pace,
+    /// Which traces are sent on; None sends all.
+    pub tail: Option<TailPolicy>,
     /// Where the spans go.
     pub destination: Destination,
 }
@@ -158,14 +175,14 @@ pub enum Destination {
         /// Over it the oldest trace goes.
         max_bytes: usize,
     },
-    /// On to an OTLP backend.
-    Backend {
-        /// How it is reached.
-        exporter: Box<ExporterSettings>,
-        /// Over it senders are told to come back.
+    /// On to OTLP backends, all of it to each.
+    Backends {
+        /// One or more.
+        backends: Vec<Backend>,
+        /// What may wait or be on its way. Over it senders are told to come back.
         queue_max_bytes: usize,
-        /// Where the queue is kept; None keeps it in memory.
-        queue_dir: Option<QueueDir>,
+        /// Where it waits.
+        waiting: Waiting,
     },
 }
 
@@ -179,12 +196,14 @@ impl Config {
             grpc: LOOPBACK,
             http: LOOPBACK,
             viewer: Some(LOOPBACK),
+            signals: Signals::ALL,
             max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
             report_interval: None,
             door: Door::default(),
             limits: limits::DEFAULTS.ports(),
             pace: limits::DEFAULTS.pace(),
+            tail: None,
             destination: Destination::Store {
                 max_bytes: DEFAULT_STORE_MAX_BYTES,
             },
@@ -193,10 +212,10 @@ impl Config {
 
     /// Forwards by `exporter`, from free loopback ports; change the fields that matter.
     pub fn forwarding(exporter: ExporterSettings) -> Config {
-        let destination = Destination::Backend {
-            exporter: Box::new(exporter),
+        let destination = Destination::Backends {
+            backends: vec![Backend::only(exporter)],
             queue_max_bytes: DEFAULT_QUEUE_MAX_BYTES,
-            queue_dir: None,
+            waiting: Waiting::InMemory,
         };
         Config {
             destination,
@@ -208,35 +227,34 @@ impl Config {
 impl Args {
     /// Joins the command line with the environment: a backend named there is forwarded to, and
     /// without one the shim keeps traces itself.
-    pub fn into_config(self, settings: &Settings) -> Result<Config, ConfigError> {
+    ///
+    /// With `--backend` those are all of them, each with the variables of its name that `get` gives.
+    pub fn into_config(
+        self,
+        settings: &Settings,
+        get: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Config, ConfigError> {
         self.check_bounds()?;
-        let queue_dir = self.queue_dir()?;
-        let destination = match settings.traces_endpoint() {
-            None if queue_dir.is_some() => {
-                let path = self.queue_dir.unwrap_or_default().display().to_string();
-                let allowed = "a directory, with a backend to send to \
-                               (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)";
-                return Err(ConfigError::new("--queue-dir", path, allowed));
-            }
-            None => Destination::Store {
-                max_bytes: self.store_max_bytes,
-            },
-            Some(named) => {
-                self.check_not_ourselves(named, settings)?;
-                Destination::Backend {
-                    exporter: Box::new(settings.exporter().clone()),
-                    queue_max_bytes: self.queue_max_bytes,
-                    queue_dir,
-                }
+        let backends = self.backends(settings, get)?;
+        let destination = if backends.is_empty() {
+            self.keeping()?
+        } else {
+            Destination::Backends {
+                backends,
+                queue_max_bytes: self.queue_max_bytes,
+                waiting: self.waiting()?,
             }
         };
+        let tail = self.tail(&destination)?;
         Ok(Config {
+            tail,
             grpc: self.grpc,
             http: self.http,
             viewer: match self.viewer {
                 Viewer::At(address) => Some(address),
                 Viewer::None => None,
             },
+            signals: self.signals.iter().copied().collect(),
             max_request_bytes: self.max_request_bytes,
             drain_timeout: Duration::from_secs(self.drain_timeout_seconds),
             report_interval: match self.report_seconds {
@@ -250,14 +268,73 @@ impl Args {
         })
     }
 
-    fn queue_dir(&self) -> Result<Option<QueueDir>, ConfigError> {
-        let Some(path) = &self.queue_dir else {
-            if self.ack == Some(Ack::Disk) {
-                let allowed = "memory, or disk with --queue-dir";
+    fn backends(
+        &self,
+        settings: &Settings,
+        get: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Vec<Backend>, ConfigError> {
+        let named = match (settings.traces_endpoint(), &self.backend[..]) {
+            (None, []) => return Ok(Vec::new()),
+            (Some(named), []) => {
+                let variable = settings.traces_endpoint_variable();
+                let variable = variable.expect("whatever named the endpoint is known");
+                let backend = Backend::only(settings.exporter().clone());
+                vec![(variable, named, backend)]
+            }
+            (_, flags) => {
+                let backends = backends::read(flags, get)?;
+                let named = flags.iter().zip(backends);
+                named
+                    .map(|(flag, backend)| (backends::FLAG, flag.as_str(), backend))
+                    .collect()
+            }
+        };
+        named
+            .into_iter()
+            .map(|(variable, named, backend)| {
+                self.check_not_ourselves(variable, named, &backend.exporter.endpoint)?;
+                Ok(backend)
+            })
+            .collect()
+    }
+
+    /// Without a backend.
+    fn keeping(&self) -> Result<Destination, ConfigError> {
+        const BACKEND: &str =
+            "with a backend to send to (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or --backend)";
+        if let Some(path) = &self.queue_dir {
+            let allowed = format!("a directory, {BACKEND}");
+            let path = path.display().to_string();
+            return Err(ConfigError::new("--queue-dir", path, allowed));
+        }
+        if self.ack == Some(Ack::Backend) {
+            return Err(ConfigError::new(
+                "--ack",
+                "backend",
+                format!("it {BACKEND}"),
+            ));
+        }
+        Ok(Destination::Store {
+            max_bytes: self.store_max_bytes,
+        })
+    }
+
+    fn waiting(&self) -> Result<Waiting, ConfigError> {
+        let ack = match (self.ack, &self.queue_dir) {
+            (None | Some(Ack::Memory), None) => return Ok(Waiting::InMemory),
+            (Some(Ack::Backend), None) => return Ok(Waiting::AtSender),
+            (Some(Ack::Disk), None) => {
+                let allowed = "memory or backend, or disk with --queue-dir";
                 return Err(ConfigError::new("--ack", "disk", allowed));
             }
-            return Ok(None);
+            (Some(Ack::Backend), Some(_)) => {
+                let allowed = "backend without --queue-dir: nothing is queued then";
+                return Err(ConfigError::new("--ack", "backend", allowed));
+            }
+            (None | Some(Ack::Disk), Some(_)) => LogAck::Disk,
+            (Some(Ack::Memory), Some(_)) => LogAck::Memory,
         };
+        let path = self.queue_dir.clone().unwrap_or_default();
         // Segments are freed whole, so that one delivered in part still takes its room.
         let least = 2 * self.max_request_bytes;
         if self.queue_max_bytes < least {
@@ -265,10 +342,23 @@ impl Args {
             let value = self.queue_max_bytes.to_string();
             return Err(ConfigError::new("--queue-max-bytes", value, allowed));
         }
-        Ok(Some(QueueDir {
-            path: path.clone(),
-            ack: self.ack.unwrap_or(Ack::Disk),
-        }))
+        Ok(Waiting::OnDisk(QueueDir { path, ack }))
+    }
+
+    /// Decisions are made between a queue and its backends.
+    fn tail(&self, destination: &Destination) -> Result<Option<TailPolicy>, ConfigError> {
+        let tail = self.tail.policy()?;
+        let has_queue = match destination {
+            Destination::Store { .. } => false,
+            Destination::Backends { waiting, .. } => *waiting != Waiting::AtSender,
+        };
+        match self.tail.tail_keep.first() {
+            Some(named) if !has_queue => {
+                let allowed = "it with a backend and a queue: not with --ack backend";
+                Err(ConfigError::new("--tail-keep", named, allowed))
+            }
+            _ => Ok(tail),
+        }
     }
 
     fn check_bounds(&self) -> Result<(), ConfigError> {
@@ -296,8 +386,12 @@ impl Args {
     }
 
     /// A shim that sends to itself would send for ever.
-    fn check_not_ourselves(&self, named: &str, settings: &Settings) -> Result<(), ConfigError> {
-        let endpoint = &settings.exporter().endpoint;
+    fn check_not_ourselves(
+        &self,
+        variable: &str,
+        named: &str,
+        endpoint: &str,
+    ) -> Result<(), ConfigError> {
         let uri: Uri = endpoint.parse().expect("the settings hold a checked URL");
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri
@@ -321,8 +415,6 @@ impl Args {
         if is_ours(self.grpc) || is_ours(self.http) {
             let allowed = "a backend's address: this is where the shim itself listens \
                            (--grpc, --http)";
-            let variable = settings.traces_endpoint_variable();
-            let variable = variable.expect("whatever named the endpoint is known");
             return Err(ConfigError::new(variable, named, allowed));
         }
         Ok(())
@@ -347,7 +439,7 @@ mod tests {
                 .map(str::to_owned)
         })?;
         let cli = Cli::try_parse_from(["shim"].iter().chain(flags)).expect("flags parse");
-        cli.args.into_config(&settings)
+        cli.args.into_config(&settings, &|_| None)
     }
 
     #[test]
@@ -364,29 +456,60 @@ mod tests {
     #[test]
     fn with_an_endpoint_spans_are_forwarded_to_it() {
         let config = config(&[], Some("http://jaeger:4317")).expect("valid");
-        let Destination::Backend { exporter, .. } = config.destination else {
+        let Destination::Backends { backends, .. } = config.destination else {
             panic!("forwards");
         };
-        assert_eq!(exporter.endpoint, "http://jaeger:4317");
+        let endpoints: Vec<_> = backends.iter().map(|one| &one.exporter.endpoint).collect();
+        assert_eq!(endpoints, ["http://jaeger:4317"]);
     }
 
     #[test]
     fn a_queue_directory_makes_disk_the_acknowledgement() {
-        let check = |flags: &[&str], expect: Option<Ack>| {
+        let check = |flags: &[&str], expect: Waiting| {
             let config = config(flags, Some("http://jaeger:4317")).expect("valid");
-            let Destination::Backend { queue_dir, .. } = config.destination else {
+            let Destination::Backends { waiting, .. } = config.destination else {
                 panic!("forwards");
             };
-            assert_eq!(queue_dir.map(|dir| dir.ack), expect, "{flags:?}");
+            assert_eq!(waiting, expect, "{flags:?}");
         };
-        check(&[], None);
-        check(&["--ack", "memory"], None);
-        check(&["--queue-dir", "q"], Some(Ack::Disk));
-        check(&["--queue-dir", "q", "--ack", "memory"], Some(Ack::Memory));
-        let error = config(&["--ack", "disk"], Some("http://jaeger:4317")).expect_err("nowhere");
-        assert!(error.to_string().starts_with("--ack='disk'"), "{error}");
-        let error = config(&["--queue-dir", "q"], None).expect_err("nothing to queue for");
-        assert!(error.to_string().starts_with("--queue-dir='q'"), "{error}");
+        let on_disk = |ack| {
+            let path = PathBuf::from("q");
+            Waiting::OnDisk(QueueDir { path, ack })
+        };
+        check(&[], Waiting::InMemory);
+        check(&["--ack", "memory"], Waiting::InMemory);
+        check(&["--ack", "backend"], Waiting::AtSender);
+        check(&["--queue-dir", "q"], on_disk(LogAck::Disk));
+        check(
+            &["--queue-dir", "q", "--ack", "memory"],
+            on_disk(LogAck::Memory),
+        );
+    }
+
+    #[test]
+    fn an_acknowledgement_that_cannot_be_given_is_refused() {
+        let check = |flags: &[&str], endpoint, expect: &str| {
+            let error = config(flags, endpoint).expect_err(expect).to_string();
+            assert!(error.starts_with(expect), "{error}");
+        };
+        let backend = Some("http://jaeger:4317");
+        check(&["--ack", "disk"], backend, "--ack='disk'");
+        let both = ["--queue-dir", "q", "--ack", "backend"];
+        check(&both, backend, "--ack='backend'");
+        check(&["--ack", "backend"], None, "--ack='backend'");
+        check(&["--queue-dir", "q"], None, "--queue-dir='q'");
+    }
+
+    #[test]
+    fn signals_can_be_switched_off() {
+        let all = config(&[], None).expect("valid").signals;
+        assert_eq!(all, Signals::ALL);
+        let some = config(&["--signals", "traces,logs"], None).expect("valid");
+        let taken: Vec<_> = Signal::ALL
+            .into_iter()
+            .filter(|signal| some.signals.has(*signal))
+            .collect();
+        assert_eq!(taken, [Signal::Traces, Signal::Logs]);
     }
 
     #[test]
@@ -413,6 +536,8 @@ mod tests {
             false,
         );
         check(&[], "http://jaeger:4317", false);
+        let named = ["--backend", "eu=http://localhost:4317"];
+        check(&named, "http://jaeger:4317", true);
     }
 
     #[test]
@@ -425,7 +550,7 @@ mod tests {
                 (name == variable).then(|| "http://localhost:4317".to_owned())
             });
             let cli = Cli::try_parse_from(["shim"]).expect("no flags");
-            let config = cli.args.into_config(&settings.expect("valid"));
+            let config = cli.args.into_config(&settings.expect("valid"), &|_| None);
             let error = config.expect_err("ourselves").to_string();
             assert!(error.starts_with(&format!("{variable}='")), "{error}");
         }

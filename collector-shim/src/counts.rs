@@ -2,10 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Spans at one moment, as [`crate::ShimHandle::counts`] tells them.
+use crate::signal::Signal;
+
+/// Spans at one moment, as [`crate::ShimHandle::counts`] tells them; or the items of another signal,
+/// as [`crate::ShimHandle::counts_of`] does.
 ///
-/// Every span received or recovered is then delivered, rejected, or queued, but for those of records
-/// that the disk damaged.
+/// Every span received or recovered is then delivered, rejected, unsent, dropped or queued, but for those of
+/// records that the disk damaged. With several backends, each of them counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Acknowledged to their senders.
@@ -16,11 +19,15 @@ pub struct Counts {
     pub delivered_spans: u64,
     /// Refused by the backend for good.
     pub rejected_spans: u64,
+    /// Not sent to a backend, because it does not take their signal.
+    pub unsent_spans: u64,
+    /// Dropped by tail decisions.
+    pub dropped_spans: u64,
     /// Waiting or on their way out.
     pub queued_spans: u64,
-    /// Bytes of the requests that hold them.
+    /// Bytes of all requests that wait or are on their way out, whatever their signal.
     pub queued_bytes: u64,
-    /// Attempts to send that failed and are made again.
+    /// Attempts to send that failed and are made again, whatever their signal.
     pub retries: u64,
     /// Found waiting in the queue's directory at the start.
     pub recovered_spans: u64,
@@ -54,22 +61,51 @@ impl Transport {
     }
 }
 
-/// What only ever grows.
+/// What only ever grows. Items are spans, data points, log records or profiles.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) accepted_spans: PerTransport,
-    pub(crate) refused_spans: PerTransport,
+    pub(crate) accepted: PerSignal<PerTransport>,
+    pub(crate) refused: PerSignal<PerTransport>,
     pub(crate) refused_requests: PerTransport,
-    pub(crate) enqueue_failed_spans: Counter,
-    pub(crate) delivered_spans: Counter,
-    pub(crate) rejected_spans: Counter,
-    pub(crate) retries: Counter,
-    pub(crate) recovered_spans: Counter,
+    pub(crate) enqueue_failed: PerSignal<Counter>,
+    /// Put into the embedded store.
+    pub(crate) stored_spans: Counter,
+    /// Of each backend, in their order.
+    pub(crate) backends: Vec<BackendCounters>,
+    pub(crate) recovered: PerSignal<Counter>,
     pub(crate) damaged_records: Counter,
     pub(crate) torn_bytes: Counter,
     pub(crate) dead_letters: Counter,
     /// Requests that could not be kept as dead letters.
     pub(crate) lost_letters: Counter,
+}
+
+/// What became of items on their way to one backend.
+#[derive(Debug, Default)]
+pub(crate) struct BackendCounters {
+    pub(crate) delivered: PerSignal<Counter>,
+    pub(crate) rejected: PerSignal<Counter>,
+    pub(crate) unsent: PerSignal<Counter>,
+    pub(crate) tail: TailCounters,
+    pub(crate) retries: Counter,
+}
+
+/// What tail decisions have dropped of what was for one backend.
+#[derive(Debug, Default)]
+pub(crate) struct TailCounters {
+    pub(crate) dropped_spans: Counter,
+    pub(crate) dropped_traces: Counter,
+    /// Of those, for lack of room before their time was over.
+    pub(crate) early_traces: Counter,
+}
+
+impl Counters {
+    pub(crate) fn new(backends: usize) -> Counters {
+        Counters {
+            backends: (0..backends).map(|_| BackendCounters::default()).collect(),
+            ..Counters::default()
+        }
+    }
 }
 
 /// One counter.
@@ -83,6 +119,20 @@ impl Counter {
 
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+/// Something for each [`Signal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct PerSignal<T>([T; Signal::ALL.len()]);
+
+impl<T> PerSignal<T> {
+    pub(crate) fn of(&self, signal: Signal) -> &T {
+        &self.0[signal as usize]
+    }
+
+    pub(crate) fn of_mut(&mut self, signal: Signal) -> &mut T {
+        &mut self.0[signal as usize]
     }
 }
 

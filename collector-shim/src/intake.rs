@@ -1,26 +1,32 @@
-//! Where both receivers hand over a request's bytes: checked, counted, then queued or stored.
+//! Where both receivers hand over a request: checked, counted, then queued, sent on or stored.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::coding::Coding;
 use crate::counts::{Counters, Transport};
-use crate::exporter::MAX_BATCH_BYTES;
+use crate::exporter::{Accepted, Direct, MAX_BATCH_BYTES, Outlet};
 use crate::queue::{OfferError, Payload, Queue};
+use crate::signal::{Signal, Signals};
 use crate::store::{self, Store};
 use crate::wire;
 
 /// When a sender refused for lack of room is asked to come back.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
+pub(crate) const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// More bytes than this are worked on beside the threads that serve connections.
 pub(crate) const INLINE_BYTES: usize = 256 * 1024;
+/// The same for what is only walked over, ten times as fast as what is decoded.
+const INLINE_WALK_BYTES: usize = 2 * 1024 * 1024;
 
 /// Where accepted requests go.
 #[derive(Debug, Clone)]
 pub(crate) enum Sink {
-    /// To a backend.
+    /// To backends, later.
     Queue(Arc<Queue>),
+    /// To backends, now: the sender waits for their answer.
+    Direct(Arc<Direct>),
     /// Into memory.
     Store(Arc<Store>),
 }
@@ -30,8 +36,22 @@ pub(crate) enum Sink {
 pub(crate) struct Intake {
     pub(crate) sink: Sink,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) signals: Signals,
+    /// The backends, if there are any.
+    pub(crate) outlets: Vec<Arc<Outlet>>,
     /// The largest request, before decompression and after.
     pub(crate) max_request_bytes: usize,
+}
+
+/// A request as it came, and what is in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Incoming {
+    pub(crate) transport: Transport,
+    pub(crate) signal: Signal,
+    /// The export request, not compressed.
+    pub(crate) plain: Bytes,
+    /// The same as it came, if it came compressed and may leave so.
+    pub(crate) compressed: Option<(Coding, Bytes)>,
 }
 
 /// Why a request is not accepted. `receiver::status` says it in each protocol's words.
@@ -43,7 +63,7 @@ pub(crate) enum Refusal {
     TooLarge { max_bytes: usize },
     #[error("request too large: {0}")]
     TooMuch(String),
-    #[error("encoding {0:?} is not supported: use gzip or none")]
+    #[error("encoding {0:?} is not supported: use gzip, zstd or none")]
     Encoding(String),
     #[error("content type {0:?} is not supported: use application/x-protobuf or application/json")]
     MediaType(String),
@@ -53,6 +73,13 @@ pub(crate) enum Refusal {
     Method(String),
     #[error("{0} is not served here")]
     Path(String),
+    #[error("{signal} are not taken: {reason}")]
+    Signal {
+        signal: Signal,
+        reason: &'static str,
+    },
+    #[error("the backend refused it: {reason}")]
+    Backend { code: tonic::Code, reason: String },
     #[error("{reason}")]
     Unavailable {
         reason: String,
@@ -79,93 +106,152 @@ impl Refusal {
 }
 
 impl Intake {
-    /// Accepts an uncompressed `ExportTraceServiceRequest`, or refuses all of it.
-    pub(crate) async fn accept(
-        self: &Arc<Intake>,
-        request: Bytes,
-        transport: Transport,
-    ) -> Result<(), Refusal> {
-        let intake = Arc::clone(self);
-        let checked = beside_if_large(request.len(), move || intake.check(&request, transport));
-        let Some(offer) = checked.await? else {
-            return Ok(());
-        };
-        // On its own, so that a sender that goes away meanwhile does not undo the counting.
-        let intake = Arc::clone(self);
-        let queueing = tokio::spawn(async move { intake.queue(offer, transport).await });
-        queueing
-            .await
-            .unwrap_or_else(|error| Err(Refusal::unavailable(error.to_string())))
+    /// Whether requests of `signal` may be taken, before one is read.
+    pub(crate) fn check_signal(&self, signal: Signal) -> Result<(), Refusal> {
+        let refused = |reason| Err(Refusal::Signal { signal, reason });
+        if !self.signals.has(signal) {
+            return refused("they are switched off (--signals)");
+        }
+        match &self.sink {
+            Sink::Store(_) if signal != Signal::Traces => {
+                refused("only traces are kept here, set a backend to forward them to")
+            }
+            Sink::Queue(_) | Sink::Direct(_)
+                if !self.outlets.iter().any(|outlet| outlet.takes(signal)) =>
+            {
+                refused("no backend has them")
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Counts a request that was refused before its spans could be.
+    /// Accepts a request, or refuses all of it.
+    pub(crate) async fn accept(self: &Arc<Intake>, request: Incoming) -> Result<Accepted, Refusal> {
+        let (signal, transport) = (request.signal, request.transport);
+        let Some(checked) = self.checked(request).await? else {
+            return Ok(Accepted::default());
+        };
+        let accepted = match &self.sink {
+            Sink::Store(_) => Ok(Accepted::default()),
+            Sink::Direct(direct) => direct.send(&checked.payloads).await,
+            Sink::Queue(queue) => {
+                // On its own, so that a sender that goes away meanwhile does not undo the counting.
+                let (queue, intake) = (Arc::clone(queue), Arc::clone(self));
+                let queueing =
+                    tokio::spawn(async move { intake.queue(&queue, signal, checked).await });
+                return queueing
+                    .await
+                    .unwrap_or_else(|error| Err(Refusal::unavailable(error.to_string())));
+            }
+        };
+        self.count(signal, transport, checked.items, accepted.is_ok());
+        accepted
+    }
+
+    /// Counts a request that was refused before its items could be.
     pub(crate) fn count_refused(&self, transport: Transport) {
         self.counters.refused_requests.of(transport).add(1);
     }
 
-    /// Checks a request, and stores it or says what is to be queued.
-    fn check(&self, request: &Bytes, transport: Transport) -> Result<Option<Offer>, Refusal> {
-        let malformed = |error: &dyn std::fmt::Display| Refusal::Malformed(error.to_string());
-        let spans = wire::count_spans(request)?;
-        if spans == 0 {
+    fn count(&self, signal: Signal, transport: Transport, items: u64, is_accepted: bool) {
+        let counter = if is_accepted {
+            &self.counters.accepted
+        } else {
+            &self.counters.refused
+        };
+        counter.of(signal).of(transport).add(items);
+    }
+
+    async fn checked(self: &Arc<Intake>, request: Incoming) -> Result<Option<Checked>, Refusal> {
+        let is_only_walked = !matches!(self.sink, Sink::Store(_));
+        let bytes = request.plain.len();
+        if is_only_walked && bytes <= INLINE_WALK_BYTES {
+            return self.check(request);
+        }
+        let intake = Arc::clone(self);
+        beside_if_large(bytes, move || intake.check(request)).await
+    }
+
+    /// Checks a request, and stores it or says what is to be sent. None when there is nothing in it.
+    fn check(&self, request: Incoming) -> Result<Option<Checked>, Refusal> {
+        let tally = wire::tally(request.signal, &request.plain)?;
+        if tally.items == 0 {
             return Ok(None);
         }
-        match &self.sink {
-            Sink::Queue(queue) => {
-                let payloads = payloads(request, spans)?;
-                let queue = Arc::clone(queue);
-                Ok(Some(Offer {
-                    queue,
-                    payloads,
-                    spans,
-                }))
-            }
+        let (items, transport) = (tally.items, request.transport);
+        let payloads = match &self.sink {
+            Sink::Queue(_) | Sink::Direct(_) => payloads(request, items)?,
             Sink::Store(store) => {
-                let traces = store::decode(request).map_err(|error| malformed(&error))?;
+                let too_much = |error: &dyn std::fmt::Display| Refusal::TooMuch(error.to_string());
+                tally.check_decodable().map_err(|error| too_much(&error))?;
+                let traces = store::decode(&request.plain)
+                    .map_err(|error| Refusal::Malformed(error.to_string()))?;
                 store.insert(traces);
-                self.counters.accepted_spans.of(transport).add(spans);
-                self.counters.delivered_spans.add(spans);
-                Ok(None)
+                self.counters.stored_spans.add(items);
+                Vec::new()
             }
-        }
-    }
-
-    async fn queue(&self, offer: Offer, transport: Transport) -> Result<(), Refusal> {
-        let Offer {
-            queue,
+        };
+        Ok(Some(Checked {
             payloads,
-            spans,
-        } = offer;
-        if let Err(error) = queue.offer(payloads).await {
-            self.counters.refused_spans.of(transport).add(spans);
-            if error != OfferError::Closed {
-                self.counters.enqueue_failed_spans.add(spans);
+            items,
+            transport,
+        }))
+    }
+
+    async fn queue(
+        &self,
+        queue: &Queue,
+        signal: Signal,
+        checked: Checked,
+    ) -> Result<Accepted, Refusal> {
+        let Checked {
+            payloads,
+            items,
+            transport,
+        } = checked;
+        let offered = queue.offer(payloads).await;
+        self.count(signal, transport, items, offered.is_ok());
+        match offered {
+            Ok(()) => Ok(Accepted::default()),
+            Err(error) => {
+                if error != OfferError::Closed {
+                    self.counters.enqueue_failed.of(signal).add(items);
+                }
+                Err(Refusal::unavailable(error.to_string()))
             }
-            return Err(Refusal::unavailable(error.to_string()));
         }
-        self.counters.accepted_spans.of(transport).add(spans);
-        Ok(())
     }
 }
 
-/// A request that is sound and goes to a backend.
-struct Offer {
-    queue: Arc<Queue>,
+/// A request that is sound.
+struct Checked {
+    /// To be sent, unless it is stored.
     payloads: Vec<Payload>,
-    spans: u64,
+    items: u64,
+    transport: Transport,
 }
 
-/// The request whole, or in parts that backends with the common limit of 4 MiB take.
-fn payloads(request: &Bytes, spans: u64) -> Result<Vec<Payload>, wire::WireError> {
-    if request.len() <= MAX_BATCH_BYTES {
-        return Ok(vec![Payload::new(request.clone(), spans)]);
+/// The request whole, compressed as it came; or in parts that backends with the common limit of
+/// 4 MiB take. The limit is for what comes out of a decompression.
+fn payloads(request: Incoming, items: u64) -> Result<Vec<Payload>, wire::WireError> {
+    let Incoming { signal, plain, .. } = request;
+    if plain.len() <= MAX_BATCH_BYTES || !signal.is_divisible() {
+        let whole = Payload::plain(signal, plain, items);
+        return Ok(vec![match request.compressed {
+            Some((coding, bytes)) => Payload {
+                coding,
+                bytes,
+                ..whole
+            },
+            None => whole,
+        }]);
     }
-    let parts = wire::split(request, MAX_BATCH_BYTES)?;
+    let parts = wire::split(&plain, MAX_BATCH_BYTES)?;
     parts
         .into_iter()
         .map(|bytes| {
-            let spans = wire::count_spans(&bytes)?;
-            Ok(Payload::new(bytes, spans))
+            let items = wire::tally(signal, &bytes)?.items;
+            Ok(Payload::plain(signal, bytes, items))
         })
         .collect()
 }

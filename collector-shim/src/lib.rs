@@ -1,21 +1,28 @@
 //! The collector shim: any OTLP client reaches any OTLP backend, whichever protocol each speaks;
 //! and without a backend it keeps traces itself and shows them.
 //!
-//! Spans come in by gRPC or HTTP as one protobuf message, are checked by a walk over its bytes,
-//! and leave as the same bytes. Only the embedded store decodes them.
+//! Traces, metrics, logs and profiles come in by gRPC or HTTP as protobuf, are checked by a walk over
+//! their bytes, and leave as the same bytes, compressed as they came. Only the embedded store, which
+//! is for traces, decodes them.
 //!
 //! # Layout
 //!
 //! - [`config`]: the command line and the environment, made ready to use.
-//! - `shim`: [`Shim`], which binds and runs all of it, and [`ShimHandle`], which tells how it goes.
+//! - `shim`: [`Shim`], which binds and runs all of it.
+//! - `handle`: [`ShimHandle`]: what it is made of behind its ports, and what it tells of itself.
 //! - `receiver`: OTLP in: `grpc`, `http`, `json`, bounded bodies, bearer tokens, refusals in each
 //!   protocol's words.
-//! - `wire`: the walk: sound or not, how many spans, where to cut.
-//! - `intake`: where requests of both receivers meet: checked, counted, then queued or stored.
+//! - [`Signal`]: traces, metrics, logs and profiles, and where each is posted.
+//! - `wire`: the walk: sound or not, how many spans or data points or the like, where to cut; its tables.
+//! - `coding`: gzip and zstd, undone in bounded memory.
+//! - `intake`: where requests of both receivers meet: checked, counted, then queued, sent or stored.
 //! - `queue`: bounded in bytes, between the receivers and the senders; in memory or on disk.
-//! - `log`: the queue on disk: a checksummed log in segments, its cursor, recovery, dead letters.
+//! - `log`: the queue on disk: a checksummed log in segments, a cursor for each backend, recovery, dead
+//!   letters.
 //! - `encode`: protobuf as OTLP/JSON.
-//! - `exporter`: OTLP out: senders, `grpc`, `http`, and which answers are tried again.
+//! - `exporter`: OTLP out: an `outlet` to each backend by `grpc` or `http`, senders from the queue,
+//!   `direct` with the sender waiting, and which answers are tried again.
+//! - `tail`: which traces are sent on, when not all are.
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
 //! - `counts`: what came in and what became of it. `report` tells it in the log, `readiness` whether
@@ -23,10 +30,15 @@
 //! - `tool`: `queue` and `dead-letters`, which show and send what lies in a queue's directory.
 //! - `program`: arguments to exit, for `lantern-shim` and for `lantern shim`.
 
+mod coding;
 pub mod config;
 mod counts;
 mod encode;
 mod exporter;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
+mod handle;
 mod intake;
 mod log;
 mod program;
@@ -35,19 +47,25 @@ mod readiness;
 mod receiver;
 mod report;
 mod shim;
+mod signal;
 mod store;
+mod tail;
 mod tool;
 mod viewer;
 mod wire;
 
 pub use config::{
-    Ack, Args, Config, Destination, Door, DoorArgs, LimitArgs, Origins, Pace, QueueDir,
+    Ack, Args, Backend, Config, Destination, Door, DoorArgs, LimitArgs, LogAck, Origins, Pace,
+    QueueDir, TailArgs, Waiting,
 };
 pub use counts::Counts;
+pub use handle::ShimHandle;
 pub use log::QueueDirError;
 pub use program::{AFTER_HELP, Cli, run};
 pub use receiver::tokens::Tokens;
-pub use shim::{Error, Shim, ShimHandle};
+pub use shim::{Error, Shim};
+pub use signal::{Signal, Signals};
 pub use store::{
     Attribute, Event, Link, Resource, Scope, Span, SpanKind, Status, StatusCode, Trace, Value,
 };
+pub use tail::{Rules, TailPolicy};

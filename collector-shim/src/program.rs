@@ -1,5 +1,6 @@
 //! The program `lantern-shim` from arguments to exit; `lantern shim` runs it too.
 
+use lantern_telemetry::config::from_env;
 use lantern_telemetry::{Settings, process};
 
 use crate::tool::{self, Tool};
@@ -34,6 +35,19 @@ Examples:
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=grpc://localhost:5317 \\
     lantern shim --queue-dir /var/lib/lantern-shim --queue-max-bytes 4294967296
 
+  Forward to two backends, each at its own pace, with its own settings:
+    LANTERN_BACKEND_CLOUD_HEADERS='authorization=Bearer%20TOKEN' \\
+    LANTERN_BACKEND_CLOUD_PROTOCOL=http/protobuf LANTERN_BACKEND_JAEGER_SIGNALS=traces \\
+    lantern shim --queue-dir /var/lib/lantern-shim \\
+      --backend cloud=https://otlp.example.com --backend jaeger=grpc://localhost:5317
+
+  Queue nothing: a sender is answered once the backend has accepted:
+    OTEL_EXPORTER_OTLP_ENDPOINT=grpc://localhost:5317 lantern shim --ack backend
+
+  Send on only traces with an error, or slower than half a second, and one in ten of the others:
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=grpc://localhost:5317 \\
+    lantern shim --tail-keep errors,slow=500ms,ratio=0.1 --tail-keep batch-jobs:errors
+
   Look into that directory; send what waits in it, or what was refused, to another backend:
     lantern shim queue inspect /var/lib/lantern-shim
     lantern shim queue replay /var/lib/lantern-shim --to http://localhost:4317
@@ -50,11 +64,12 @@ Environment (each also as OTEL_EXPORTER_OTLP_TRACES_…, which wins):
   OTEL_EXPORTER_OTLP_ENDPOINT     the backend; without one traces are kept here
   OTEL_EXPORTER_OTLP_PROTOCOL     grpc (default) or http/protobuf
   OTEL_EXPORTER_OTLP_HEADERS      key=value,… sent with every request
-  OTEL_EXPORTER_OTLP_COMPRESSION  none (default) or gzip
+  OTEL_EXPORTER_OTLP_COMPRESSION  none or gzip; unless set, as requests came
   OTEL_EXPORTER_OTLP_TIMEOUT      milliseconds for one attempt, 10000 by default
   OTEL_EXPORTER_OTLP_INSECURE     true: an endpoint without a scheme is reached without TLS
   OTEL_EXPORTER_OTLP_CERTIFICATE, …_CLIENT_CERTIFICATE, …_CLIENT_KEY
                                   PEM files: the authority to trust, and who we are
+  LANTERN_BACKEND_NAME_…          the same of --backend NAME=URL, and …_SIGNALS: traces,metrics,…
   OTEL_LOG_LEVEL                  error, warn, info (default), debug or trace
 
 On the viewer's port there are also /healthz, /readyz, which fails while the queue is nearly full as
@@ -71,7 +86,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
 
 async fn serve(args: Args) -> anyhow::Result<()> {
     let settings = Settings::from_env()?;
-    let config = args.into_config(&settings)?;
+    let config = from_env(|get| args.into_config(&settings, get))?;
     process::init_logging(settings.log_filter());
     let shutdown = process::shutdown_on_signals();
     Shim::bind(config).await?.run(shutdown).await?;

@@ -8,10 +8,11 @@ const FULL_PERCENT: usize = 90;
 
 /// Why nothing should be sent now; None when all is well.
 pub(crate) fn obstacle(sink: &Sink) -> Option<String> {
-    let Sink::Queue(queue) = sink else {
-        return None;
+    let (held_bytes, max_bytes) = match sink {
+        Sink::Queue(queue) => (queue.held_bytes(), queue.max_bytes()),
+        Sink::Direct(direct) => (direct.held_bytes(), direct.max_bytes()),
+        Sink::Store(_) => return None,
     };
-    let (held_bytes, max_bytes) = (queue.level().bytes, queue.max_bytes());
     is_full(held_bytes, max_bytes)
         .then(|| format!("{held_bytes} of {max_bytes} bytes are waiting for the backend"))
 }

@@ -14,14 +14,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Destination};
-use crate::counts::{Counters, Counts};
-use crate::exporter::Exporter;
+use crate::handle::ShimHandle;
 use crate::intake::{Intake, Sink};
-use crate::log::{Log, QueueDirError};
-use crate::queue::{MemoryQueue, Queue};
+use crate::log::QueueDirError;
+use crate::queue::{Level, Queue};
 use crate::receiver::{Receiver, grpc, http};
 use crate::report;
-use crate::store::{Store, Trace};
+use crate::signal::Signal;
 use crate::viewer::{self, metrics::process};
 
 /// Why a shim does not start, or does not end well.
@@ -41,10 +40,12 @@ pub enum Error {
     #[error(transparent)]
     QueueDir(#[from] QueueDirError),
     /// Told to stop, it could not pass on in time what it had acknowledged.
-    #[error("stopped with {spans} acknowledged spans that the backend has not taken")]
+    #[error("stopped with {items} acknowledged {what} that the backend has not taken")]
     Undelivered {
         /// How many are lost.
-        spans: u64,
+        items: u64,
+        /// Spans, unless other signals were taken as well.
+        what: &'static str,
     },
 }
 
@@ -64,13 +65,6 @@ struct Port {
     address: SocketAddr,
 }
 
-/// Asks a shim, while it runs and after, what it has done.
-#[derive(Debug, Clone)]
-pub struct ShimHandle {
-    pub(crate) sink: Sink,
-    pub(crate) counters: Arc<Counters>,
-}
-
 /// Connections may take this share of the time to drain; the rest is for the queue.
 const CONNECTION_SHARE: u32 = 3;
 
@@ -84,9 +78,7 @@ impl Shim {
             Some(address) => Some(Port::bind(address, "--viewer").await?),
             None => None,
         };
-        let counters = Arc::default();
-        let sink = sink(&config.destination, &counters).await?;
-        let handle = ShimHandle { sink, counters };
+        let handle = ShimHandle::open(&config.destination, config.tail.clone()).await?;
         Ok(Shim {
             grpc,
             http,
@@ -127,15 +119,12 @@ impl Shim {
             config,
             handle,
         } = self;
-        let senders = match (&config.destination, &handle.sink) {
-            (Destination::Backend { exporter, .. }, Sink::Queue(queue)) => {
-                Exporter::new(exporter, Arc::clone(queue), Arc::clone(&handle.counters)).start()
-            }
-            _ => JoinSet::new(),
-        };
+        let senders = handle.start_senders();
         let intake = Intake {
             sink: handle.sink.clone(),
+            outlets: handle.outlets.clone(),
             counters: Arc::clone(&handle.counters),
+            signals: config.signals,
             max_request_bytes: config.max_request_bytes,
         };
         let _following = follow(&config, &handle);
@@ -163,7 +152,7 @@ impl Shim {
             }
         });
         if let Sink::Queue(queue) = &handle.sink {
-            drain(queue, senders, deadline).await?;
+            drain(queue, handle.outlets.len(), senders, deadline).await?;
         }
         Ok(())
     }
@@ -178,19 +167,24 @@ impl Shim {
                 ),
                 None => tracing::info!(%grpc, %http, max_bytes, "keeping traces, without a viewer"),
             },
-            Destination::Backend {
-                exporter,
+            Destination::Backends {
+                backends,
                 queue_max_bytes,
-                queue_dir,
-            } => tracing::info!(
-                %grpc,
-                %http,
-                endpoint = exporter.endpoint,
-                protocol = %exporter.protocol,
-                queue_max_bytes,
-                queue_dir = queue_dir.as_ref().map(|dir| dir.path.display().to_string()),
-                "forwarding spans"
-            ),
+                waiting,
+            } => {
+                for backend in backends {
+                    tracing::info!(
+                        %grpc,
+                        %http,
+                        backend = backend.name,
+                        endpoint = backend.exporter.endpoint,
+                        protocol = %backend.exporter.protocol,
+                        queue_max_bytes,
+                        ?waiting,
+                        "forwarding"
+                    );
+                }
+            }
         }
     }
 }
@@ -207,31 +201,6 @@ impl Shim {
             );
         }
     }
-}
-
-async fn sink(destination: &Destination, counters: &Arc<Counters>) -> Result<Sink> {
-    let (max_bytes, dir) = match destination {
-        Destination::Store { max_bytes } => {
-            return Ok(Sink::Store(Arc::new(Store::new(*max_bytes))));
-        }
-        Destination::Backend {
-            queue_max_bytes,
-            queue_dir,
-            ..
-        } => (*queue_max_bytes, queue_dir.clone()),
-    };
-    let queue = match dir {
-        None => Queue::Memory(MemoryQueue::new(max_bytes)),
-        Some(dir) => {
-            let counters = Arc::clone(counters);
-            // All that waits is read once.
-            let opening = tokio::task::spawn_blocking(move || {
-                Log::open(dir.path, max_bytes, dir.ack, counters)
-            });
-            Queue::Disk(opening.await.expect("opening a log does not panic")?)
-        }
-    };
-    Ok(Sink::Queue(Arc::new(queue)))
 }
 
 impl Port {
@@ -259,6 +228,10 @@ fn follow(config: &Config, handle: &ShimHandle) -> JoinSet<()> {
     }
     let door = &config.door;
     let interval = door.reload_interval;
+    let outlets = handle.outlets.iter();
+    for outlet in outlets.filter(|outlet| outlet.has_tls_files()) {
+        following.spawn(Arc::clone(outlet).follow(interval));
+    }
     if let Some(tls) = &door.tls {
         following.spawn(Arc::clone(tls).follow(interval));
     }
@@ -304,6 +277,7 @@ fn serve_viewer(
 /// Lets the senders empty the queue until `deadline`.
 async fn drain(
     queue: &Queue,
+    backends: usize,
     mut senders: JoinSet<()>,
     deadline: tokio::time::Instant,
 ) -> Result<()> {
@@ -313,59 +287,26 @@ async fn drain(
         senders.shutdown().await;
     }
     queue.finish().await;
-    let left = queue.level();
+    let left: Vec<_> = (0..backends).map(|backend| queue.level(backend)).collect();
+    let items: u64 = left.iter().map(Level::total_items).sum();
+    let spans: u64 = left
+        .iter()
+        .map(|level| level.items.of(Signal::Traces))
+        .sum();
     match queue {
-        _ if left.spans == 0 => Ok(()),
-        Queue::Memory(_) => Err(Error::Undelivered { spans: left.spans }),
+        _ if items == 0 => Ok(()),
+        Queue::Memory(_) => {
+            let what = if items == spans { "spans" } else { "items" };
+            Err(Error::Undelivered { items, what })
+        }
         Queue::Disk(_) => {
+            let bytes = queue.held_bytes();
             tracing::info!(
-                spans = left.spans,
-                bytes = left.bytes,
+                items,
+                bytes,
                 "stopped; what waits is sent after the next start"
             );
             Ok(())
-        }
-    }
-}
-
-impl ShimHandle {
-    /// What came in and what became of it.
-    pub fn counts(&self) -> Counts {
-        let counters = &self.counters;
-        // What became of spans is read before what came in, so that the sums never run ahead.
-        let mut counts = Counts {
-            delivered_spans: counters.delivered_spans.get(),
-            rejected_spans: counters.rejected_spans.get(),
-            received_spans: counters.accepted_spans.total(),
-            refused_spans: counters.refused_spans.total(),
-            retries: counters.retries.get(),
-            recovered_spans: counters.recovered_spans.get(),
-            damaged_records: counters.damaged_records.get(),
-            torn_bytes: counters.torn_bytes.get(),
-            dead_letters: counters.dead_letters.get(),
-            ..Counts::default()
-        };
-        match &self.sink {
-            Sink::Queue(queue) => {
-                let level = queue.level();
-                counts.queued_spans = level.spans;
-                counts.queued_bytes = level.bytes as u64;
-            }
-            Sink::Store(store) => {
-                let holdings = store.holdings();
-                counts.evicted_spans = holdings.evicted_spans;
-                counts.evicted_traces = holdings.evicted_traces;
-            }
-        }
-        counts
-    }
-
-    /// A trace by its id: hex of any case, leading zeros optional. None when it is not known, or
-    /// when spans are forwarded and not kept.
-    pub fn trace(&self, trace_id: &str) -> Option<Trace> {
-        match &self.sink {
-            Sink::Queue(_) => None,
-            Sink::Store(store) => store.trace(trace_id).map(Trace::from),
         }
     }
 }

@@ -35,6 +35,7 @@ Environment:
   OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_PROTOCOL (grpc, http/protobuf),
   OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, ...   where and how spans go; off when no endpoint is named
   OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=true   prompts and completions on spans
+  OTEL_METRICS_EXPORTER=otlp   gen_ai.server.* metrics too, to OTEL_EXPORTER_OTLP_METRICS_ENDPOINT
   OTEL_LOG_LEVEL   error, warn, info, debug
   HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE   the hub that models come from
 
@@ -43,7 +44,7 @@ Exit code 64: a flag or variable has a value that cannot be used.";
 /// The flags of the inference server.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Model to serve: a directory in the Hugging Face layout, or a hub id
+    /// Model to serve: a directory in the Hugging Face layout, a GGUF file, or a hub id
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub model_tag: Option<String>,
 
@@ -167,7 +168,7 @@ impl DetailedTraces {
 /// What the server is made from.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Directory or hub id.
+    /// Directory, GGUF file or hub id.
     pub model: String,
     /// At least one.
     pub served_names: Vec<String>,
@@ -271,13 +272,19 @@ impl Args {
         })
     }
 
-    /// The telemetry settings: spans go out only where an endpoint is named, as in vLLM.
+    /// The telemetry settings: spans go out only where an endpoint is named, as in vLLM; metrics where
+    /// `OTEL_METRICS_EXPORTER` asks for it.
     pub fn telemetry(&self, environment: Settings) -> Result<Settings, ConfigError> {
         let settings = match &self.otlp_traces_endpoint {
             Some(url) => environment.with_traces_endpoint("--otlp-traces-endpoint", url)?,
             None => environment,
         };
-        Ok(settings.only_if_endpoint_set())
+        let settings = settings.only_if_endpoint_set().with_metrics();
+        if self.collect_detailed_traces.is_empty() {
+            return Ok(settings);
+        }
+        // A step's span has a link for each request in it.
+        Ok(settings.with_links_per_span(self.max_num_seqs))
     }
 }
 

@@ -7,6 +7,8 @@
 
 use std::num::NonZero;
 
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+
 /// What candle (and rayon) read.
 const VARIABLE: &str = "RAYON_NUM_THREADS";
 
@@ -20,6 +22,15 @@ pub fn bound() {
     if let Some(threads) = surplus(chosen, candle_core::utils::get_num_threads(), available) {
         start_over(threads);
     }
+}
+
+/// Makes the calling thread one of a pool for products that it starts from then on: work that begins and ends
+/// there needs no hand-over. The pool lasts as long as what is returned.
+pub(crate) fn join_pool() -> Result<ThreadPool, ThreadPoolBuildError> {
+    ThreadPoolBuilder::new()
+        .num_threads(candle_core::utils::get_num_threads())
+        .use_current_thread()
+        .build()
 }
 
 /// The number of threads to ask for, where candle would take more than there are cores.

@@ -1,11 +1,16 @@
-//! Prometheus metrics under vLLM's names, so that dashboards made for it read this server.
+//! Prometheus metrics under vLLM's names, so that dashboards made for it read this server, and beside them
+//! (`gen_ai`) those of the GenAI conventions, which go out by OTLP too.
 //!
 //! Only names with a meaning here: nothing is exported that would always be zero.
+
+mod gen_ai;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use opentelemetry::metrics::Meter;
+use opentelemetry::trace::SpanContext;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -14,8 +19,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use crate::engine::EngineStats;
+use crate::generation::exchange::Exchange;
 use crate::generation::record::{Facts, Outcome};
-use crate::generation::timeline::between;
+use crate::generation::timeline::{Timeline, between};
+use gen_ai::GenAiMetrics;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -46,6 +53,16 @@ struct Inner {
     registry: Registry,
     engine: EngineMetrics,
     requests: RequestMetrics,
+    gen_ai: GenAiMetrics,
+}
+
+/// A prompt that has ended.
+pub(crate) struct Ended<'a> {
+    pub(crate) exchange: &'a Exchange,
+    pub(crate) facts: &'a Facts,
+    pub(crate) outcome: &'a Outcome<'a>,
+    pub(crate) span: &'a SpanContext,
+    pub(crate) at: Instant,
 }
 
 /// Read from the engine when they are asked for.
@@ -78,18 +95,21 @@ struct RequestMetrics {
 }
 
 impl Metrics {
-    /// Metrics whose label `model_name` is `model`; the engine notes its `step_tokens` itself.
-    pub fn new(model: &str, step_tokens: Histogram) -> Self {
+    /// Metrics whose label `model_name` is `model`; the engine notes its `step_tokens` itself. Those of the
+    /// conventions also go out through `meter`, if there is one.
+    pub fn new(model: &str, step_tokens: Histogram, meter: Option<&Meter>) -> Self {
         let label = ("model_name".into(), model.to_owned().into());
         let mut registry = Registry::with_labels([label].into_iter());
         let engine = EngineMetrics::register(&mut registry);
         let requests = RequestMetrics::register(&mut registry);
+        let gen_ai = GenAiMetrics::register(&mut registry, meter);
         let help = "Tokens per engine step";
         registry.register("vllm:iteration_tokens_total", help, step_tokens);
         Self(Arc::new(Inner {
             registry,
             engine,
             requests,
+            gen_ai,
         }))
     }
 
@@ -140,16 +160,18 @@ impl Metrics {
     }
 
     /// A request has ended. One that never reached the engine is no request to it, as in vLLM.
-    pub(crate) fn request_ended(&self, arrival: Instant, facts: &Facts, outcome: &Outcome<'_>) {
+    pub(crate) fn request_ended(&self, ended: &Ended<'_>) {
+        let facts = ended.facts;
         if facts.timeline.queued.is_none() {
             return;
         }
+        self.0.gen_ai.observe(ended);
         let requests = &self.0.requests;
-        match outcome {
+        match ended.outcome {
             Outcome::Complete => {
                 let reason = facts.finish_reasons.iter().flatten().next().copied();
                 requests.count(reason.unwrap_or("stop"));
-                requests.observe(arrival, facts);
+                requests.observe(ended.exchange.clock.arrival(), facts);
             }
             Outcome::Failed(_) => requests.count("abort"),
         }
@@ -276,13 +298,8 @@ impl RequestMetrics {
             span.into_iter()
                 .for_each(|span| histogram.observe(span.as_secs_f64()));
         }
-        if let (Some(decode), 2..) = (
-            between(times.first_token, times.last_token),
-            facts.completion_tokens,
-        ) {
-            let tokens = (facts.completion_tokens - 1) as f64;
-            self.time_per_output_token
-                .observe(decode.as_secs_f64() / tokens);
+        if let Some(seconds) = time_per_output_token(facts) {
+            self.time_per_output_token.observe(seconds);
         }
         self.prompt_tokens
             .observe(facts.prompt_tokens.unwrap_or(0) as f64);
@@ -293,6 +310,20 @@ impl RequestMetrics {
             self.params_max_tokens.observe(params.max_tokens() as f64);
         }
     }
+}
+
+/// Mean seconds per token after a sequence's first. Sequences side by side each have a token in the time of one.
+fn time_per_output_token(facts: &Facts) -> Option<f64> {
+    let Timeline {
+        first_token,
+        last_token,
+        ..
+    } = facts.timeline;
+    let decode = between(first_token, last_token)?.as_secs_f64();
+    let sequences = facts.finish_reasons.iter().flatten().count().max(1);
+    let after_first = facts.completion_tokens.checked_sub(sequences);
+    let after_first = after_first.filter(|tokens| *tokens > 0)?;
+    Some(decode * sequences as f64 / after_first as f64)
 }
 
 fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {

@@ -96,9 +96,11 @@ impl Server {
         let generator =
             Generator::new(engine.clone(), loaded.tokenizer, eos_token_ids, config.seed);
         let abandoned = CancellationToken::new();
+        let meter = telemetry.meter(env!("CARGO_PKG_NAME"));
+        let name = &config.served_names[0];
         let observers = Observers {
             spans: Spans::new(telemetry, config.capture_content),
-            metrics: Metrics::new(&config.served_names[0], engine.step_tokens()),
+            metrics: Metrics::new(name, engine.step_tokens(), meter.as_ref()),
             abandoned: abandoned.clone(),
         };
         let app = Arc::new(App::new(

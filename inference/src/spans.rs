@@ -26,7 +26,7 @@ use crate::generation::timeline::{Timeline, between};
 use crate::sampling_params::SamplingParams;
 
 /// Value of `gen_ai.provider.name`.
-const PROVIDER: &str = "lantern";
+pub(crate) const PROVIDER: &str = "lantern";
 
 // vLLM's names that no semantic convention has.
 const REQUEST_ID: &str = "gen_ai.request.id";

@@ -3,6 +3,7 @@
 //! A step belongs to many requests, so it is in none of their traces: it is a root, and its links say who
 //! shared it and how many of its tokens were whose. What vLLM's flag only promises.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use lantern_telemetry::Telemetry;
@@ -10,7 +11,7 @@ use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, SpanKind, 
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::SdkTracer;
 
-use crate::engine::observer::{StepObserver, StepReport};
+use crate::engine::observer::{Member, StepObserver, StepReport};
 use crate::ops::Pass;
 
 const STEP_INDEX: &str = "lantern.step.index";
@@ -72,7 +73,7 @@ impl StepObserver for StepSpans {
         let within = Context::new().with_remote_span_context(step.span_context().clone());
         let Detail { model, worker } = self.detail;
         let parts = [
-            (worker, "schedule", report.begun, report.execute),
+            (worker, "schedule", report.begun, report.launched),
             (model, "model_forward", report.execute, report.computed),
             (worker, "sample", report.computed, report.ended),
         ];
@@ -109,15 +110,16 @@ impl StepClock {
 /// One link for each request, which may have several sequences in the step.
 fn links(report: &StepReport) -> Vec<Link> {
     let mut tokens: Vec<(&SpanContext, usize)> = Vec::with_capacity(report.members.len());
-    for member in report
-        .members
-        .iter()
-        .filter(|member| member.span.is_valid())
-    {
-        // Sequences of a request were submitted together, so they are neighbours.
-        match tokens.last_mut() {
-            Some((span, sum)) if *span == &member.span => *sum += member.tokens,
-            _ => tokens.push((&member.span, member.tokens)),
+    let mut places = HashMap::with_capacity(report.members.len());
+    let traced = report.members.iter();
+    for Member { span, tokens: own } in traced.filter(|member| member.span.is_valid()) {
+        // Others may have come between the sequences of one request.
+        let place = *places
+            .entry((span.trace_id(), span.span_id()))
+            .or_insert(tokens.len());
+        match tokens.get_mut(place) {
+            Some((_, sum)) => *sum += own,
+            None => tokens.push((span, *own)),
         }
     }
     let link = |(span, tokens): (&SpanContext, usize)| {
@@ -152,4 +154,80 @@ fn attributes(report: &StepReport) -> Vec<KeyValue> {
 
 fn integer(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use lantern_telemetry::Settings;
+    use opentelemetry::trace::{SpanId, TraceFlags, TraceId, TraceState};
+    use opentelemetry_sdk::trace::{InMemorySpanExporter, SpanData};
+
+    use super::*;
+
+    fn member(span: u64) -> Member {
+        let span = SpanContext::new(
+            TraceId::from(1),
+            SpanId::from(span),
+            TraceFlags::SAMPLED,
+            true,
+            TraceState::default(),
+        );
+        Member { span, tokens: 2 }
+    }
+
+    /// The spans of one step of these sequences, that waited for the device until its forward pass.
+    fn spans(members: Vec<Member>) -> Vec<SpanData> {
+        // Over by now, as every step is that somebody hears of.
+        let begun = Instant::now() - Duration::from_secs(10);
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let report = StepReport {
+            index: 0,
+            begun,
+            launched: at(1),
+            execute: at(3),
+            computed: at(7),
+            ended: at(8),
+            device_time: None,
+            pass: Pass::Graph,
+            prefill_tokens: 0,
+            decode_tokens: members.len(),
+            cached_tokens: 0,
+            preempted: 0,
+            kv_blocks_used: 1,
+            kv_blocks_free: 1,
+            waiting: 0,
+            members,
+        };
+        let exporter = InMemorySpanExporter::default();
+        let settings = Settings::from_vars(|_| None).expect("nothing is wrong with the defaults");
+        let settings = settings.with_links_per_span(report.members.len());
+        let telemetry = Telemetry::with_exporter_sampled(exporter.clone(), "test", &settings);
+        let detail = Detail {
+            model: true,
+            worker: true,
+        };
+        StepSpans::new(&telemetry, detail).step(&report);
+        exporter.get_finished_spans().expect("the exporter runs")
+    }
+
+    #[test]
+    fn a_request_has_one_link_though_others_came_between_its_sequences() {
+        let spans = spans([7, 8, 7, 9, 8].map(member).into());
+        let step = spans.last().expect("the step ends last");
+        let links = step.links.iter();
+        let links = links.map(|link| {
+            let tokens = link.attributes[0].value.to_string();
+            (link.span_context.span_id(), tokens)
+        });
+        let expected = [(7, 4), (8, 4), (9, 2)];
+        let expected = expected.map(|(span, tokens)| (SpanId::from(span), tokens.to_string()));
+        assert_eq!(links.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_full_batch_has_all_its_links() {
+        let spans = spans((1..=256).map(member).collect());
+        let step = spans.last().expect("the step ends last");
+        assert_eq!((step.links.len(), step.links.dropped_count), (256, 0));
+    }
 }

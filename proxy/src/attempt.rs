@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use opentelemetry::trace::{Span as _, SpanKind, Status, TraceContextExt, Tracer as _};
 use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span};
@@ -18,8 +18,9 @@ use opentelemetry_semantic_conventions::attribute as semconv;
 
 use crate::error::Failure;
 use crate::headers::text;
-use crate::instrumentation::{Instrumentation, method_attributes};
+use crate::instrumentation::{Instrumentation, OTHER_METHOD_NAME, method_attributes};
 use crate::redact::redact_query;
+use crate::span::protocol_version;
 
 /// The id that the upstream gave the request (string).
 const UPSTREAM_REQUEST_ID: Key = Key::from_static_str("lantern.upstream.request.id");
@@ -31,6 +32,7 @@ pub(crate) struct Destination {
     pub(crate) port: u16,
     /// Where it was found.
     pub(crate) address: SocketAddr,
+    pub(crate) tls: bool,
 }
 
 /// One attempt at an upstream.
@@ -38,6 +40,7 @@ pub(crate) struct Attempt {
     span: Span,
     /// What the upstream is told: the request's context with this span in its middle.
     context: Context,
+    version: Option<&'static str>,
     status: Option<StatusCode>,
     response_body_bytes: usize,
     /// When it was over, and how.
@@ -55,7 +58,7 @@ impl Attempt {
     ) -> Self {
         let mut attributes = Vec::with_capacity(10);
         // Without `url.template`, which no client of a proxy tells it, the method alone is the name.
-        let name = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
+        let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
         attributes.push(KeyValue::new(semconv::URL_FULL, url(head, destination)));
         let host = Arc::clone(&destination.host);
         attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, host));
@@ -70,7 +73,7 @@ impl Attempt {
             attributes.push(KeyValue::new(semconv::HTTP_REQUEST_RESEND_COUNT, resends));
         }
         let builder = tracer
-            .span_builder(name.to_owned())
+            .span_builder(method.unwrap_or(OTHER_METHOD_NAME.into()))
             .with_kind(SpanKind::Client)
             .with_attributes(attributes);
         let span = tracer.build_with_context(builder, request);
@@ -78,6 +81,7 @@ impl Attempt {
         Self {
             span,
             context,
+            version: None,
             status: None,
             response_body_bytes: 0,
             ended: None,
@@ -95,6 +99,11 @@ impl Attempt {
             .client_request
             .capture(headers, &mut captured);
         self.span.set_attributes(captured);
+    }
+
+    /// The upstream has answered, be it with a 1xx, by this version of HTTP.
+    pub(crate) fn answered_by(&mut self, version: Version) {
+        self.version = Some(protocol_version(version));
     }
 
     /// The head of the final answer has come.
@@ -145,6 +154,10 @@ impl Attempt {
 
     /// To a client, a 4xx is an error too. The code says why; a failure needs words.
     fn set_outcome(&mut self, failure: Option<Failure>) {
+        if let Some(version) = self.version {
+            let version = KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version);
+            self.span.set_attribute(version);
+        }
         if let Some(status) = self.status {
             let code = i64::from(status.as_u16());
             self.span
@@ -152,8 +165,6 @@ impl Attempt {
             let size = i64::try_from(self.response_body_bytes).unwrap_or(i64::MAX);
             self.span
                 .set_attribute(KeyValue::new(semconv::HTTP_RESPONSE_BODY_SIZE, size));
-            self.span
-                .set_attribute(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, "1.1"));
         }
         let refused = |status: &StatusCode| status.is_client_error() || status.is_server_error();
         if let Some(failure) = failure {
@@ -172,11 +183,14 @@ impl Attempt {
 /// `url.full`, with credentials redacted.
 fn url(head: &Parts, destination: &Destination) -> String {
     let Destination { host, port, .. } = destination;
-    let path = head.uri.path();
+    let scheme = if destination.tls { "https" } else { "http" };
+    // OPTIONS of the server itself has none.
+    let path = Some(head.uri.path()).filter(|path| path.starts_with('/'));
+    let path = path.unwrap_or_default();
     let mut url = if host.contains(':') {
-        format!("http://[{host}]:{port}{path}")
+        format!("{scheme}://[{host}]:{port}{path}")
     } else {
-        format!("http://{host}:{port}{path}")
+        format!("{scheme}://{host}:{port}{path}")
     };
     if let Some(query) = head.uri.query() {
         url.push('?');

@@ -95,6 +95,11 @@ impl Bodies {
         self.exchange.as_ref().map(Exchange::facts)
     }
 
+    /// The tokens that the exchange has taken.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.exchange.as_ref().map_or(0, Exchange::tokens)
+    }
+
     /// What has been seen. `failed`: the request was broken off, by whomever.
     pub(crate) fn attributes(&mut self, failed: bool, attributes: &mut Vec<KeyValue>) {
         if let Some(chunks) = self.chunks {

@@ -13,10 +13,10 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::{Buf as _, Bytes};
@@ -28,6 +28,8 @@ use pingora::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::time::{Sleep, sleep};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Failure;
 use crate::refusal::{Ends, Refusals};
@@ -45,8 +47,12 @@ const ANSWER: &[u8] = b"HTTP/1.";
 
 /// Whether a request has been taken from a connection. pingora hands it to each of the connection's
 /// sessions.
-#[derive(Debug, Default)]
-pub(crate) struct ConnectionPhase(AtomicU8);
+#[derive(Debug)]
+pub(crate) struct ConnectionPhase {
+    now: AtomicU8,
+    /// Counts the connection among those that have had no request, until it has one.
+    newcomer: Mutex<Option<TaskTrackerToken>>,
+}
 
 const AWAITS_REQUEST: u8 = 0;
 const IN_REQUEST: u8 = 1;
@@ -64,7 +70,9 @@ impl ConnectionPhase {
 
     /// A request has been handed over.
     pub(crate) fn request_taken(&self) {
-        self.0.store(IN_REQUEST, Ordering::Relaxed);
+        self.now.store(IN_REQUEST, Ordering::Relaxed);
+        let mut newcomer = self.newcomer.lock().unwrap_or_else(PoisonError::into_inner);
+        *newcomer = None;
     }
 
     /// What comes now is the next request, unless a rest of this one's body is to come.
@@ -74,7 +82,7 @@ impl ConnectionPhase {
         } else {
             UNTRACKED
         };
-        self.0.store(next, Ordering::Relaxed);
+        self.now.store(next, Ordering::Relaxed);
     }
 }
 
@@ -89,8 +97,11 @@ pub(crate) struct ClientConnection {
     ends: Ends,
     /// The beginning of a request that has not been taken.
     head: Vec<u8>,
-    /// Whether the client has sent its last byte.
-    client_closed: bool,
+    /// How long a head may take, and when the one that has begun must be there.
+    header_timeout: Duration,
+    head_deadline: Option<Pin<Box<Sleep>>>,
+    /// Why no more of a head will come.
+    no_more: Failure,
     /// What is left to write of the answer to a request that was refused. pingora's own is dropped.
     refusal: Option<Bytes>,
 }
@@ -102,12 +113,21 @@ impl fmt::Debug for ClientConnection {
 }
 
 impl ClientConnection {
-    pub(crate) fn new(transport: Transport, ends: Ends, refusals: Refusals) -> Self {
+    pub(crate) fn new(
+        transport: Transport,
+        ends: Ends,
+        refusals: Refusals,
+        header_timeout: Duration,
+        newcomer: TaskTrackerToken,
+    ) -> Self {
         let socket = SocketDigest::from_raw_fd(transport.as_raw_fd());
         let (peer, local) = (Some(ends.peer.into()), ends.local.map(Into::into));
         socket.peer_addr.set(peer).expect("the digest is new");
         socket.local_addr.set(local).expect("the digest is new");
-        let phase = Arc::<ConnectionPhase>::default();
+        let phase = Arc::new(ConnectionPhase {
+            now: AtomicU8::new(AWAITS_REQUEST),
+            newcomer: Mutex::new(Some(newcomer)),
+        });
         // The one place for data of ours that reaches every session of a connection.
         let response = Box::new(ResponseHeader::build(200, None).expect("a status"));
         let digest = ProxyDigest::new(response, Some(Box::new(Arc::clone(&phase))));
@@ -121,7 +141,9 @@ impl ClientConnection {
             refusals,
             ends,
             head: Vec::new(),
-            client_closed: false,
+            header_timeout,
+            head_deadline: None,
+            no_more: Failure::Aborted,
             refusal: None,
         }
     }
@@ -132,11 +154,11 @@ impl ClientConnection {
             // Its requests are refused within it.
             return false;
         }
-        match self.phase.0.load(Ordering::Relaxed) {
+        match self.phase.now.load(Ordering::Relaxed) {
             AWAITS_REQUEST => true,
             REQUEST_OVER => {
                 self.head.clear();
-                self.phase.0.store(AWAITS_REQUEST, Ordering::Relaxed);
+                self.phase.now.store(AWAITS_REQUEST, Ordering::Relaxed);
                 true
             }
             _ => false,
@@ -145,15 +167,32 @@ impl ClientConnection {
 
     /// Keeps what has been read of a request that may never be taken.
     fn keep_head(&mut self, read: &[u8]) {
-        if !self.awaits_request() {
+        if self.refusal.is_some() || !self.awaits_request() {
             return;
         }
         if read.is_empty() {
-            self.client_closed = true;
+            self.no_more = Failure::ClientDisconnected;
         } else {
             let room = KEPT_HEAD_BYTES - self.head.len();
             self.head.extend_from_slice(&read[..read.len().min(room)]);
         }
+    }
+
+    /// Whether the head that has begun was to be there by now. pingora bounds the wait for each of its
+    /// bytes, which somebody may send one by one.
+    fn poll_head_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let has_begun = self.awaits_request() && !self.head.is_empty();
+        if !has_begun {
+            self.head_deadline = None;
+            return Poll::Pending;
+        }
+        let limit = self.header_timeout;
+        let deadline = self
+            .head_deadline
+            .get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(deadline.as_mut().poll(cx));
+        self.no_more = Failure::ClientTimeout;
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Whether `bytes` are part of pingora's answer to a request that it refuses. The first time,
@@ -183,12 +222,7 @@ impl Drop for ClientConnection {
     fn drop(&mut self) {
         let awaits = self.awaits_request();
         if awaits && !self.head.is_empty() {
-            let failure = if self.client_closed {
-                Failure::ClientDisconnected
-            } else {
-                Failure::Aborted
-            };
-            self.refusals.record(failure, self.ends, &self.head);
+            self.refusals.record(self.no_more, self.ends, &self.head);
         }
     }
 }
@@ -209,6 +243,9 @@ impl AsyncRead for ClientConnection {
             if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
                 return Poll::Ready(Err(error));
             }
+        }
+        if read.is_pending() {
+            return self.poll_head_deadline(cx);
         }
         read
     }

@@ -53,9 +53,6 @@ impl FileError {
 /// pingora's type for the error of an upstream whose name has no address.
 pub(crate) const UNRESOLVED: ErrorType = ErrorType::Custom("UpstreamUnresolved");
 
-/// pingora's type for a request to open a tunnel.
-pub(crate) const CONNECT: ErrorType = ErrorType::Custom("Connect");
-
 /// Why a request had no complete answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -82,6 +79,18 @@ pub(crate) enum Failure {
     TooManyConnections,
     /// CONNECT: this is no tunnel.
     MethodNotAllowed,
+    /// No API key, or one that nobody knows.
+    InvalidApiKey,
+    /// More requests or tokens than the API key may have in a minute.
+    RateLimited,
+    /// The request's head has more bytes than the bound allows.
+    HeadTooLarge,
+    /// The request's body has.
+    BodyTooLarge,
+    /// More requests at once than the bound allows.
+    TooManyRequests,
+    /// More bytes of requests at once than the bound allows.
+    TooManyBytes,
     Internal,
     /// The proxy itself gave the request up: the drain timeout had passed, or it panicked.
     Aborted,
@@ -104,7 +113,7 @@ impl Failure {
             // pingora leaves the source of some failed writes to the client unset.
             | (ErrorSource::Unset, WriteError) => Self::ClientDisconnected,
             (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Self::ClientTimeout,
-            (ErrorSource::Downstream, etype) if *etype == CONNECT => Self::MethodNotAllowed,
+            (ErrorSource::Downstream, Custom(code)) => Self::refusal(code),
             (ErrorSource::Downstream, _) => Self::InvalidRequest,
             (ErrorSource::Upstream, etype) => match etype {
                 ConnectRefused => Self::UpstreamConnectionRefused,
@@ -124,6 +133,31 @@ impl Failure {
         }
     }
 
+    /// Requests that the proxy refuses by its own rules.
+    const REFUSALS: [Self; 7] = [
+        Self::InvalidApiKey,
+        Self::RateLimited,
+        Self::MethodNotAllowed,
+        Self::HeadTooLarge,
+        Self::BodyTooLarge,
+        Self::TooManyRequests,
+        Self::TooManyBytes,
+    ];
+
+    /// The refusal that pingora was told of by this code. What else it calls custom of a client's is an
+    /// invalid body.
+    fn refusal(code: &str) -> Self {
+        let refusal = Self::REFUSALS
+            .into_iter()
+            .find(|known| known.as_str() == code);
+        refusal.unwrap_or(Self::InvalidRequest)
+    }
+
+    /// A refusal as pingora takes it.
+    pub(crate) fn into_error(self) -> Box<PingoraError> {
+        PingoraError::new_down(ErrorType::Custom(self.as_str()))
+    }
+
     /// The value of `error.type`, and the `code` of the error body.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -141,6 +175,12 @@ impl Failure {
             Self::TlsHandshake => "tls_handshake_failed",
             Self::TooManyConnections => "too_many_connections",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::InvalidApiKey => "invalid_api_key",
+            Self::RateLimited => "rate_limit_exceeded",
+            Self::HeadTooLarge => "request_header_too_large",
+            Self::BodyTooLarge => "request_body_too_large",
+            Self::TooManyRequests => "too_many_requests_in_flight",
+            Self::TooManyBytes => "too_many_bytes_in_flight",
             Self::Internal => "internal_error",
             Self::Aborted => "aborted",
         }
@@ -155,9 +195,14 @@ impl Failure {
             Self::UpstreamConnectTimeout | Self::UpstreamTimeout => {
                 Some(StatusCode::GATEWAY_TIMEOUT)
             }
-            Self::OutOfDescriptors | Self::TooManyConnections => {
-                Some(StatusCode::SERVICE_UNAVAILABLE)
-            }
+            Self::OutOfDescriptors
+            | Self::TooManyConnections
+            | Self::TooManyRequests
+            | Self::TooManyBytes => Some(StatusCode::SERVICE_UNAVAILABLE),
+            Self::InvalidApiKey => Some(StatusCode::UNAUTHORIZED),
+            Self::RateLimited => Some(StatusCode::TOO_MANY_REQUESTS),
+            Self::HeadTooLarge => Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+            Self::BodyTooLarge => Some(StatusCode::PAYLOAD_TOO_LARGE),
             Self::MethodNotAllowed => Some(StatusCode::METHOD_NOT_ALLOWED),
             Self::Internal => Some(StatusCode::INTERNAL_SERVER_ERROR),
             Self::UpstreamUnresolved
@@ -188,14 +233,30 @@ impl Failure {
             }
             Self::TlsHandshake => "the TLS handshake failed",
             Self::MethodNotAllowed => "the proxy opens no tunnels",
+            Self::InvalidApiKey => "the API key is missing or not known",
+            Self::RateLimited => "the API key has used up its requests or tokens of this minute",
+            Self::HeadTooLarge => "the request's header is too large",
+            Self::BodyTooLarge => "the request's body is too large",
+            Self::TooManyRequests | Self::TooManyBytes => {
+                "the proxy has too many requests in flight"
+            }
             Self::Internal => "the proxy failed to handle the request",
             Self::Aborted => "the proxy gave the request up",
+        }
+    }
+
+    /// When another attempt makes sense, in seconds.
+    pub(crate) fn retry_after(self) -> Option<u64> {
+        match self {
+            Self::TooManyConnections | Self::TooManyRequests | Self::TooManyBytes => Some(1),
+            _ => None,
         }
     }
 
     /// OpenAI's error body, which its clients turn into an exception with this message.
     pub(crate) fn openai_body(self, trace_id: Option<TraceId>) -> Bytes {
         let kind = match self.status() {
+            Some(StatusCode::TOO_MANY_REQUESTS) => "rate_limit_error",
             Some(status) if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };

@@ -8,7 +8,7 @@ use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator};
 use pingora::http::ResponseHeader;
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-pub(crate) const TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
+const TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
 /// Longest id that is taken from a client.
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -45,7 +45,7 @@ impl Identity {
     }
 
     /// `traceresponse`, when there is a trace.
-    pub(crate) fn traceresponse(&self) -> Option<HeaderValue> {
+    fn traceresponse(&self) -> Option<HeaderValue> {
         let span = self.trace.as_ref()?;
         let (trace_id, span_id) = (span.trace_id(), span.span_id());
         let flags = span.trace_flags().to_u8();

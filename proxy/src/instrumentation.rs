@@ -3,8 +3,10 @@
 //! The names are those of the OpenTelemetry instrumentations, `OTEL_PYTHON_*` included, so that
 //! a deployment that traced its server with `opentelemetry-instrument` keeps its settings.
 
+use std::borrow::Cow;
+
 use lantern_telemetry::config::{ConfigError, from_env};
-use opentelemetry::{KeyValue, StringValue};
+use opentelemetry::KeyValue;
 use opentelemetry_semantic_conventions::attribute::{
     HTTP_REQUEST_HEADER, HTTP_REQUEST_METHOD, HTTP_REQUEST_METHOD_ORIGINAL, HTTP_RESPONSE_HEADER,
 };
@@ -19,6 +21,7 @@ const CAPTURE_REQUEST: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_
 const CAPTURE_RESPONSE: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE";
 const CAPTURE_CLIENT_REQUEST: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_REQUEST";
 const CAPTURE_CLIENT_RESPONSE: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_CLIENT_RESPONSE";
+const CAPTURE_CONTENT: &str = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT";
 const SANITIZE_FIELDS: &str = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS";
 
 /// RFC 9110, PATCH (RFC 5789) and QUERY; the usual ones first, since the list is scanned.
@@ -29,16 +32,24 @@ const DEFAULT_METHODS: &[&str] = &[
 /// The method of a request whose method is unknown, or could not be read.
 pub(crate) const OTHER_METHOD: &str = "_OTHER";
 
+/// The place of an unknown method in a span's name.
+pub(crate) const OTHER_METHOD_NAME: &str = "HTTP";
+
+/// How much of a request's body, and of its answer's, is kept for the messages in it. More does not
+/// fit well into a span.
+const CONTENT_BYTES: usize = 64 * 1024;
+
 /// How HTTP spans are written. The default captures no header and excludes no URL.
 #[derive(Clone, Debug)]
 pub struct Instrumentation {
-    known_methods: Vec<StringValue>,
+    known_methods: Vec<Cow<'static, str>>,
     excluded_urls: Option<RegexSet>,
     /// What is captured of heads on the client's side, and on the upstream's.
     pub(crate) server_request: CapturedHeaders,
     pub(crate) server_response: CapturedHeaders,
     pub(crate) client_request: CapturedHeaders,
     pub(crate) client_response: CapturedHeaders,
+    captures_content: bool,
 }
 
 impl Default for Instrumentation {
@@ -68,15 +79,21 @@ impl Instrumentation {
             server_response: captured(HTTP_RESPONSE_HEADER, CAPTURE_RESPONSE)?,
             client_request: captured(HTTP_REQUEST_HEADER, CAPTURE_CLIENT_REQUEST)?,
             client_response: captured(HTTP_RESPONSE_HEADER, CAPTURE_CLIENT_RESPONSE)?,
+            captures_content: captures_content(get(CAPTURE_CONTENT))?,
         })
     }
 
     /// The value of `http.request.method`, or `None` for a method nobody knows.
-    fn known_method(&self, method: &str) -> Option<StringValue> {
+    fn known_method(&self, method: &str) -> Option<Cow<'static, str>> {
         self.known_methods
             .iter()
-            .find(|known| known.as_str() == method)
+            .find(|known| *known == method)
             .cloned()
+    }
+
+    /// How much of each body is kept for its messages; `None` when they are not recorded.
+    pub(crate) fn content_bytes(&self) -> Option<usize> {
+        self.captures_content.then_some(CONTENT_BYTES)
     }
 
     pub(crate) fn has_excluded_urls(&self) -> bool {
@@ -91,35 +108,50 @@ impl Instrumentation {
     }
 }
 
-/// Appends the method's attributes and returns its place in a span's name, which has few distinct
-/// values: an unknown method is not in it.
-pub(crate) fn method_attributes<'a>(
+/// Appends the method's attributes. `None` for an unknown method, which has no place where there are few
+/// distinct values: in a span's name, or a series.
+pub(crate) fn method_attributes(
     instrumentation: &Instrumentation,
-    method: &'a str,
+    method: &str,
     attributes: &mut Vec<KeyValue>,
-) -> &'a str {
-    if let Some(known) = instrumentation.known_method(method) {
-        attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, known));
-        return method;
+) -> Option<Cow<'static, str>> {
+    let known = instrumentation.known_method(method);
+    if let Some(known) = &known {
+        attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, known.clone()));
+    } else {
+        attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, OTHER_METHOD));
+        if method != OTHER_METHOD {
+            let original = KeyValue::new(HTTP_REQUEST_METHOD_ORIGINAL, method.to_owned());
+            attributes.push(original);
+        }
     }
-    attributes.push(KeyValue::new(HTTP_REQUEST_METHOD, OTHER_METHOD));
-    if method != OTHER_METHOD {
-        let original = KeyValue::new(HTTP_REQUEST_METHOD_ORIGINAL, method.to_owned());
-        attributes.push(original);
-    }
-    "HTTP"
+    known
 }
 
-fn known_methods(list: Option<String>) -> Vec<StringValue> {
+fn known_methods(list: Option<String>) -> Vec<Cow<'static, str>> {
     match list {
         // The variable replaces the list, it does not add to it.
         Some(list) => entries(&list)
-            .map(|method| StringValue::from(method.to_owned()))
+            .map(|method| method.to_owned().into())
             .collect(),
         None => DEFAULT_METHODS
             .iter()
-            .map(|&method| StringValue::from(method))
+            .map(|&method| method.into())
             .collect(),
+    }
+}
+
+/// The variable was a switch once; now it says where messages go.
+fn captures_content(value: Option<String>) -> Result<bool, ConfigError> {
+    let Some(value) = value else { return Ok(false) };
+    match value.trim().to_ascii_lowercase().as_str() {
+        "true" | "span_only" | "span_and_event" => Ok(true),
+        "false" | "no_content" => Ok(false),
+        _ => Err(ConfigError::new(
+            CAPTURE_CONTENT,
+            &value,
+            "true, span_only, span_and_event (of which only the span has them), false or no_content",
+        )),
     }
 }
 
@@ -170,7 +202,7 @@ mod tests {
         let instrumentation = Instrumentation::default();
         assert_eq!(
             instrumentation.known_method("QUERY"),
-            Some(StringValue::from("QUERY"))
+            Some(Cow::from("QUERY"))
         );
         assert_eq!(instrumentation.known_method("get"), None);
         assert_eq!(instrumentation.known_method("FOO"), None);
@@ -217,6 +249,21 @@ mod tests {
                 .to_string();
             assert!(error.contains(variable) && error.contains("'('"), "{error}");
         }
+    }
+
+    #[test]
+    fn messages_are_recorded_only_when_somebody_says_so() {
+        assert_eq!(Instrumentation::default().content_bytes(), None);
+        for (value, captured) in [("true", true), ("SPAN_ONLY", true), ("no_content", false)] {
+            let instrumentation = with(CAPTURE_CONTENT, value).expect("valid");
+            assert_eq!(
+                instrumentation.content_bytes().is_some(),
+                captured,
+                "{value}"
+            );
+        }
+        let error = with(CAPTURE_CONTENT, "event_only").expect_err("there are no events");
+        assert!(error.to_string().contains(CAPTURE_CONTENT), "{error}");
     }
 
     #[test]

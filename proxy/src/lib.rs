@@ -4,17 +4,22 @@
 //! It continues the trace that a request brings, or starts one; gives every attempt at an upstream a
 //! CLIENT span, which the upstream is told as the parent; and ends the SERVER span with the last byte
 //! of the answer. Bodies pass through as they
-//! come, in both directions: nothing is buffered or changed. Those of requests to a model are read in
+//! come, in both directions: nothing is buffered or, unless `--ask-for-usage` says so, changed. Those of requests to a model are read in
 //! passing, for what they say of the model's work.
 //!
 //! # Layout
 //!
 //! - [`Args`] → [`Config`]: flags, variables and the file, checked before anything binds (`config`), and
 //!   the environment of the HTTP instrumentation ([`Instrumentation`]).
-//! - [`Proxy`]: binds, accepts, bounds connections, drains (`server`); `connection` is the client's
-//!   connection as pingora sees it, over a `transport` that is plain or encrypted.
+//! - [`Proxy`]: binds and accepts (`server`); `clients` bounds connections, serves and drains them;
+//!   `connection` is the client's connection as pingora sees it, over a `transport` that is plain or
+//!   encrypted.
 //! - `tls`: certificates and keys on both sides; `reload`: what is made again when its files change.
-//! - `service`: a request's life in pingora's phases; retries; `upstream`: where a request goes, by load
+//! - `service`: a request's life in pingora's phases, and what is known of it between them (`request`);
+//!   `forwarded`: what the upstream is told of the client; `answer`: our own answers, to requests that
+//!   failed; `access`: who may ask, by API key;
+//!   `limits`: what is too much; `retry`: what may be sent
+//!   again; `upstream`: where a request goes, by load
 //!   or by prompt, and who is out.
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
 //!   `attempt`: the CLIENT spans. `origin`, `route`, `redact` and `headers` find out what goes onto
@@ -38,6 +43,7 @@
 //! | `lantern.http.response.chunk_count` | int | pieces in which a body without Content-Length arrived |
 //! | `lantern.sse.event_count` | int | complete events of a `text/event-stream`, a closing `[DONE]` included |
 //! | `lantern.request.id` | string | the client's own `x-request-id`; without one, the request's id is the trace's |
+//! | `lantern.api_key.name` | string | the name of the API key that let the request in |
 //! | `lantern.sampling.kept` | string | of a span that was not sampled, why it is there: `error`, `slow` |
 //!
 //! A CLIENT span has `http.request.resend_count` from the second attempt on, and as
@@ -49,7 +55,9 @@
 //! `gen_ai.usage.{input_tokens, output_tokens, cache_read.input_tokens}` from a JSON answer or the
 //! events of a stream; `gen_ai.provider.name` only where the answer's head names it. The responses API
 //! has no finish reasons: it is the reason why the response is incomplete, or else its final status.
-//! Without usage, llama.cpp's `timings` count the tokens. Prompts and completions are not recorded.
+//! Without usage, llama.cpp's `timings` count the tokens. Prompts and completions are recorded only if
+//! `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` says so, as `gen_ai.input.messages`,
+//! `gen_ai.output.messages` and `gen_ai.system_instructions`, of bodies up to 64 KiB.
 //!
 //! | attribute | type | |
 //! |---|---|---|
@@ -57,6 +65,7 @@
 //! | `lantern.gen_ai.response.chunk_count` | int | chunks: events with a piece of a choice or a delta; not `[DONE]`, nor those with nothing but usage, a status or an error |
 //! | `lantern.gen_ai.response.time_between_chunks.mean` | double, s | from two chunks on |
 //! | `lantern.gen_ai.response.time_between_chunks.max` | double, s | the longest that the stream stood still |
+//! | `lantern.gen_ai.content.truncated` | bool | true: messages are missing or cut, as a body was too long |
 //! | `lantern.gen_ai.usage.partial` | bool | true: the answer was cut before its end, and usage and finish reasons are what was seen |
 //!
 //! What is not read, and has none of these from its body: a body with a Content-Encoding, and
@@ -67,21 +76,31 @@
 //! `client_timeout`, `invalid_request`, `upstream_unresolved`, `upstream_connection_refused`,
 //! `upstream_connect_timeout`, `upstream_connect_failed`, `upstream_timeout`, `upstream_closed`,
 //! `upstream_invalid_response`, `out_of_file_descriptors`, `too_many_connections`,
-//! `method_not_allowed` (CONNECT), `internal_error`, or `aborted` for a request that the proxy gave up
+//! `method_not_allowed` (CONNECT), `tls_handshake_failed`, `invalid_api_key`, `rate_limit_exceeded`,
+//! `request_header_too_large`, `request_body_too_large`, `too_many_requests_in_flight`,
+//! `too_many_bytes_in_flight`, `internal_error`, or `aborted` for a request that the proxy gave up
 //! on shutdown. A status code is there only if the client was sent one. To an attempt a 4xx is an error
 //! too; to the request it is none of the server's, whoever answered it.
 
+mod access;
+mod answer;
 mod attempt;
 mod bodies;
+mod clients;
 mod config;
 mod connection;
 mod error;
+mod forwarded;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod genai;
 mod headers;
 mod identity;
 mod instrumentation;
 mod json;
 mod keep;
+mod limits;
 mod metrics;
 mod observer;
 mod origin;
@@ -90,6 +109,8 @@ mod propagation;
 mod redact;
 mod refusal;
 mod reload;
+mod request;
+mod retry;
 mod route;
 mod server;
 mod service;
@@ -100,12 +121,14 @@ mod transport;
 mod upstream;
 mod usage;
 
-pub use config::{Args, Config, Flags};
+pub use config::{Args, ClientTimeouts, Config, Flags};
 pub use error::{Error, FileError};
 pub use instrumentation::Instrumentation;
 pub use keep::Keep;
+pub use limits::Limits;
 pub use origin::TrustedProxies;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
+pub use route::Routes;
 pub use server::Proxy;
 pub use tls::{Identity, ServerTls, UpstreamTls};
 pub use upstream::{Balance, Health, Upstream};

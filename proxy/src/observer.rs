@@ -13,6 +13,7 @@ use crate::keep::Keep;
 use crate::metrics::Metrics;
 use crate::origin::{Arrival, Origin, TrustedProxies};
 use crate::propagation::TraceHeaders;
+use crate::route::Routes;
 use crate::span::{Instruments, RequestSpan};
 
 pub(crate) struct Observer {
@@ -20,6 +21,7 @@ pub(crate) struct Observer {
     pub(crate) trace_headers: TraceHeaders,
     pub(crate) instrumentation: Instrumentation,
     trusted_proxies: TrustedProxies,
+    routes: Routes,
     metrics: Option<Metrics>,
     keep: Keep,
 }
@@ -40,6 +42,7 @@ impl Observer {
             trace_headers: TraceHeaders::new(telemetry.propagator()),
             instrumentation: config.instrumentation.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
+            routes: config.routes.clone(),
             metrics,
             keep: config.keep,
         }
@@ -76,6 +79,7 @@ impl Observer {
         let instruments = Instruments {
             tracer: &self.tracer,
             instrumentation: &self.instrumentation,
+            routes: &self.routes,
             metrics: self.metrics.as_ref(),
             keep: self.keep,
         };

@@ -125,7 +125,8 @@ impl Told {
     }
 
     fn by_forwarded(headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
-        let hops: Vec<Hop> = from_the_last(headers, &FORWARDED).map(Hop::parse).collect();
+        let elements = from_the_last(headers, &FORWARDED, elements);
+        let hops: Vec<Hop> = elements.map(Hop::parse).collect();
         let clients = hops.iter().map(|hop| hop.client.as_deref());
         let Some(first) = first_hop(clients, trusted) else {
             return Self::default();
@@ -139,11 +140,11 @@ impl Told {
     }
 
     fn by_x_forwarded(headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
-        let clients: Vec<_> = from_the_last(headers, &X_FORWARDED_FOR).collect();
+        let clients: Vec<_> = from_the_last(headers, &X_FORWARDED_FOR, at_commas).collect();
         let first = first_hop(clients.iter().map(|client| Some(*client)), trusted);
         // Some proxies append to the other lists too, some replace them.
         let beside = |name| {
-            let values: Vec<_> = from_the_last(headers, name).collect();
+            let values: Vec<_> = from_the_last(headers, name, at_commas).collect();
             let index = first.unwrap_or(0).min(values.len().checked_sub(1)?);
             Some(values[index])
         };
@@ -175,20 +176,49 @@ fn first_hop<'a>(
     last
 }
 
-/// The entries of a list header, over all its lines, the last first.
+/// The entries of a list header, over all its lines, the last first. `cut` takes a line apart.
 fn from_the_last<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
-) -> impl Iterator<Item = &'a str> + use<'a> {
+    cut: impl Fn(&'a str) -> Vec<&'a str>,
+) -> impl Iterator<Item = &'a str> {
     let values: Vec<_> = headers.get_all(name).iter().collect();
     values
         .into_iter()
         .rev()
         .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.rsplit(','))
+        .flat_map(move |value| cut(value).into_iter().rev())
         .map(str::trim)
         .filter(|entry| !entry.is_empty())
         .take(MAX_HOPS)
+}
+
+fn at_commas(line: &str) -> Vec<&str> {
+    line.split(',').collect()
+}
+
+/// A comma in quotes separates nothing: a host that somebody asked for may have one. But a quote that is
+/// never closed is no quote, or whoever sends one would hide what trusted proxies have added.
+fn elements(line: &str) -> Vec<&str> {
+    match outside_quotes(line, ',') {
+        Some(elements) => elements,
+        None => at_commas(line),
+    }
+}
+
+/// `text` cut at each `separator` that is not in quotes. `None` when a quote is not closed.
+fn outside_quotes(text: &str, separator: char) -> Option<Vec<&str>> {
+    let (mut quoted, mut escaped) = (false, false);
+    let pieces = text.split(|character| {
+        let begins_escape = quoted && !escaped && character == '\\';
+        if character == '"' && !escaped {
+            quoted = !quoted;
+        }
+        escaped = begins_escape;
+        character == separator && !quoted
+    });
+    let pieces = pieces.collect();
+    (!quoted).then_some(pieces)
 }
 
 /// One element of `Forwarded`.
@@ -202,7 +232,8 @@ struct Hop {
 impl Hop {
     fn parse(element: &str) -> Self {
         let mut hop = Self::default();
-        for pair in element.split(';') {
+        let pairs = outside_quotes(element, ';').unwrap_or_else(|| element.split(';').collect());
+        for pair in pairs {
             let Some((name, value)) = pair.split_once('=') else {
                 continue;
             };
@@ -333,6 +364,14 @@ mod tests {
             (
                 &[("forwarded", "for=6.6.6.6;proto=https, proto=http")],
                 expect("10.0.0.1", "http", "own.example", Some(8000)),
+            ),
+            (
+                &[("forwarded", r#"for=192.0.2.1;host="a\", for=6.6.6.6;b""#)],
+                expect("192.0.2.1", "http", "a\", for=6.6.6.6;b", None),
+            ),
+            (
+                &[("forwarded", "for=\"6.6.6.6, for=\"192.0.2.1\"")],
+                expect("192.0.2.1", "http", "own.example", Some(8000)),
             ),
             (
                 &[("forwarded", "for=unknown")],

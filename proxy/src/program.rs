@@ -43,12 +43,15 @@ Environment (the standard OpenTelemetry variables, among them):
   OTEL_SDK_DISABLED=true                no spans; trace headers pass as they are
   OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST, ..._RESPONSE, ..._SANITIZE_FIELDS
                                         headers to record, and those whose values to hide
+  OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=true
+                                        prompts and completions on the span, which are private
+  OTEL_METRICS_EXPORTER=otlp            metrics too, to OTEL_EXPORTER_OTLP_METRICS_ENDPOINT
   OTEL_PYTHON_FASTAPI_EXCLUDED_URLS, OTEL_PYTHON_EXCLUDED_URLS
                                         regular expressions; a URL that matches leaves no span";
 
 /// Proxies until SIGINT or SIGTERM; or, with `--check`, prints the settings.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let mut settings = Settings::from_env()?;
+    let mut settings = Settings::from_env()?.with_metrics();
     if let Some(description) = args.checked()? {
         print!("{description}");
         return Ok(());

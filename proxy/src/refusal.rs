@@ -12,8 +12,8 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 
+use crate::answer::Answer;
 use crate::error::Failure;
-use crate::identity::{TRACERESPONSE, X_REQUEST_ID};
 use crate::instrumentation::OTHER_METHOD;
 use crate::observer::Observer;
 use crate::origin::Arrival;
@@ -41,44 +41,19 @@ impl Refusals {
     pub(crate) fn answer(&self, failure: Failure, ends: Ends, head: &[u8]) -> Bytes {
         let head = readable_head(head);
         let mut observed = self.0.begin(&arrival(&head, ends));
-        let identity = &observed.identity;
-        let status = failure.status().unwrap_or_default();
-        let body = match head.method {
-            Method::HEAD => Bytes::new(),
-            _ => failure.openai_body(identity.trace_id()),
-        };
-        let mut answer = format!("HTTP/1.1 {status}\r\n").into_bytes();
-        let retry = (failure == Failure::TooManyConnections).then(|| HeaderValue::from_static("1"));
-        for (name, value) in [
-            (
-                "content-type",
-                Some(HeaderValue::from_static("application/json")),
-            ),
-            ("content-length", Some(HeaderValue::from(body.len()))),
-            ("cache-control", Some(HeaderValue::from_static("no-store"))),
-            ("retry-after", retry),
-            ("connection", Some(HeaderValue::from_static("close"))),
-            (X_REQUEST_ID.as_str(), Some(identity.request_id.clone())),
-            (TRACERESPONSE.as_str(), identity.traceresponse()),
-        ] {
-            if let Some(value) = value {
-                answer.extend_from_slice(name.as_bytes());
-                answer.extend_from_slice(b": ");
-                answer.extend_from_slice(value.as_bytes());
-                answer.extend_from_slice(b"\r\n");
-            }
-        }
-        answer.extend_from_slice(b"\r\n");
-        answer.extend_from_slice(&body);
-        if let Some(span) = &mut observed.span {
-            let sent = Transferred {
-                status: Some(status),
-                response_body_bytes: body.len(),
+        let is_head = head.method == Method::HEAD;
+        let answer = Answer::to(failure, None, &observed.identity, is_head);
+        let sent = answer
+            .as_ref()
+            .map_or_else(Transferred::default, |answer| Transferred {
+                status: Some(answer.status()),
+                response_body_bytes: answer.body_bytes(),
                 ..Transferred::default()
-            };
+            });
+        if let Some(span) = &mut observed.span {
             span.finish(Some(failure), sent);
         }
-        answer.into()
+        answer.map_or_else(Bytes::new, |answer| answer.to_http1())
     }
 
     /// Records a request of which `head` was read, and that nobody answers.

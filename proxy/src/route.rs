@@ -1,4 +1,5 @@
-//! A request's path → its `http.route`: a table of the routes that OpenAI-style servers have.
+//! A request's path → its `http.route`: a table of the routes that OpenAI-style servers have, and
+//! before it those that were configured.
 //!
 //! A span's name and `http.route` must have few distinct values, so a path that is not in the
 //! table has no route at all; the raw path is never one.
@@ -125,8 +126,98 @@ const TEMPLATES: &[Template] = &[
     template("/slots/{slot_id}", "/slots/", "", false),
 ];
 
+/// Routes beside those of the table: `/openai/deployments/{deployment}/chat/completions`. `{name}`
+/// stands for one segment of a path, `{name*}` at the end for all that is left.
+#[derive(Clone, Debug, Default)]
+pub struct Routes(Vec<Configured>);
+
+#[derive(Clone, Debug)]
+struct Configured {
+    route: &'static str,
+    segments: Vec<Segment>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Segment {
+    Literal(&'static str),
+    One,
+    Rest,
+}
+
+impl Routes {
+    /// What [`Routes::add`] takes.
+    pub(crate) const ALLOWED: &str =
+        "a path whose parameters are whole segments, /v1/things/{id} or /files/{path*}";
+
+    /// One more; those that come first go first. `None` for what is no route.
+    pub(crate) fn add(&mut self, route: &str) -> Option<()> {
+        // Routes are few and live as long as the program.
+        let route: &'static str = route.to_owned().leak();
+        let segments: Vec<_> = route
+            .strip_prefix('/')?
+            .split('/')
+            .map(Segment::parse)
+            .collect::<Option<_>>()?;
+        let rest = segments
+            .iter()
+            .position(|segment| *segment == Segment::Rest);
+        if rest.is_some_and(|at| at + 1 < segments.len()) {
+            return None;
+        }
+        self.0.push(Configured { route, segments });
+        Some(())
+    }
+
+    /// The route of `path`, if there is one.
+    pub(crate) fn find(&self, path: &str) -> Option<&'static str> {
+        let configured = self.0.iter().find(|configured| configured.matches(path));
+        configured
+            .map(|configured| configured.route)
+            .or_else(|| find(path))
+    }
+}
+
+impl Segment {
+    fn parse(text: &'static str) -> Option<Self> {
+        if let Some(name) = text
+            .strip_prefix('{')
+            .and_then(|text| text.strip_suffix('}'))
+        {
+            let (name, segment) = match name.strip_suffix('*') {
+                Some(name) => (name, Self::Rest),
+                None => (name, Self::One),
+            };
+            let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+            return (!name.is_empty() && name.bytes().all(is_name)).then_some(segment);
+        }
+        let is_literal = |byte: u8| byte.is_ascii_graphic() && !b"{}*?#".contains(&byte);
+        text.bytes().all(is_literal).then_some(Self::Literal(text))
+    }
+}
+
+impl Configured {
+    fn matches(&self, path: &str) -> bool {
+        let Some(path) = path.strip_prefix('/') else {
+            return false;
+        };
+        let mut parts = path.split('/');
+        for segment in &self.segments {
+            let is_met = match (segment, parts.next()) {
+                (Segment::Rest, Some(part)) => return !part.is_empty(),
+                (Segment::One, Some(part)) => !part.is_empty(),
+                (Segment::Literal(literal), Some(part)) => *literal == part,
+                (_, None) => false,
+            };
+            if !is_met {
+                return false;
+            }
+        }
+        parts.next().is_none()
+    }
+}
+
 /// The route of `path`, if the table has one.
-pub(crate) fn find(path: &str) -> Option<&'static str> {
+fn find(path: &str) -> Option<&'static str> {
     if let Ok(index) = EXACT.binary_search(&path) {
         return Some(EXACT[index]);
     }
@@ -149,6 +240,39 @@ impl Template {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_configured_route_goes_before_the_table() {
+        let mut routes = Routes::default();
+        for route in ["/api/{tenant}/chat", "/v1/{any}", "/files/{path*}", "/own/"] {
+            assert_eq!(routes.add(route), Some(()), "{route}");
+        }
+        for (path, route) in [
+            ("/api/blue/chat", Some("/api/{tenant}/chat")),
+            ("/api//chat", None),
+            ("/api/blue/chat/", None),
+            ("/api/blue", None),
+            ("/v1/models", Some("/v1/{any}")),
+            ("/v1/models/a", Some("/v1/models/{model}")),
+            ("/files/a/b", Some("/files/{path*}")),
+            ("/files/", None),
+            ("/files", None),
+            ("/own/", Some("/own/")),
+            ("/own", None),
+            ("*", None),
+        ] {
+            assert_eq!(routes.find(path), route, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_route_is_refused() {
+        for route in [
+            "", "a", "/a{b}", "/{}", "/{a b}", "/{a*}/b", "/a?b", "/a b", "/{a",
+        ] {
+            assert_eq!(Routes::default().add(route), None, "{route}");
+        }
+    }
 
     #[test]
     fn exact_routes_are_sorted_for_the_binary_search() {

@@ -1,47 +1,36 @@
-//! The server around the service: accepts connections on the caller's runtime, bounds them, and
-//! drains them on shutdown.
+//! The server around the service: made of the configuration, it accepts connections on the caller's
+//! runtime until it is told to stop. What becomes of them is [`crate::clients`]'.
 //!
 //! pingora's own server would take over the process: signals, runtimes, listening sockets. Its
 //! HTTP engine alone can be handed connections, so several proxies fit into one process.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lantern_telemetry::{LimitedLog, Telemetry};
-use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::apps::HttpServerOptions;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
-use rustls::ServerConfig;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Access;
+use crate::clients::{Clients, Front, report};
 use crate::config::Config;
-use crate::connection::ClientConnection;
-use crate::error::{Error, Failure};
+use crate::error::Error;
 use crate::metrics::{Endpoint, Metrics};
 use crate::observer::Observer;
-use crate::refusal::{Ends, Refusals};
+use crate::refusal::Refusals;
 use crate::reload::Reloaded;
 use crate::service::{MAX_ATTEMPTS, Service};
-use crate::transport::Transport;
 use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
 const POOLED_CONNECTIONS: usize = 1024;
-
-/// How long a client's connection of HTTP/2 is kept for its next request.
-const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Connections over the bound that are told so at once; more are closed without a word.
-const MAX_REFUSALS: usize = 64;
-const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long requests may take to end once their connections are gone.
 const ABORT_LIMIT: Duration = Duration::from_secs(1);
@@ -53,21 +42,12 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 pub struct Proxy {
     listener: TcpListener,
     local_addr: SocketAddr,
-    app: Arc<HttpProxy<Service>>,
-    front: Arc<Front>,
+    clients: Clients,
     background: JoinSet<()>,
     /// Requests of HTTP/2 have tasks of their own.
     requests: TaskTracker,
     metrics: Option<Endpoint>,
-    max_connections: usize,
     drain_timeout: Duration,
-}
-
-/// What a connection needs to know before its first request.
-struct Front {
-    tls: Option<Arc<Reloaded<ServerConfig>>>,
-    header_timeout: Duration,
-    refusals: Refusals,
 }
 
 impl Proxy {
@@ -82,17 +62,18 @@ impl Proxy {
         };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        let (max_connections, drain_timeout) = (config.max_connections, config.drain_timeout);
         let conf = ServerConf {
             max_retries: MAX_ATTEMPTS,
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
             ..ServerConf::default()
         };
-        let metrics = match config.metrics {
-            Some(address) => Some(Endpoint::bind(address, Metrics::new()).await?),
-            None => None,
+        let meter = telemetry.meter(env!("CARGO_PKG_NAME"));
+        let is_measured = meter.is_some() || config.metrics.is_some();
+        let measured = is_measured.then(|| Metrics::new(meter.as_ref()));
+        let metrics = match (config.metrics, &measured) {
+            (Some(address), Some(metrics)) => Some(Endpoint::bind(address, metrics.clone()).await?),
+            _ => None,
         };
-        let measured = metrics.as_ref().map(Endpoint::metrics);
         let observer = Arc::new(Observer::new(&config, telemetry, measured));
         let interval = config.reload_interval;
         let mut background = JoinSet::new();
@@ -113,29 +94,35 @@ impl Proxy {
         background.spawn(check_for_ever(Arc::clone(&upstreams)));
         let front = Front {
             tls,
-            header_timeout: config.header_timeout,
+            header_timeout: config.client.header,
             refusals: Refusals::new(Arc::clone(&observer)),
         };
+        let keys = config.api_keys.clone();
+        let access = keys
+            .map(|file| Access::new(file, config.routes.clone()))
+            .transpose()?;
+        if let Some(access) = &access {
+            background.spawn(access.keys().watch(interval));
+        }
         let requests = TaskTracker::new();
-        let service = Service::new(upstreams, requests.clone(), observer, config.ask_for_usage);
+        let service = Service::new(&config, access, upstreams, requests.clone(), observer);
+        let leaving = service.leaving();
         let mut app = HttpProxy::new(service, Arc::new(conf));
         // The service refuses CONNECT itself, as it refuses everything else.
         let mut options = HttpServerOptions::default();
         options.allow_connect_method_proxying = true;
         options.h2c = true;
-        options.h2_idle_timeout = Some(HTTP2_IDLE_TIMEOUT);
+        options.h2_idle_timeout = Some(config.client.idle);
         app.server_options = Some(options);
         app.handle_init_modules();
         Ok(Self {
             listener,
             local_addr,
-            app: Arc::new(app),
-            front: Arc::new(front),
+            clients: Clients::new(Arc::new(app), front, leaving, config.max_connections),
             background,
             requests,
             metrics,
-            max_connections,
-            drain_timeout,
+            drain_timeout: config.drain_timeout,
         })
     }
 
@@ -154,13 +141,11 @@ impl Proxy {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let Self {
             listener,
-            app,
-            front,
+            mut clients,
             // Ends with this function.
             background: _background,
             requests,
             metrics,
-            max_connections,
             drain_timeout,
             ..
         } = self;
@@ -168,49 +153,16 @@ impl Proxy {
         let scraping = metrics.map(|metrics| tokio::spawn(metrics.serve(scraped.clone())));
         // However this ends, the port is closed.
         let _scraped = scraped.clone().drop_guard();
-        let (closing, closing_watch) = watch::channel(false);
-        let permits = Arc::new(Semaphore::new(max_connections));
-        let refusal_permits = Arc::new(Semaphore::new(MAX_REFUSALS));
-        let mut connections = JoinSet::new();
-        let (full_log, failed_log) = (LimitedLog::default(), LimitedLog::default());
+        let failed_log = LimitedLog::default();
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                Some(joined) = connections.join_next() => {
-                    report(joined);
-                    continue;
-                }
+                () = clients.one_ends() => continue,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => match Arc::clone(&permits).try_acquire_owned() {
-                    Ok(permit) => {
-                        let client = Client { stream, peer };
-                        let (app, front) = (Arc::clone(&app), Arc::clone(&front));
-                        let serving = serve(app, front, client, closing_watch.clone());
-                        connections.spawn(holding(permit, serving));
-                    }
-                    Err(_) => {
-                        if let Some(refused) = full_log.due(1) {
-                            tracing::warn!(max_connections, refused, "too many connections");
-                        }
-                        let ends = Ends {
-                            peer,
-                            local: stream.local_addr().ok(),
-                            tls: false,
-                        };
-                        match Arc::clone(&refusal_permits).try_acquire_owned() {
-                            Ok(permit) => {
-                                let refusing = refuse(stream, ends, front.refusals.clone());
-                                connections.spawn(holding(permit, refusing));
-                            }
-                            Err(_) => front
-                                .refusals
-                                .record(Failure::TooManyConnections, ends, &[]),
-                        }
-                    }
-                },
+                Ok((stream, peer)) => clients.take(stream, peer),
                 Err(error) => {
                     if let Some(failures) = failed_log.due(1) {
                         tracing::warn!(%error, failures, "could not accept connections");
@@ -219,11 +171,8 @@ impl Proxy {
                 }
             }
         }
-        drop(listener);
-        // New requests on kept connections are not taken; those that wait for one are closed.
-        closing.send_replace(true);
-        app.cleanup().await;
-        drain(connections, drain_timeout).await;
+        clients.take_last(listener);
+        clients.drain(drain_timeout).await;
         requests.close();
         if timeout(ABORT_LIMIT, requests.wait()).await.is_err() {
             tracing::warn!(requests = requests.len(), "aborted requests have not ended");
@@ -235,91 +184,4 @@ impl Proxy {
         }
         Ok(())
     }
-}
-
-/// A connection that was accepted.
-struct Client {
-    stream: TcpStream,
-    peer: SocketAddr,
-}
-
-async fn serve(
-    app: Arc<HttpProxy<Service>>,
-    front: Arc<Front>,
-    client: Client,
-    mut closing: watch::Receiver<bool>,
-) {
-    let Client { stream, peer } = client;
-    let tls = front.tls.as_ref().map(|tls| tls.current());
-    let ends = Ends {
-        peer,
-        local: stream.local_addr().ok(),
-        tls: tls.is_some(),
-    };
-    let prepared = tokio::select! {
-        biased;
-        // It has sent no request yet.
-        _ = closing.wait_for(|&closing| closing) => return,
-        prepared = timeout(front.header_timeout, Transport::prepare(stream, tls)) => prepared,
-    };
-    match prepared {
-        Ok(Ok(transport)) => {
-            let connection = ClientConnection::new(transport, ends, front.refusals.clone());
-            app.process_new(Box::new(connection), &closing).await;
-        }
-        Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "a connection ended before it began");
-            // One that merely ends is a look at whether the port is open.
-            if ends.tls && error.kind() == io::ErrorKind::InvalidData {
-                front.refusals.record(Failure::TlsHandshake, ends, &[]);
-            }
-        }
-        Err(_) => tracing::debug!(%peer, "a connection began with silence"),
-    }
-}
-
-/// Runs `work` and gives `permit` back when it ends, however it ends.
-async fn holding(permit: OwnedSemaphorePermit, work: impl Future<Output = ()>) {
-    work.await;
-    drop(permit);
-}
-
-async fn drain(mut connections: JoinSet<()>, limit: Duration) {
-    let drained = timeout(limit, async {
-        while let Some(joined) = connections.join_next().await {
-            report(joined);
-        }
-    });
-    if drained.await.is_err() {
-        let connections_left = connections.len();
-        tracing::warn!(
-            connections_left,
-            ?limit,
-            "requests did not finish in time, aborting them"
-        );
-        // Waits for the tasks to be gone, and with them their requests: that ends the spans.
-        connections.shutdown().await;
-    }
-}
-
-fn report(joined: Result<(), JoinError>) {
-    if let Err(error) = joined
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a connection's task panicked");
-    }
-}
-
-/// Answers a connection over the bound without reading its request.
-async fn refuse(mut stream: TcpStream, ends: Ends, refusals: Refusals) {
-    let answer = refusals.answer(Failure::TooManyConnections, ends, &[]);
-    let work = async {
-        stream.write_all(&answer).await?;
-        stream.shutdown().await?;
-        // Closing with unread bytes would reset the connection before the answer is read.
-        let mut ignored = [0; 1024];
-        while stream.read(&mut ignored).await? > 0 {}
-        std::io::Result::Ok(())
-    };
-    let _ = timeout(REFUSAL_LIMIT, work).await;
 }

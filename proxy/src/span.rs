@@ -6,6 +6,7 @@
 //! at are set at creation; the others when their time comes.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::USER_AGENT;
@@ -25,12 +26,15 @@ use crate::error::Failure;
 use crate::genai::{self, Exchange};
 use crate::headers::text;
 use crate::identity::{Identity, X_REQUEST_ID};
-use crate::instrumentation::{Instrumentation, OTHER_METHOD, method_attributes};
+use crate::instrumentation::{Instrumentation, OTHER_METHOD, OTHER_METHOD_NAME, method_attributes};
 use crate::keep::Keep;
 use crate::metrics::{self, InFlight, Metrics, Trace};
 use crate::origin::{Arrival, Origin};
 use crate::redact::redact_query;
-use crate::route;
+use crate::route::Routes;
+
+/// The name of the API key that let the request in (string).
+const API_KEY_NAME: Key = Key::from_static_str("lantern.api_key.name");
 
 /// Seconds from the request's head to the first byte of the answer's head (double).
 const TIME_TO_FIRST_BYTE: Key = Key::from_static_str("lantern.http.response.time_to_first_byte");
@@ -69,6 +73,7 @@ pub(crate) struct RequestSpan {
 pub(crate) struct Instruments<'a> {
     pub(crate) tracer: &'a SdkTracer,
     pub(crate) instrumentation: &'a Instrumentation,
+    pub(crate) routes: &'a Routes,
     pub(crate) metrics: Option<&'a Metrics>,
     pub(crate) keep: Keep,
 }
@@ -83,12 +88,13 @@ impl RequestSpan {
         let instrumentation = instruments.instrumentation;
         let head = arrival.head;
         let path = path(head);
-        let route = path.and_then(route::find);
+        let route = path.and_then(|path| instruments.routes.find(path));
         let mut attributes = Vec::with_capacity(ATTRIBUTES_AT_START);
         let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
+        let name = method.clone().unwrap_or(OTHER_METHOD_NAME.into());
         let name = match route {
-            Some(route) => format!("{method} {route}"),
-            None => method.to_owned(),
+            Some(route) => format!("{name} {route}").into(),
+            None => name,
         };
         if let Some(route) = route {
             attributes.push(KeyValue::new(semconv::HTTP_ROUTE, route));
@@ -103,7 +109,7 @@ impl RequestSpan {
         peer_attributes(arrival, &mut attributes);
         let in_flight = instruments.metrics.map(|metrics| {
             metrics.begin(metrics::Request {
-                method: method_label(method),
+                method: method.unwrap_or(OTHER_METHOD.into()),
                 scheme: origin.scheme,
                 route,
                 version,
@@ -126,7 +132,9 @@ impl RequestSpan {
         let context = parent.with_remote_span_context(span.span_context().clone());
         let started = Instant::now();
         let bodies = (span.is_recording() || in_flight.is_some()).then(|| {
-            let exchange = operation.map(|operation| Exchange::new(operation, started));
+            let exchange = operation.map(|operation| {
+                Exchange::new(operation, started, instrumentation.content_bytes())
+            });
             Bodies::new(&head.headers, exchange)
         });
         Self {
@@ -152,6 +160,12 @@ impl RequestSpan {
             let id = text(&identity.request_id);
             self.span.set_attribute(KeyValue::new(REQUEST_ID, id));
         }
+    }
+
+    /// Whose API key the request shows.
+    pub(crate) fn set_api_key(&mut self, name: &Arc<str>) {
+        self.span
+            .set_attribute(KeyValue::new(API_KEY_NAME, Arc::clone(name)));
     }
 
     /// The request goes to an upstream, its body from the start.
@@ -244,13 +258,16 @@ impl RequestSpan {
             attempt.finish(failure, kept.clone());
         }
         if let Some(in_flight) = self.in_flight.take() {
+            let context = self.span.span_context();
+            let is_exported = context.is_sampled() || kept.is_some();
+            let trace = is_exported.then(|| Trace::of(context));
             in_flight.finish(metrics::Outcome {
                 duration: self.started.elapsed(),
                 status: transferred.status,
                 error_type: error_type.clone(),
                 request_body_bytes: transferred.request_body_bytes,
                 response_body_bytes: transferred.response_body_bytes,
-                trace: Trace::of(self.span.span_context()).as_ref(),
+                trace,
                 facts: bodies.as_ref().and_then(Bodies::facts),
             });
         }
@@ -318,16 +335,6 @@ fn error_type(failure: Option<Failure>, status: Option<StatusCode>) -> Option<Co
     }
 }
 
-/// An unknown method is none that a series may have.
-fn method_label(method: &str) -> Cow<'static, str> {
-    match method {
-        "POST" => "POST".into(),
-        "GET" => "GET".into(),
-        "HTTP" => OTHER_METHOD.into(),
-        known => known.to_owned().into(),
-    }
-}
-
 impl Drop for RequestSpan {
     fn drop(&mut self) {
         self.finish(Some(Failure::Aborted), self.seen);
@@ -351,7 +358,8 @@ fn url_attributes(path: Option<&str>, query: Option<&str>, attributes: &mut Vec<
     }
 }
 
-fn protocol_version(version: Version) -> &'static str {
+/// The value of `network.protocol.version`.
+pub(crate) fn protocol_version(version: Version) -> &'static str {
     match version {
         Version::HTTP_09 => "0.9",
         Version::HTTP_10 => "1.0",

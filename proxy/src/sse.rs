@@ -6,6 +6,8 @@
 use memchr::memchr2;
 
 const DATA: &[u8] = b"data";
+/// May stand before the first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Who wants to know what the events say.
 pub(crate) trait Reader {
@@ -36,6 +38,8 @@ pub(crate) struct EventParser {
 /// Where in a line the next byte is.
 #[derive(Clone, Copy, Debug)]
 enum Line {
+    /// At the start of the stream, behind so many bytes of the byte order mark.
+    Mark(usize),
     /// Behind so many bytes of `data`.
     Name(usize),
     /// Behind `data:`; one space may come that is not part of the data.
@@ -46,7 +50,7 @@ enum Line {
 
 impl Default for Line {
     fn default() -> Self {
-        Self::Name(0)
+        Self::Mark(0)
     }
 }
 
@@ -62,6 +66,7 @@ impl EventParser {
             }
             let taken = match self.line {
                 Line::Data | Line::Ignored => self.value(rest, reader),
+                Line::Mark(matched) => self.mark(byte, matched),
                 Line::Name(matched) => self.name(byte, matched, reader),
                 Line::Colon => {
                     self.line = Line::Data;
@@ -77,7 +82,20 @@ impl EventParser {
         self.events
     }
 
-    /// One byte of a field's name. Like [`Self::value`] it returns how many bytes it took.
+    /// One byte of the byte order mark, if it is one. Like all below it returns how many bytes it took.
+    fn mark(&mut self, byte: u8, matched: usize) -> usize {
+        let is_mark = BYTE_ORDER_MARK[matched] == byte;
+        self.line = match matched + usize::from(is_mark) {
+            0 => Line::Name(0),
+            whole if whole == BYTE_ORDER_MARK.len() => Line::Name(0),
+            part if is_mark => Line::Mark(part),
+            // A part of a mark begins a name that is not `data`.
+            _ => Line::Ignored,
+        };
+        usize::from(is_mark)
+    }
+
+    /// One byte of a field's name.
     fn name(&mut self, byte: u8, matched: usize, reader: &mut impl Reader) -> usize {
         let is_data = matched == DATA.len();
         match byte {
@@ -167,6 +185,9 @@ mod tests {
         ("data\n\n", &[""], ""),
         ("xdata: a\n\ndataset: b\n\ndat\n\n", &[], ""),
         ("data: a: b\n\ndata: [DONE]\n\n", &["a: b", "[DONE]"], ""),
+        ("\u{feff}data: a\n\n", &["a"], ""),
+        ("\u{feff}\u{feff}data: a\n\ndata: b\n\n", &["b"], ""),
+        ("\u{fefe}data: a\n\ndata: b\n\n", &["b"], ""),
     ];
 
     #[test]

@@ -54,6 +54,21 @@ impl Transport {
         }
     }
 
+    /// As [`Self::prepare`], but without TLS it waits for nothing: for a client that is only answered.
+    pub(crate) async fn reach(
+        stream: TcpStream,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> io::Result<Self> {
+        match tls {
+            Some(config) => Self::encrypted(stream, config).await,
+            None => Ok(Self {
+                is_http2: false,
+                stream: Stream::Plain(stream),
+                first: First::default(),
+            }),
+        }
+    }
+
     async fn encrypted(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<Self> {
         let stream = TlsAcceptor::from(config).accept(stream).await?;
         Ok(Self {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry::InstrumentationScope;
+use opentelemetry::metrics::{Meter, MeterProvider as _};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider,
     SimpleSpanProcessor, SpanData, SpanExporter, SpanProcessor, TracerProviderBuilder,
@@ -15,7 +17,7 @@ use opentelemetry_sdk::trace::{
 use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
 use tokio::runtime::{Handle, Runtime};
 
-use crate::config::{ConfigError, PropagatorKind, Settings};
+use crate::config::{ConfigError, MetricSettings, PropagatorKind, Settings};
 use crate::export::{
     self, CountedQueue, DropLedger, ExportContext, GuardedExporter, LastFailure, Losses, Waiting,
 };
@@ -68,7 +70,32 @@ pub struct Telemetry {
     provider: SdkTracerProvider,
     propagator: Propagator,
     pipeline: Option<Pipeline>,
+    metrics: Option<MetricPipeline>,
     shut_down: bool,
+}
+
+/// What is there only when metrics are exported.
+#[derive(Debug)]
+struct MetricPipeline {
+    provider: SdkMeterProvider,
+    /// Dropped last: the provider's last export runs on it.
+    _runtime: ExportRuntime,
+}
+
+impl MetricPipeline {
+    fn start(settings: &MetricSettings, resource: Resource) -> Result<Self, ConfigError> {
+        let runtime = ExportRuntime::start();
+        let exporter = export::build_metrics(settings, runtime.handle().clone())?;
+        let reader = PeriodicReader::builder(exporter).with_interval(settings.interval);
+        let provider = SdkMeterProvider::builder()
+            .with_reader(reader.build())
+            .with_resource(resource)
+            .build();
+        Ok(Self {
+            provider,
+            _runtime: runtime,
+        })
+    }
 }
 
 /// What is there only when spans are exported.
@@ -86,10 +113,15 @@ impl Telemetry {
     pub fn start(settings: &Settings, default_service_name: &str) -> Result<Self, ConfigError> {
         settings.other_signals().tell();
         let propagator = Propagator::new(settings.propagators());
-        if !settings.exports_traces() {
-            return Ok(Self::off(propagator));
-        }
         let resource = settings.resource(default_service_name);
+        let metrics = settings.metrics();
+        let metrics = metrics.map(|metrics| MetricPipeline::start(metrics, resource.clone()));
+        let metrics = metrics.transpose()?;
+        if !settings.exports_traces() {
+            let mut off = Self::off(propagator);
+            off.metrics = metrics;
+            return Ok(off);
+        }
         let pipeline = Pipeline {
             runtime: ExportRuntime::start(),
             ledger: Arc::new(DropLedger::new(&settings.exporter().endpoint)),
@@ -109,6 +141,7 @@ impl Telemetry {
             provider,
             propagator,
             pipeline: Some(pipeline),
+            metrics,
             shut_down: false,
         })
     }
@@ -122,7 +155,7 @@ impl Telemetry {
         })
     }
 
-    /// For tests: as [`Telemetry::with_exporter`], sampled as `settings` say.
+    /// For tests: as [`Telemetry::with_exporter`], sampled and limited as `settings` say.
     pub fn with_exporter_sampled(
         exporter: impl SpanExporter + 'static,
         service_name: &str,
@@ -149,6 +182,7 @@ impl Telemetry {
             provider,
             propagator,
             pipeline: None,
+            metrics: None,
             shut_down: false,
         }
     }
@@ -172,6 +206,7 @@ impl Telemetry {
             provider,
             propagator,
             pipeline: None,
+            metrics: None,
             shut_down: true,
         }
     }
@@ -180,6 +215,13 @@ impl Telemetry {
     pub fn tracer(&self, scope: &'static str) -> SdkTracer {
         let scope = InstrumentationScope::builder(scope).with_version(env!("CARGO_PKG_VERSION"));
         self.provider.tracer_with_scope(scope.build())
+    }
+
+    /// A meter whose instruments carry `scope`; `None` when metrics are not exported.
+    pub fn meter(&self, scope: &'static str) -> Option<Meter> {
+        let scope = InstrumentationScope::builder(scope).with_version(env!("CARGO_PKG_VERSION"));
+        let metrics = self.metrics.as_ref()?;
+        Some(metrics.provider.meter_with_scope(scope.build()))
     }
 
     /// The propagator that `OTEL_PROPAGATORS` asks for.
@@ -197,8 +239,18 @@ impl Telemetry {
             .await
     }
 
-    /// Exports every span that has ended, waiting at most `limit`; spans that end later are lost.
+    /// Exports the metrics and every span that has ended, waiting at most `limit`; spans that end later
+    /// are lost.
     pub async fn shutdown(mut self, limit: Duration) -> Result<(), FlushError> {
+        let metrics = self.metrics.take();
+        let (result, ()) = tokio::join!(
+            self.shutdown_traces(limit),
+            shutdown_metrics(metrics, limit)
+        );
+        result
+    }
+
+    async fn shutdown_traces(&mut self, limit: Duration) -> Result<(), FlushError> {
         if self.shut_down {
             return Ok(());
         }
@@ -273,6 +325,13 @@ impl Drop for Telemetry {
     }
 }
 
+/// The last export of the metrics; if it fails, its exporter tells.
+async fn shutdown_metrics(metrics: Option<MetricPipeline>, limit: Duration) {
+    if let Some(metrics) = metrics {
+        let _ = within(limit, move || metrics.provider.shutdown()).await;
+    }
+}
+
 fn counted(spans: u64) -> String {
     let plural = if spans == 1 { "" } else { "s" };
     format!("{spans} span{plural}")
@@ -284,7 +343,7 @@ fn provider(
     pipeline: &Pipeline,
     exporter: impl SpanExporter + export::Explain + 'static,
 ) -> SdkTracerProvider {
-    let (batch, limits) = (settings.batch(), settings.limits());
+    let batch = settings.batch();
     let context = ExportContext {
         runtime: pipeline.runtime.handle().clone(),
         ledger: Arc::clone(&pipeline.ledger),
@@ -292,7 +351,7 @@ fn provider(
         limit: batch
             .export_timeout
             .min(settings.exporter().timeout + EXPORT_GRACE),
-        value_chars: limits.value_chars,
+        value_chars: settings.limits().value_chars,
     };
     let exporter = GuardedExporter::new(exporter, context);
     let processor = BatchSpanProcessor::builder(exporter).with_batch_config(
@@ -308,19 +367,18 @@ fn provider(
         batch.max_queue_spans,
         Arc::clone(&pipeline.ledger),
     );
-    sampling(settings, queue)
-        .with_resource(resource)
+    sampling(settings, queue).with_resource(resource).build()
+}
+
+/// A provider that hands to `processor` what `settings` sample, or leave to be kept, within their limits.
+fn sampling(settings: &Settings, processor: impl SpanProcessor + 'static) -> TracerProviderBuilder {
+    let limits = settings.limits();
+    let builder = SdkTracerProvider::builder()
         .with_max_attributes_per_span(limits.attributes_per_span)
         .with_max_events_per_span(limits.events_per_span)
         .with_max_links_per_span(limits.links_per_span)
         .with_max_attributes_per_event(limits.attributes_per_event)
-        .with_max_attributes_per_link(limits.attributes_per_link)
-        .build()
-}
-
-/// A provider that hands to `processor` what `settings` sample, or leave to be kept.
-fn sampling(settings: &Settings, processor: impl SpanProcessor + 'static) -> TracerProviderBuilder {
-    let builder = SdkTracerProvider::builder();
+        .with_max_attributes_per_link(limits.attributes_per_link);
     if settings.records_unsampled() {
         builder
             .with_span_processor(KeptSpans(processor))

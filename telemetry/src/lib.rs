@@ -60,11 +60,15 @@
 //! | `OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT`, `OTEL_ATTRIBUTE_COUNT_LIMIT` | attributes of a span | 128 |
 //! | `OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT`, `OTEL_ATTRIBUTE_COUNT_LIMIT` | attributes of an event | 128 |
 //! | `OTEL_LINK_ATTRIBUTE_COUNT_LIMIT`, `OTEL_ATTRIBUTE_COUNT_LIMIT` | attributes of a link | 128 |
-//! | `OTEL_SPAN_EVENT_COUNT_LIMIT`, `OTEL_SPAN_LINK_COUNT_LIMIT` | events, links of a span | 128 |
+//! | `OTEL_SPAN_EVENT_COUNT_LIMIT`, `OTEL_SPAN_LINK_COUNT_LIMIT` | events, links of a span | 128; links: what the program needs, if more ([`Settings::with_links_per_span`]) |
 //! | `OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT`, `OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT` | characters of a string value | no limit |
 //! | `OTEL_SDK_DISABLED` | `true`, `false`; propagation goes on | `false` |
 //! | `OTEL_TRACES_EXPORTER` | `otlp`, `none` | `otlp` |
-//! | `OTEL_METRICS_EXPORTER`, `OTEL_LOGS_EXPORTER` | the standard names; neither signal is exported, and one line says so | `none` |
+//! | `OTEL_METRICS_EXPORTER` | `otlp`, for programs that have metrics ([`Settings::with_metrics`]); what has no effect is told in one line | `none` |
+//! | `…_METRICS_…` | as `…_TRACES_…`, with the path `/v1/metrics` | |
+//! | `OTEL_METRIC_EXPORT_INTERVAL` | milliseconds between two exports of metrics | 60000 |
+//! | `…_METRICS_TEMPORALITY_PREFERENCE` | `cumulative`, `delta`, `lowmemory` | `cumulative` |
+//! | `OTEL_LOGS_EXPORTER` | the standard names; logs are not exported, and one line says so | `none` |
 //! | `OTEL_LOG_LEVEL` | `none`, `error`, `warn`, `info`, `debug`, `trace`: what the program logs | `info` |
 //!
 //! # When spans cannot be exported

@@ -3,7 +3,7 @@
 //! Our own and not `axum::serve`, which bounds neither connections nor the drain. Before hyper sees a
 //! connection, its first bytes have come: hyper's own limit for a request's head starts only once it
 //! knows the version of HTTP, so that a connection that says nothing would keep its place for good.
-//! Where a port speaks TLS ([`tls`]), its handshake counts as those bytes.
+//! Where a port speaks TLS (`tls`), its handshake counts as those bytes.
 
 use std::convert::Infallible;
 use std::error::Error;

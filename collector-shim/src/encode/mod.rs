@@ -4,14 +4,13 @@
 //! integers are strings, enums are integers, keys are lowerCamelCase. The rest is proto3's own JSON:
 //! bytes are base64, doubles that JSON has no number for are `"NaN"`, `"Infinity"` and `"-Infinity"`.
 //!
-//! What JSON cannot say is left out and counted ([`Lossy`]): fields that the tables of [`schema`] do
-//! not know, and bytes of text that are no UTF-8. The request's own bytes stay as they are.
+//! What JSON cannot say is left out and counted ([`Lossy`]): fields that the tables of
+//! [`crate::wire::schema`] do not know, and bytes of text that are no UTF-8. The request's own bytes stay as they are.
 //!
 //! Memory is that of the nesting: what is written has been read field by field, a message as often as
 //! it has kinds of fields, since those of one kind need not stand together on the wire.
 
 mod fields;
-mod schema;
 #[cfg(test)]
 mod tests;
 
@@ -22,8 +21,9 @@ use std::ops::AddAssign;
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::signal::Signal;
+use crate::wire::schema::{self, Field, Kind, Label, Message, PLACES};
 use fields::{Fields, Found, Value};
-use schema::{Field, Kind, Label, MAX_FIELDS, Message};
 
 /// Messages within messages. What came in by a receiver has fewer.
 const MAX_DEPTH: u32 = 100;
@@ -66,13 +66,13 @@ impl AddAssign for Lossy {
     }
 }
 
-/// Writes the `ExportTraceServiceRequest` in `request` to `out`, on one line.
-pub(crate) fn to_json(out: &mut impl Write, request: &[u8]) -> Result<Lossy> {
+/// Writes the request of `signal` in `request` to `out`, on one line.
+pub(crate) fn to_json(out: &mut impl Write, signal: Signal, request: &[u8]) -> Result<Lossy> {
     let mut encoder = Encoder {
         out,
         lossy: Lossy::default(),
     };
-    encoder.message(request, &schema::EXPORT_TRACE_SERVICE_REQUEST, MAX_DEPTH)?;
+    encoder.message(request, schema::request(signal), MAX_DEPTH)?;
     Ok(encoder.lossy)
 }
 
@@ -90,7 +90,7 @@ struct Present {
     either: Option<(usize, usize)>,
 }
 
-const _: () = assert!(MAX_FIELDS <= u32::BITS as usize);
+const _: () = assert!(PLACES <= u32::BITS as usize);
 
 impl<W: Write> Encoder<'_, W> {
     fn message(&mut self, bytes: &[u8], message: &'static Message, depth: u32) -> Result<()> {
@@ -132,7 +132,10 @@ impl<W: Write> Encoder<'_, W> {
             let Some(found) = fields.next().transpose()? else {
                 return Ok(present);
             };
-            let known = |field: &Field| field.number == found.number;
+            // Of the content of some messages nothing is known.
+            let known = |field: &Field| {
+                field.number == found.number && !matches!(field.kind, Kind::Item(None))
+            };
             let Some(index) = message.fields.iter().position(known) else {
                 self.lossy.unknown_fields += 1;
                 continue;
@@ -163,8 +166,8 @@ impl<W: Write> Encoder<'_, W> {
             }
             last = Some(value);
         }
-        match (field.kind, last) {
-            (Kind::Message(inner), Some(Value::Block(_))) => {
+        match (&field.kind, last) {
+            (Kind::Message(inner) | Kind::Item(Some(inner)), Some(Value::Block(_))) => {
                 self.message(&merged, inner, depth - 1)
             }
             (_, Some(value)) => self.value(value, field, depth),
@@ -179,11 +182,13 @@ impl<W: Write> Encoder<'_, W> {
         depth: u32,
     ) -> Result<()> {
         self.out.write_all(b"[")?;
-        for (index, found) in occurrences.enumerate() {
-            if index > 0 {
-                self.out.write_all(b",")?;
+        let mut separator: &[u8] = b"";
+        for found in occurrences {
+            for value in found?.value.unpacked(&field.kind) {
+                self.out.write_all(separator)?;
+                separator = b",";
+                self.value(value?, field, depth)?;
             }
-            self.value(found?.value, field, depth)?;
         }
         self.out.write_all(b"]")?;
         Ok(())
@@ -191,16 +196,23 @@ impl<W: Write> Encoder<'_, W> {
 
     fn value(&mut self, value: Value<'_>, field: &'static Field, depth: u32) -> Result<()> {
         let out = &mut *self.out;
-        match (field.kind, value) {
+        match (&field.kind, value) {
             (Kind::Bool, Value::Varint(bits)) => write!(out, "{}", bits != 0)?,
             // Protobuf keeps the low bits of a number too long for its field.
-            (Kind::Int32, Value::Varint(bits)) => write!(out, "{}", bits as i32)?,
+            (Kind::Int32 | Kind::Enum(_), Value::Varint(bits)) => write!(out, "{}", bits as i32)?,
+            (Kind::Sint32, Value::Varint(bits)) => {
+                // Zigzag.
+                let bits = bits as u32;
+                write!(out, "{}", (bits >> 1) as i32 ^ -((bits & 1) as i32))?;
+            }
+            (Kind::Uint64, Value::Varint(number)) => write!(out, "\"{number}\"")?,
+            (Kind::Sfixed64, Value::Fixed64(bits)) => write!(out, "\"{}\"", bits as i64)?,
             (Kind::Uint32, Value::Varint(bits)) => write!(out, "{}", bits as u32)?,
             (Kind::Int64, Value::Varint(bits)) => write!(out, "\"{}\"", bits as i64)?,
             (Kind::Fixed32, Value::Fixed32(number)) => write!(out, "{number}")?,
             (Kind::Fixed64, Value::Fixed64(number)) => write!(out, "\"{number}\"")?,
             (Kind::Double, Value::Fixed64(bits)) => double(out, f64::from_bits(bits))?,
-            (Kind::Id, Value::Block(id)) => hex(out, id)?,
+            (Kind::Id(_), Value::Block(id)) => hex(out, id)?,
             (Kind::Bytes, Value::Block(bytes)) => {
                 write!(out, "\"{}\"", Base64Display::new(bytes, &STANDARD))?;
             }
@@ -209,7 +221,9 @@ impl<W: Write> Encoder<'_, W> {
                 self.lossy.repaired_texts += u64::from(matches!(text, Cow::Owned(_)));
                 serde_json::to_writer(out, &*text).map_err(io::Error::from)?;
             }
-            (Kind::Message(inner), Value::Block(bytes)) => self.message(bytes, inner, depth - 1)?,
+            (Kind::Message(inner) | Kind::Item(Some(inner)), Value::Block(bytes)) => {
+                self.message(bytes, inner, depth - 1)?;
+            }
             _ => return Err(EncodeError::Type { field: field.name }),
         }
         Ok(())

@@ -19,7 +19,7 @@ use crate::receiver::json::to_protobuf;
 
 fn written(request: &[u8]) -> Result<(String, Lossy)> {
     let mut json = Vec::new();
-    let lossy = to_json(&mut json, request)?;
+    let lossy = to_json(&mut json, Signal::Traces, request)?;
     Ok((String::from_utf8(json).expect("JSON is UTF-8"), lossy))
 }
 
@@ -204,7 +204,7 @@ proptest! {
     fn our_decoder_reads_back_the_same_bytes(request in request()) {
         let bytes = request.encode_to_vec();
         let json = json_of(&bytes);
-        let back = to_protobuf(json.as_bytes());
+        let back = to_protobuf(Signal::Traces, json.as_bytes());
         prop_assert_eq!(&back.expect("OTLP/JSON")[..], &bytes[..], "{}", json);
     }
 
@@ -215,7 +215,7 @@ proptest! {
     ) {
         let bytes = request.encode_to_vec();
         if let Ok((json, _)) = written(&bytes[..cut.index(bytes.len() + 1)]) {
-            prop_assert!(to_protobuf(json.as_bytes()).is_ok(), "{}", json);
+            prop_assert!(to_protobuf(Signal::Traces, json.as_bytes()).is_ok(), "{}", json);
         }
     }
 }
@@ -378,4 +378,39 @@ fn what_is_no_request_is_refused_with_its_reason() {
     let mut request = Vec::new();
     prost::encoding::bytes::encode(1, &entry, &mut request);
     check(&request, "nested more than 100 deep");
+}
+
+#[test]
+fn metrics_and_logs_come_back_as_they_were() {
+    let metrics = r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"h","histogram":{"dataPoints":[{"count":"3","sum":1.5,"bucketCounts":["1","2"],"explicitBounds":[0.5],"min":-1.0}],"aggregationTemporality":2}},{"exponentialHistogram":{"dataPoints":[{"scale":-2,"positive":{"offset":-1,"bucketCounts":["1","300"]}}]}},{"sum":{"dataPoints":[{"asInt":"-9"}],"isMonotonic":true}}]}]}]}"#;
+    let logs = r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"timeUnixNano":"1","severityNumber":18,"body":{"stringValue":"b"},"traceId":"4bf92f3577b34da6a3ce929d0e0e4736"}]}]}]}"#;
+    for (signal, json) in [(Signal::Metrics, metrics), (Signal::Logs, logs)] {
+        let request = to_protobuf(signal, json.as_bytes()).expect("sound");
+        let mut back = Vec::new();
+        let lossy = to_json(&mut back, signal, &request).expect("sound");
+        assert!(!lossy.is_any());
+        assert_eq!(String::from_utf8(back).expect("UTF-8"), json);
+    }
+}
+
+#[test]
+fn numbers_in_a_row_are_a_list() {
+    // Two bucket counts and two bounds, packed, of one histogram's point.
+    let counts = [
+        &[6 << 3 | 2, 16][..],
+        &7_u64.to_le_bytes(),
+        &8_u64.to_le_bytes(),
+    ]
+    .concat();
+    let bounds = [&[7 << 3 | 2, 8][..], &0.5_f64.to_le_bytes()].concat();
+    let mut bytes = [counts, bounds].concat();
+    for field in [1, 9, 2, 2, 1] {
+        let length = bytes.len() as u8;
+        bytes = [&[field << 3 | 2, length][..], &bytes].concat();
+    }
+    let mut json = Vec::new();
+    to_json(&mut json, Signal::Metrics, &bytes).expect("sound");
+    let json = String::from_utf8(json).expect("UTF-8");
+    let expect = r#"{"dataPoints":[{"bucketCounts":["7","8"],"explicitBounds":[0.5]}]}"#;
+    assert!(json.contains(expect), "{json}");
 }

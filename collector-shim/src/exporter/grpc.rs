@@ -1,35 +1,41 @@
-//! OTLP/gRPC out: tonic's client, with a codec that carries bytes as they are.
+//! OTLP/gRPC out: one unary call, whose message is the bytes that are to be sent.
+//!
+//! Not tonic's client: that compresses messages itself and copies them into a buffer of its own. What
+//! came compressed is to leave as it came, and from where it lies.
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::buf::Chain;
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Uri, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use lantern_telemetry::ExporterSettings;
-use lantern_telemetry::config::Compression;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
-use prost::Message as _;
-use tonic::client::Grpc;
-use tonic::codec::{
-    BufferSettings, Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder,
-};
-use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::{
-    Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, USER_AGENT, chain,
-    retry, shortened,
+    Accepted, Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, Rejection,
+    USER_AGENT, chain, retry, shortened,
 };
+use crate::coding::Coding;
+use crate::counts::PerSignal;
+use crate::signal::Signal;
 
-const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+/// A compression flag and a big-endian length stand before each message.
+const FRAME_HEADER_BYTES: usize = 5;
+
+/// The frame's header and the message, not copied together.
+type Framed = Full<Chain<Bytes, Bytes>>;
 
 /// See the module.
 pub(super) struct GrpcClient {
-    grpc: Grpc<Client<HttpsConnector<HttpConnector>, tonic::body::Body>>,
-    metadata: MetadataMap,
+    client: Client<HttpsConnector<HttpConnector>, Framed>,
+    uris: PerSignal<Uri>,
+    headers: HeaderMap,
 }
 
 impl GrpcClient {
@@ -42,129 +48,121 @@ impl GrpcClient {
             .http2_keep_alive_timeout(KEEP_ALIVE_LIMIT)
             .http2_keep_alive_while_idle(true)
             .build(settings.connector());
-        let mut grpc = Grpc::with_origin(client, origin(&settings.endpoint))
-            .accept_compressed(CompressionEncoding::Gzip)
-            .max_decoding_message_size(MAX_RESPONSE_BYTES);
-        if settings.compression == Compression::Gzip {
-            grpc = grpc.send_compressed(CompressionEncoding::Gzip);
-        }
         let mut headers = settings.headers.clone();
         headers
             .entry(header::USER_AGENT)
             .or_insert(HeaderValue::from_static(USER_AGENT));
+        let content_type = HeaderValue::from_static("application/grpc");
+        headers.insert(header::CONTENT_TYPE, content_type);
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        let mut uris = PerSignal::default();
+        for signal in Signal::ALL {
+            *uris.of_mut(signal) = uri(&settings.endpoint, signal);
+        }
         GrpcClient {
-            grpc,
-            metadata: MetadataMap::from_headers(headers),
+            client,
+            uris,
+            headers,
         }
     }
 
-    /// Sends `message` once.
-    pub(super) async fn send(&self, message: Bytes) -> Answer {
-        let mut grpc = self.grpc.clone();
-        if let Err(error) = grpc.ready().await {
-            return Answer::Later {
-                reason: chain(&error),
-                after: None,
-            };
+    /// Sends `message`, compressed by `coding`, once.
+    pub(super) async fn send(&self, signal: Signal, coding: Coding, message: Bytes) -> Answer {
+        let Ok(length) = u32::try_from(message.len()) else {
+            return refused(Code::ResourceExhausted, "longer than a message can be");
+        };
+        let mut frame_header = BytesMut::with_capacity(FRAME_HEADER_BYTES);
+        frame_header.put_u8(u8::from(coding != Coding::Identity));
+        frame_header.put_u32(length);
+        let mut request = Request::new(Full::new(frame_header.freeze().chain(message)));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = self.uris.of(signal).clone();
+        *request.headers_mut() = self.headers.clone();
+        if coding != Coding::Identity {
+            let coding = HeaderValue::from_static(coding.as_str());
+            request.headers_mut().insert("grpc-encoding", coding);
         }
-        let mut request = tonic::Request::new(message);
-        *request.metadata_mut() = self.metadata.clone();
-        match grpc
-            .unary(request, PathAndQuery::from_static(EXPORT), BytesCodec)
-            .await
-        {
-            Ok(response) => accepted(&response.into_inner()),
-            Err(status) => failed(&status),
+        match self.client.request(request).await {
+            Ok(response) => answer(response).await,
+            Err(error) => Answer::later(chain(&error)),
         }
     }
 }
 
-/// `endpoint` without its path, which OTLP/gRPC has no use for.
-fn origin(endpoint: &str) -> Uri {
+/// The method of `endpoint`, whose own path OTLP/gRPC has no use for.
+fn uri(endpoint: &str, signal: Signal) -> Uri {
     let uri: Uri = endpoint.parse().expect("the settings hold a checked URL");
     let mut parts = uri.into_parts();
-    parts.path_and_query = Some(PathAndQuery::from_static("/"));
+    parts.path_and_query = Some(PathAndQuery::from_static(signal.grpc_path()));
     Uri::from_parts(parts).expect("only the path was replaced")
 }
 
-/// What a backend that took the request has to say.
-pub(super) fn accepted(response: &[u8]) -> Answer {
-    // The status said that it was accepted; an answer that cannot be read does not change that.
-    let response = ExportTraceServiceResponse::decode(response).unwrap_or_default();
-    let partial = response.partial_success.unwrap_or_default();
-    Answer::Accepted {
-        rejected_spans: u64::try_from(partial.rejected_spans).unwrap_or(0),
-        message: shortened(&partial.error_message),
+async fn answer(response: Response<Incoming>) -> Answer {
+    let (parts, body) = response.into_parts();
+    // A status in the head means that there is nothing behind it.
+    if let Some(status) = Status::from_header_map(&parts.headers) {
+        return judged(&status, &[]);
+    }
+    if parts.status != StatusCode::OK {
+        let code = code_of(parts.status);
+        return judged(&Status::new(code, parts.status.to_string()), &[]);
+    }
+    let body = match Limited::new(body, MAX_RESPONSE_BYTES).collect().await {
+        Ok(body) => body,
+        Err(error) => return Answer::later(shortened(&error.to_string())),
+    };
+    let Some(status) = body.trailers().and_then(Status::from_header_map) else {
+        return Answer::later("an answer without a status".to_owned());
+    };
+    // An answer is never compressed: none of our requests has asked for it.
+    let message = body.to_bytes();
+    judged(
+        &status,
+        message.get(FRAME_HEADER_BYTES..).unwrap_or_default(),
+    )
+}
+
+/// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>
+fn code_of(status: StatusCode) -> Code {
+    match status.as_u16() {
+        400 => Code::Internal,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::Unimplemented,
+        429 | 502 | 503 | 504 => Code::Unavailable,
+        _ => Code::Unknown,
     }
 }
 
-fn failed(status: &Status) -> Answer {
-    // A status with a source was made here, for a connection that failed.
-    if let Some(source) = std::error::Error::source(status) {
-        return Answer::Later {
-            reason: chain(source),
-            after: None,
-        };
+fn judged(status: &Status, message: &[u8]) -> Answer {
+    if status.code() == Code::Ok {
+        return Answer::Accepted(Accepted::from_protobuf(message));
     }
-    let reason = shortened(&format!("{:?}: {}", status.code(), status.message()));
     let retry_info = status.get_details_retry_info();
     if retry::grpc_is_retryable(status.code(), retry_info.is_some()) {
         return Answer::Later {
-            reason,
+            reason: reason(status.code(), status.message()),
             after: retry_info.and_then(|info| info.retry_delay),
         };
     }
-    let cause = match status.code() {
+    refused(status.code(), status.message())
+}
+
+fn reason(code: Code, message: &str) -> String {
+    shortened(&format!("{code:?}: {message}"))
+}
+
+fn refused(code: Code, message: &str) -> Answer {
+    let cause = match code {
         Code::InvalidArgument | Code::ResourceExhausted | Code::Internal | Code::Unknown => {
             Cause::Data
         }
+        Code::Unimplemented => Cause::Kind,
         _ => Cause::Sender,
     };
-    Answer::Refused { reason, cause }
-}
-
-/// Messages are the bytes that they are.
-#[derive(Debug, Clone, Copy, Default)]
-struct BytesCodec;
-
-/// Most batches fit into one buffer of this size.
-const ENCODE_BUFFER_BYTES: usize = 64 * 1024;
-
-impl Codec for BytesCodec {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = BytesCodec;
-    type Decoder = BytesCodec;
-
-    fn encoder(&mut self) -> BytesCodec {
-        BytesCodec
-    }
-
-    fn decoder(&mut self) -> BytesCodec {
-        BytesCodec
-    }
-}
-
-impl Encoder for BytesCodec {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(item.len());
-        buffer.put(item);
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(ENCODE_BUFFER_BYTES, ENCODE_BUFFER_BYTES)
-    }
-}
-
-impl Decoder for BytesCodec {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
+    Answer::Refused(Rejection {
+        reason: reason(code, message),
+        cause,
+        code,
+    })
 }

@@ -1,10 +1,8 @@
 //! OTLP/HTTP out, in protobuf.
 
-use std::io::Write as _;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use flate2::write::GzEncoder;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -13,22 +11,25 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use lantern_telemetry::ExporterSettings;
-use lantern_telemetry::config::Compression;
 use prost::Message as _;
+use tonic::Code;
 
 use super::{
-    Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, USER_AGENT, chain,
-    grpc, retry, shortened,
+    Accepted, Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, Rejection,
+    USER_AGENT, chain, retry, shortened,
 };
+use crate::coding::Coding;
+use crate::counts::PerSignal;
+use crate::signal::Signal;
 
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 
 /// See the module.
 pub(super) struct HttpClient {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    uri: Uri,
+    /// None where it is not known where the signal goes.
+    uris: PerSignal<Option<Uri>>,
     headers: HeaderMap,
-    compression: Compression,
 }
 
 impl HttpClient {
@@ -44,49 +45,54 @@ impl HttpClient {
             .entry(header::USER_AGENT)
             .or_insert(HeaderValue::from_static(USER_AGENT));
         headers.insert(header::CONTENT_TYPE, PROTOBUF);
-        if settings.compression == Compression::Gzip {
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        let mut uris = PerSignal::default();
+        for signal in Signal::ALL {
+            *uris.of_mut(signal) = uri(&settings.endpoint, signal);
         }
         HttpClient {
             client,
-            uri: settings
-                .endpoint
-                .parse()
-                .expect("the settings hold a checked URL"),
+            uris,
             headers,
-            compression: settings.compression,
         }
     }
 
-    /// Sends `body` once.
-    pub(super) async fn send(&self, body: Bytes) -> Answer {
-        let body = match self.compression {
-            Compression::None => body,
-            Compression::Gzip => gzip(&body),
-        };
+    pub(super) fn has_place_for(&self, signal: Signal) -> bool {
+        self.uris.of(signal).is_some()
+    }
+
+    /// Sends `body`, compressed by `coding`, once.
+    pub(super) async fn send(&self, signal: Signal, coding: Coding, body: Bytes) -> Answer {
+        let uri = self.uris.of(signal).clone();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = self.uri.clone();
+        *request.uri_mut() = uri.expect("only signals with a place are sent");
         *request.headers_mut() = self.headers.clone();
+        if coding != Coding::Identity {
+            let coding = HeaderValue::from_static(coding.as_str());
+            request
+                .headers_mut()
+                .insert(header::CONTENT_ENCODING, coding);
+        }
         match self.client.request(request).await {
             Ok(response) => answer(response).await,
-            Err(error) => Answer::Later {
-                reason: chain(&error),
-                after: None,
-            },
+            Err(error) => Answer::later(chain(&error)),
         }
     }
 }
 
-fn gzip(body: &[u8]) -> Bytes {
-    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder
-        .write_all(body)
-        .expect("a vector takes what is written");
-    encoder
-        .finish()
-        .expect("a vector takes what is written")
-        .into()
+/// Where `signal` goes when traces go to `endpoint`. With a path of one's own choice for traces
+/// nothing is known of the others'.
+fn uri(endpoint: &str, signal: Signal) -> Option<Uri> {
+    let checked = "the settings hold a checked URL";
+    if signal == Signal::Traces {
+        return Some(endpoint.parse().expect(checked));
+    }
+    let base = endpoint.strip_suffix(Signal::Traces.http_path())?;
+    Some(
+        format!("{base}{}", signal.http_path())
+            .parse()
+            .expect(checked),
+    )
 }
 
 async fn answer(response: Response<Incoming>) -> Answer {
@@ -100,20 +106,26 @@ async fn answer(response: Response<Incoming>) -> Answer {
     let is_protobuf = parts.headers.get(header::CONTENT_TYPE) == Some(&PROTOBUF);
     if parts.status.is_success() {
         let readable = if is_protobuf { &body[..] } else { &[] };
-        return grpc::accepted(readable);
+        return Answer::Accepted(Accepted::from_protobuf(readable));
     }
     let reason = reason(parts.status, is_protobuf, &body);
     if retry::http_is_retryable(parts.status) {
         return Answer::Later { reason, after };
     }
-    let cause = match parts.status {
-        StatusCode::BAD_REQUEST
-        | StatusCode::PAYLOAD_TOO_LARGE
-        | StatusCode::UNPROCESSABLE_ENTITY
-        | StatusCode::INTERNAL_SERVER_ERROR => Cause::Data,
-        _ => Cause::Sender,
+    let (cause, code) = match parts.status.as_u16() {
+        400 | 422 => (Cause::Data, Code::InvalidArgument),
+        413 => (Cause::Data, Code::ResourceExhausted),
+        500 => (Cause::Data, Code::Internal),
+        404 | 405 | 415 | 501 => (Cause::Kind, Code::Unimplemented),
+        401 => (Cause::Sender, Code::Unauthenticated),
+        403 => (Cause::Sender, Code::PermissionDenied),
+        _ => (Cause::Sender, Code::Unknown),
     };
-    Answer::Refused { reason, cause }
+    Answer::Refused(Rejection {
+        reason,
+        cause,
+        code,
+    })
 }
 
 /// The status, and the message of the `google.rpc.Status` or page that came with it.

@@ -1,13 +1,14 @@
 //! Requests that the backend will never take, as JSON lines with the reason.
 //!
-//! A line is `{"time_unix_s", "reason", "spans", "request"}`; `request` is the protobuf message in
-//! base64, ready to be posted once the reason is gone. Two files take turns, so that the older half
-//! goes when the bound is reached.
+//! A line is `{"time_unix_s", "reason", "backend", "signal", "coding", "items", "request"}`; `request`
+//! is the protobuf message in base64, compressed by `coding`, ready to be posted once the reason is
+//! gone. Two files take turns, so that the older half goes when the bound is reached.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +16,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use crate::coding::Coding;
 use crate::queue::Payload;
+use crate::signal::Signal;
 
 const FILE: &str = "dead-letters.jsonl";
 const OLDER_FILE: &str = "dead-letters.older.jsonl";
@@ -27,7 +30,10 @@ pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
 struct Line<'a> {
     time_unix_s: u64,
     reason: Cow<'a, str>,
-    spans: u64,
+    backend: Cow<'a, str>,
+    signal: Signal,
+    coding: Coding,
+    items: u64,
     request: String,
 }
 
@@ -36,6 +42,7 @@ struct Line<'a> {
 pub(crate) struct Letter {
     pub(crate) written_at: SystemTime,
     pub(crate) reason: String,
+    pub(crate) backend: String,
     pub(crate) payload: Payload,
 }
 
@@ -85,7 +92,11 @@ fn parse(line: &[u8]) -> Option<Letter> {
     Some(Letter {
         written_at: UNIX_EPOCH.checked_add(Duration::from_secs(line.time_unix_s))?,
         reason: line.reason.into_owned(),
-        payload: Payload::new(request.into(), line.spans),
+        backend: line.backend.into_owned(),
+        payload: Payload {
+            coding: line.coding,
+            ..Payload::plain(line.signal, request.into(), line.items)
+        },
     })
 }
 
@@ -105,14 +116,22 @@ impl DeadLetters {
     }
 
     /// Writes one letter; it is on disk when this returns.
-    pub(super) fn write(&mut self, payload: &Payload, reason: &str) -> io::Result<()> {
+    pub(super) fn write(
+        &mut self,
+        backend: &str,
+        payload: &Payload,
+        reason: &str,
+    ) -> io::Result<()> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let line = Line {
             time_unix_s: now.as_secs(),
             reason: Cow::Borrowed(reason),
-            spans: payload.spans,
+            backend: Cow::Borrowed(backend),
+            signal: payload.signal,
+            coding: payload.coding,
+            items: payload.items,
             request: STANDARD.encode(&payload.bytes),
         };
         let mut line = serde_json::to_vec(&line)?;
@@ -130,11 +149,22 @@ impl DeadLetters {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
         }
         let path = self.dir.join(FILE);
-        let open = || OpenOptions::new().create(true).append(true).open(&path);
+        let mut options = OpenOptions::new();
+        let options = options.create(true).read(true).append(true);
+        let open = || options.open(&path);
         let mut file = open()?;
-        let bytes = file.metadata()?.len();
+        let mut bytes = file.metadata()?.len();
+        if !ends_with_line(&file, bytes)? {
+            file.write_all(b"\n")?;
+            bytes += 1;
+        }
         if bytes + more > half {
-            fs::rename(&path, self.dir.join(OLDER_FILE))?;
+            let older = self.dir.join(OLDER_FILE);
+            if older.exists() {
+                let (dir, max_bytes) = (self.dir.display(), self.max_bytes);
+                tracing::warn!(%dir, max_bytes, "too many dead letters, the older half goes");
+            }
+            fs::rename(&path, older)?;
             file = open()?;
         }
         if bytes == 0 || bytes + more > half {
@@ -142,6 +172,15 @@ impl DeadLetters {
         }
         Ok(file)
     }
+}
+
+/// Whether a line may follow. A crash may have cut the last one off.
+fn ends_with_line(file: &File, bytes: u64) -> io::Result<bool> {
+    let mut last = [b'\n'];
+    if bytes > 0 {
+        file.read_exact_at(&mut last, bytes - 1)?;
+    }
+    Ok(last == [b'\n'])
 }
 
 #[cfg(test)]
@@ -153,14 +192,16 @@ mod tests {
     #[test]
     fn letters_hold_reason_and_bytes_and_the_oldest_go_first() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut letters = DeadLetters::new(dir.path(), 2_000);
+        let mut letters = DeadLetters::new(dir.path(), 4_000);
         for number in 0..100_u64 {
-            let payload = Payload::new(Bytes::from(vec![number as u8; 30]), number);
-            letters.write(&payload, "not \"yours\"").expect("written");
+            let payload = Payload::plain(Signal::Logs, Bytes::from(vec![number as u8; 30]), number);
+            letters
+                .write("eu", &payload, "not \"yours\"")
+                .expect("written");
         }
         let text = |name: &str| fs::read_to_string(dir.path().join(name)).expect("there");
         let both = text(OLDER_FILE) + &text(FILE);
-        assert!(both.len() <= 2_000);
+        assert!(both.len() <= 4_000);
         let line: serde_json::Value =
             serde_json::from_str(both.lines().next().expect("one")).expect("JSON");
         assert_eq!(line["reason"], "not \"yours\"");
@@ -176,8 +217,10 @@ mod tests {
         assert_eq!(damaged_lines, 0);
         assert!(kept.len() > 5);
         for (letter, number) in kept.iter().rev().zip((0..100_u64).rev()) {
+            assert_eq!(letter.payload.signal, Signal::Logs);
+            assert_eq!(letter.backend, "eu");
             assert_eq!(letter.reason, "not \"yours\"");
-            assert_eq!(letter.payload.spans, number);
+            assert_eq!(letter.payload.items, number);
             assert_eq!(letter.payload.bytes[..], [number as u8; 30]);
             assert!(letter.written_at > UNIX_EPOCH);
         }
@@ -186,7 +229,12 @@ mod tests {
         fs::write(&path, &whole[..whole.len() - 5]).expect("writable");
         let (left, damaged_lines) = read();
         assert_eq!((left.len(), damaged_lines), (kept.len() - 1, 1));
-        let large = Payload::new(Bytes::from(vec![0; 2_000]), 1);
-        assert!(letters.write(&large, "no").is_err());
+        let next = Payload::plain(Signal::Logs, Bytes::from_static(b"next"), 1);
+        letters.write("eu", &next, "no").expect("written");
+        let (left, damaged_lines) = read();
+        let last = left.last().expect("one");
+        assert_eq!((&last.payload, damaged_lines), (&next, 1));
+        let large = Payload::plain(Signal::Logs, Bytes::from(vec![0; 4_000]), 1);
+        assert!(letters.write("eu", &large, "no").is_err());
     }
 }

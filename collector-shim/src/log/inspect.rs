@@ -8,9 +8,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::QueueDirError;
+use super::cursor::{self, Cursors};
 use super::recovery::{list, lock_path};
 use super::segment::{Found, Scanner, SegmentName};
-use super::{QueueDirError, cursor};
 use crate::queue::{Level, Payload};
 
 /// All that is in a directory.
@@ -18,8 +19,8 @@ use crate::queue::{Level, Payload};
 pub(crate) struct Survey {
     /// Whether a shim is running on it.
     pub(crate) is_in_use: bool,
-    /// The number of the first record that the backend has not answered for; None when nobody knows.
-    pub(crate) cursor: Option<u64>,
+    /// The number of the first record that each backend has not answered for; none when nobody knows.
+    pub(crate) cursors: Cursors,
     /// Oldest first.
     pub(crate) segments: Vec<SegmentSurvey>,
 }
@@ -33,8 +34,8 @@ pub(crate) struct SegmentSurvey {
     pub(crate) base_seq: u64,
     pub(crate) end_seq: u64,
     pub(crate) records: u64,
-    pub(crate) spans: u64,
-    /// Of those, what waits for the backend.
+    pub(crate) items: u64,
+    /// Of those, what waits for a backend.
     pub(crate) waiting_records: u64,
     pub(crate) waiting: Level,
     /// Records that are missing between sound ones, or whose bytes are not what was written.
@@ -46,17 +47,17 @@ pub(crate) struct SegmentSurvey {
 /// Reads all of `dir` once.
 pub(crate) fn survey(dir: &Path) -> Result<Survey, QueueDirError> {
     let names = list(dir).map_err(QueueDirError::io(dir, "list it"))?;
-    let cursor = cursor::read(dir).map_err(QueueDirError::io(dir, "read its cursor"))?;
+    let cursors = cursor::read(dir).map_err(QueueDirError::io(dir, "read its cursors"))?;
     let mut segments = Vec::new();
     for (name, limit_seq) in with_limits(&names) {
-        let waits_from = cursor.unwrap_or(0);
+        let waits_from = oldest(&cursors);
         let surveyed = survey_segment(dir, name, limit_seq, waits_from);
         let there = if_there(surveyed).map_err(QueueDirError::io(dir, "read a segment"))?;
         segments.extend(there);
     }
     Ok(Survey {
         is_in_use: is_in_use(dir).map_err(QueueDirError::io(dir, "look at its lock"))?,
-        cursor,
+        cursors,
         segments,
     })
 }
@@ -74,7 +75,7 @@ fn survey_segment(
         base_seq: name.base_seq,
         end_seq: name.base_seq,
         records: 0,
-        spans: 0,
+        items: 0,
         waiting_records: 0,
         waiting: Level::default(),
         damaged_records: 0,
@@ -88,11 +89,10 @@ fn survey_segment(
             continue;
         };
         survey.records += 1;
-        survey.spans += payload.spans;
+        survey.items += payload.items;
         if seq >= waits_from {
             survey.waiting_records += 1;
-            survey.waiting.bytes += payload.bytes.len();
-            survey.waiting.spans += payload.spans;
+            survey.waiting.add(&payload);
         }
     }
     survey.torn_bytes = bytes - scanner.sound_end().0;
@@ -109,14 +109,15 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Those from `from_seq` on; without one, those that wait for the backend.
+    /// Those from `from_seq` on; without one, those that wait for a backend.
     pub(crate) fn open(dir: &Path, from_seq: Option<u64>) -> Result<Records, QueueDirError> {
         let names = list(dir).map_err(QueueDirError::io(dir, "list it"))?;
         let from_seq = match from_seq {
             Some(seq) => seq,
-            None => cursor::read(dir)
-                .map_err(QueueDirError::io(dir, "read its cursor"))?
-                .unwrap_or(0),
+            None => {
+                let cursors = cursor::read(dir);
+                oldest(&cursors.map_err(QueueDirError::io(dir, "read its cursors"))?)
+            }
         };
         Ok(Records {
             dir: dir.to_owned(),
@@ -150,6 +151,11 @@ impl Records {
             }
         }
     }
+}
+
+/// From where on something may wait.
+fn oldest(cursors: &Cursors) -> u64 {
+    cursors.values().copied().min().unwrap_or(0)
 }
 
 /// Each segment, and where the next one begins.

@@ -1,8 +1,8 @@
 //! The queue on disk: a log of requests in segments, each record with its checksums.
 //!
 //! [`writer`] is the one thread that writes: many requests, one fdatasync, and then they are
-//! acknowledged. [`reader`] hands them to the sender in order, from the files. [`cursor`] marks how
-//! far the backend has answered; segments before it are removed. [`recovery`] reads all that again
+//! acknowledged. [`reader`] hands them to a backend's sender in order. [`cursor`] marks how far each
+//! backend has answered; segments before the last of them are removed. [`recovery`] reads all that again
 //! after a start. [`state`] is what they share, [`segment`] and [`record`] the format, and
 //! [`dead_letters`] where requests end that the backend will never take. [`inspect`] reads all of it
 //! for people.
@@ -12,6 +12,8 @@
 
 mod cursor;
 pub(crate) mod dead_letters;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod inspect;
 mod reader;
 mod record;
@@ -31,9 +33,10 @@ use std::time::Duration;
 use lantern_telemetry::LimitedLog;
 use tokio::sync::oneshot;
 
-use crate::config::Ack;
+use crate::config::{LogAck, QueueDir};
 use crate::counts::Counters;
 use crate::queue::{Batch, Level, OfferError, Payload};
+use crate::signal::Signal;
 use dead_letters::DeadLetters;
 use reader::Reader;
 pub use recovery::QueueDirError;
@@ -41,6 +44,7 @@ pub(crate) use recovery::lock;
 use state::{Job, Shared};
 use writer::Writer;
 
+const READER_LOCK: &str = "no holder of the reader's lock panics";
 /// How long the sender pauses when the disk cannot be read.
 const READ_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -48,9 +52,11 @@ const READ_RETRY_DELAY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Log {
     dir: PathBuf,
-    ack: Ack,
+    ack: LogAck,
     shared: Arc<Shared>,
-    reader: Arc<Mutex<Reader>>,
+    /// Of each backend.
+    readers: Vec<Arc<Mutex<Reader>>>,
+    backends: Vec<String>,
     writer: Mutex<Option<JoinHandle<()>>>,
     dead_letters: Arc<Mutex<DeadLetters>>,
     counters: Arc<Counters>,
@@ -58,27 +64,34 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the log in `dir` and finds what it holds. No other process can have it open.
+    /// Opens the log of the named `backends` in `dir` and finds what it holds. No other process can
+    /// have it open.
     pub(crate) fn open(
-        dir: PathBuf,
+        QueueDir { path: dir, ack }: QueueDir,
         max_bytes: usize,
-        ack: Ack,
+        backends: Vec<String>,
         counters: Arc<Counters>,
     ) -> Result<Log, QueueDirError> {
-        let found = recovery::recover(&dir)?;
-        let Level { bytes, spans } = found.held;
-        counters.recovered_spans.add(spans);
+        let found = recovery::recover(&dir, &backends)?;
+        for signal in Signal::ALL {
+            counters
+                .recovered
+                .of(signal)
+                .add(*found.held.items.of(signal));
+        }
         counters.torn_bytes.add(found.torn_bytes);
-        if bytes > 0 || found.torn_bytes > 0 {
-            let torn_bytes = found.torn_bytes;
+        let (bytes, torn_bytes) = (found.held.bytes, found.torn_bytes);
+        if bytes > 0 || torn_bytes > 0 {
+            let items = found.held.total_items();
             tracing::info!(
-                dir = %dir.display(), spans, bytes, torn_bytes, "the queue holds spans of an earlier run"
+                dir = %dir.display(), items, bytes, torn_bytes, "the queue holds data of an earlier run"
             );
         }
         let shared = Arc::new(Shared::new(max_bytes as u64, found.state));
         let writer = Writer::new(
             dir.clone(),
             Arc::clone(&shared),
+            backends.clone(),
             found.next_number,
             found.lock,
         );
@@ -90,11 +103,16 @@ impl Log {
                 action: "start its writer",
                 source,
             })?;
-        let reader = Reader::new(dir.clone(), Arc::clone(&shared), Arc::clone(&counters));
+        let reader = |backend| {
+            let (shared, counters) = (Arc::clone(&shared), Arc::clone(&counters));
+            let reader = Reader::new(dir.clone(), shared, counters, backend);
+            Arc::new(Mutex::new(reader))
+        };
         Ok(Log {
             ack,
+            readers: (0..backends.len()).map(reader).collect(),
+            backends,
             shared,
-            reader: Arc::new(Mutex::new(reader)),
             writer: Mutex::new(Some(writer)),
             dead_letters: Arc::new(Mutex::new(DeadLetters::new(&dir, dead_letters::MAX_BYTES))),
             counters,
@@ -110,8 +128,8 @@ impl Log {
     /// Takes all of `payloads`, or none of them. Returns when they may be acknowledged.
     pub(crate) async fn offer(&self, payloads: Vec<Payload>) -> Result<(), OfferError> {
         match self.ack {
-            Ack::Memory => self.shared.enqueue(Job::new(payloads, None)),
-            Ack::Disk => {
+            LogAck::Memory => self.shared.enqueue(Job::new(payloads, None)),
+            LogAck::Disk => {
                 let (reply, written) = oneshot::channel();
                 self.shared.enqueue(Job::new(payloads, Some(reply)))?;
                 written.await.unwrap_or(Err(OfferError::Closed))
@@ -119,16 +137,19 @@ impl Log {
         }
     }
 
-    /// Waits for records that are on disk. To be called by one task, after it has settled all that
-    /// the call before gave it.
-    pub(crate) async fn take(&self, max_batch_bytes: usize) -> Option<Batch> {
+    /// Waits for records that are on disk. To be called by one task for each backend, after it has
+    /// settled all that the call before gave it.
+    pub(crate) async fn take(&self, backend: usize, max_batch_bytes: usize) -> Option<Batch> {
         loop {
             let mut readable = std::pin::pin!(self.shared.readable.notified());
             // Registers before the look, so that a change right after it is not missed.
             readable.as_mut().enable();
             let is_complete = self.shared.is_complete();
-            match self.read(max_batch_bytes).await {
-                Ok(Some(batch)) => return Some(batch),
+            match self.read(backend, max_batch_bytes).await {
+                Ok(Some(batch)) => {
+                    self.shared.hand_out(backend, batch.payloads().len());
+                    return Some(batch);
+                }
                 Ok(None) if is_complete => return None,
                 Ok(None) => readable.await,
                 Err(error) => {
@@ -139,31 +160,40 @@ impl Log {
         }
     }
 
-    async fn read(&self, max_batch_bytes: usize) -> io::Result<Option<Batch>> {
-        let reader = Arc::clone(&self.reader);
+    async fn read(&self, backend: usize, max_batch_bytes: usize) -> io::Result<Option<Batch>> {
+        let reader = Arc::clone(&self.readers[backend]);
+        let recent = reader
+            .lock()
+            .expect(READER_LOCK)
+            .read_recent(max_batch_bytes);
+        if recent.is_some() {
+            return Ok(recent);
+        }
+        if !self.shared.has_more(backend) {
+            return Ok(None);
+        }
         beside(move || {
-            let mut reader = reader
-                .lock()
-                .expect("no holder of the reader's lock panics");
+            let mut reader = reader.lock().expect(READER_LOCK);
             reader.read(max_batch_bytes)
         })
         .await
     }
 
-    /// The backend has answered for `payload`, and for all before it.
-    pub(crate) fn settle(&self, payload: &Payload) {
-        self.shared.settle(payload);
+    /// Nothing is left to do with `payload` for `backend`, nor with any before it.
+    pub(crate) fn settle(&self, backend: usize, payload: &Payload) {
+        self.shared.settle(backend, payload);
     }
 
     /// Writes `payload` to the dead letters. When that fails it is counted, and gone.
-    pub(crate) async fn bury(&self, payload: &Payload, reason: &str) {
+    pub(crate) async fn bury(&self, backend: usize, payload: &Payload, reason: &str) {
         let letters = Arc::clone(&self.dead_letters);
         let (payload, reason) = (payload.clone(), reason.to_owned());
+        let backend = self.backends[backend].clone();
         let written = beside(move || {
             let mut letters = letters
                 .lock()
                 .expect("no holder of the letters' lock panics");
-            letters.write(&payload, &reason)
+            letters.write(&backend, &payload, &reason)
         });
         match written.await {
             Ok(()) => self.counters.dead_letters.add(1),
@@ -191,8 +221,12 @@ impl Log {
         }
     }
 
-    pub(crate) fn level(&self) -> Level {
-        self.shared.level()
+    pub(crate) fn level(&self, backend: usize) -> Level {
+        self.shared.level(backend)
+    }
+
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.shared.held_bytes()
     }
 
     fn warn(&self, what: &str, error: &io::Error) {

@@ -1,7 +1,7 @@
 //! Reads back what is on disk and not delivered, in order, a batch at a time.
 //!
-//! All of it is read from files, also what came in a moment ago: the page cache has that, and
-//! memory then holds no more than the batch that is on its way.
+//! There is one for each backend. What came in a moment ago is still in memory; all else is read from
+//! files, so that a backend that is behind takes no memory but for the batch on its way.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,6 +20,8 @@ pub(super) struct Reader {
     dir: PathBuf,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
+    /// Whose records they are to be.
+    backend: usize,
     /// The segment's number goes with it.
     scanner: Option<(u64, Scanner)>,
     /// The number of the record to be read next.
@@ -30,12 +32,18 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(dir: PathBuf, shared: Arc<Shared>, counters: Arc<Counters>) -> Reader {
-        let next_seq = shared.lock().cursor;
+    pub(super) fn new(
+        dir: PathBuf,
+        shared: Arc<Shared>,
+        counters: Arc<Counters>,
+        backend: usize,
+    ) -> Reader {
+        let next_seq = shared.lock().cursors[backend];
         Reader {
             dir,
             shared,
             counters,
+            backend,
             scanner: None,
             next_seq,
             carried: None,
@@ -43,29 +51,50 @@ impl Reader {
         }
     }
 
-    /// The next records, while they fit. Whatever was read before has been settled.
-    pub(super) fn read(&mut self, max_batch_bytes: usize) -> io::Result<Option<Batch>> {
-        let mut batch = Batch::default();
-        let mut bytes = 0;
-        loop {
-            let payload = match self.next() {
-                Ok(Some(payload)) => payload,
-                Ok(None) => break,
-                // What was read before must leave first: settling what comes later passes over it.
-                Err(_) if !batch.payloads.is_empty() => break,
-                Err(error) => return Err(error),
-            };
-            if bytes > 0 && bytes + payload.bytes.len() > max_batch_bytes {
-                self.carried = Some(payload);
-                break;
-            }
-            bytes += payload.bytes.len();
-            batch.payloads.push(payload);
+    /// The next records, while they can be merged and are in memory. Whatever was read before has
+    /// been settled, or will be in the same order.
+    pub(super) fn read_recent(&mut self, max_batch_bytes: usize) -> Option<Batch> {
+        let state = self.shared.lock();
+        let first = match self.carried.take() {
+            Some(carried) => carried,
+            None => state.recent(self.next_seq)?.clone(),
+        };
+        self.next_seq = first.seq + 1;
+        let mut batch = Batch::of(first);
+        while let Some(next) = state.recent(self.next_seq)
+            && batch.has_room_for(next, max_batch_bytes)
+        {
+            batch.push(next.clone());
+            self.next_seq += 1;
         }
-        if batch.payloads.is_empty() {
+        // A segment that is gone keeps its room on disk for as long as it is open.
+        let first_segment = state.segments.front().map(|segment| segment.name.number);
+        drop(state);
+        self.scanner
+            .take_if(|(number, _)| first_segment.is_none_or(|first| *number < first));
+        Some(batch)
+    }
+
+    /// The same from the files. To be called where a disk may be waited for.
+    pub(super) fn read(&mut self, max_batch_bytes: usize) -> io::Result<Option<Batch>> {
+        let Some(first) = self.next()? else {
             // All that may have been stepped over was damaged, and holds nothing up.
-            self.shared.pass_over(self.next_seq);
+            self.shared.pass_over(self.backend, self.next_seq);
             return Ok(None);
+        };
+        let mut batch = Batch::of(first);
+        loop {
+            match self.next() {
+                Ok(Some(payload)) if batch.has_room_for(&payload, max_batch_bytes) => {
+                    batch.push(payload);
+                }
+                Ok(carried) => {
+                    self.carried = carried;
+                    break;
+                }
+                // What was read before leaves first: settling what comes later passes over it.
+                Err(_) => break,
+            }
         }
         Ok(Some(batch))
     }

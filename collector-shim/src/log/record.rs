@@ -1,38 +1,50 @@
 //! A record of the log: a fixed header, then one request's bytes.
 //!
 //! ```text
-//! magic 4 | header CRC 4 | sequence 8 | spans 8 | payload length 4 | payload CRC 4 | payload
+//! magic 4 | header CRC 4 | sequence 8 | items 6 | signal 1 | coding 1
+//!   | payload length 4 | payload CRC 4 | payload
 //! ```
 //!
 //! Integers are little-endian. The header has a checksum of its own, for two reasons: a damaged
-//! payload is then skipped whole and its spans are known, and the search for the next record after
+//! payload is then skipped whole and its items are known, and the search for the next record after
 //! a damaged header costs 32 bytes a candidate instead of a payload. That checksum starts from the
 //! segment's salt, so that record-shaped bytes inside a request are not taken for a record.
 
+use bytes::Bytes;
 use crc32fast::Hasher;
+
+use crate::coding::Coding;
+use crate::queue::Payload;
+use crate::signal::Signal;
 
 const MAGIC: [u8; 4] = *b"LSR1";
 pub(super) const HEADER_BYTES: usize = 32;
 /// Where the part begins that the header's checksum covers.
 const COVERED_FROM: usize = 8;
+/// Six bytes of them.
+const MAX_ITEMS: u64 = (1 << 48) - 1;
 
 /// What a record says of its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) seq: u64,
-    pub(super) spans: u64,
-    pub(super) payload_bytes: u32,
+    items: u64,
+    signal: Signal,
+    coding: Coding,
+    payload_bytes: u32,
     payload_crc: u32,
 }
 
 impl Header {
-    /// None when `payload` is longer than a record can say.
-    pub(super) fn new(seq: u64, spans: u64, payload: &[u8]) -> Option<Header> {
+    /// For `payload` at the place `seq`; none when it is more than a record can say.
+    pub(super) fn new(seq: u64, payload: &Payload) -> Option<Header> {
         Some(Header {
             seq,
-            spans,
-            payload_bytes: u32::try_from(payload.len()).ok()?,
-            payload_crc: crc32fast::hash(payload),
+            items: Some(payload.items).filter(|items| *items <= MAX_ITEMS)?,
+            signal: payload.signal,
+            coding: payload.coding,
+            payload_bytes: u32::try_from(payload.bytes.len()).ok()?,
+            payload_crc: crc32fast::hash(&payload.bytes),
         })
     }
 
@@ -40,7 +52,8 @@ impl Header {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[8..16].copy_from_slice(&self.seq.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.spans.to_le_bytes());
+        let kind = (self.signal as u64) << 48 | (self.coding as u64) << 56;
+        bytes[16..24].copy_from_slice(&(self.items | kind).to_le_bytes());
         bytes[24..28].copy_from_slice(&self.payload_bytes.to_le_bytes());
         bytes[28..].copy_from_slice(&self.payload_crc.to_le_bytes());
         let crc = header_crc(&bytes, salt);
@@ -54,9 +67,12 @@ impl Header {
         if bytes[..4] != MAGIC || u32_at(bytes, 4) != header_crc(bytes, salt) {
             return None;
         }
+        let kind = u64_at(bytes, 16);
         Some(Header {
             seq: u64_at(bytes, 8),
-            spans: u64_at(bytes, 16),
+            items: kind & MAX_ITEMS,
+            signal: *Signal::ALL.get((kind >> 48 & 0xff) as usize)?,
+            coding: *Coding::ALL.get((kind >> 56) as usize)?,
             payload_bytes: u32_at(bytes, 24),
             payload_crc: u32_at(bytes, 28),
         })
@@ -67,8 +83,15 @@ impl Header {
         HEADER_BYTES + self.payload_bytes as usize
     }
 
-    pub(super) fn matches(&self, payload: &[u8]) -> bool {
-        crc32fast::hash(payload) == self.payload_crc
+    /// What the record holds, if `bytes` are what was written.
+    pub(super) fn payload(&self, bytes: Bytes) -> Option<Payload> {
+        (crc32fast::hash(&bytes) == self.payload_crc).then_some(Payload {
+            signal: self.signal,
+            coding: self.coding,
+            bytes,
+            items: self.items,
+            seq: self.seq,
+        })
     }
 }
 
@@ -98,9 +121,16 @@ fn u64_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
 mod tests {
     use super::*;
 
+    fn payload(bytes: &'static [u8]) -> Payload {
+        Payload {
+            coding: Coding::Zstd,
+            ..Payload::plain(Signal::Logs, Bytes::from_static(bytes), 512)
+        }
+    }
+
     #[test]
     fn a_header_is_read_back_and_no_flipped_bit_goes_unseen() {
-        let header = Header::new(7, 512, b"payload").expect("short");
+        let header = Header::new(7, &payload(b"payload")).expect("short");
         let bytes = header.encode(9);
         assert_eq!(Header::decode(&bytes, 9), Some(header));
         for bit in 0..8 * HEADER_BYTES {
@@ -108,12 +138,18 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Header::decode(&flipped, 9), None, "bit {bit}");
         }
-        assert!(header.matches(b"payload") && !header.matches(b"paylaad"));
+        let read = header.payload(Bytes::from_static(b"payload"));
+        let expect = Payload {
+            seq: 7,
+            ..payload(b"payload")
+        };
+        assert_eq!(read, Some(expect));
+        assert_eq!(header.payload(Bytes::from_static(b"paylaad")), None);
     }
 
     #[test]
     fn records_inside_a_payload_are_not_found() {
-        let inner = Header::new(8, 1, b"").expect("short").encode(1);
+        let inner = Header::new(8, &payload(b"")).expect("short").encode(1);
         let mut bytes = vec![0; 5];
         bytes.extend(inner);
         assert_eq!(find_header(&bytes, 1), Some(5));

@@ -9,10 +9,10 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::cursor;
+use super::cursor::{self, Cursors};
 use super::segment::{Scanner, SegmentName};
 use super::state::{Segment, State};
-use crate::queue::Level;
+use crate::queue::{Level, Payload};
 
 const LOCK_FILE: &str = "lock";
 
@@ -58,28 +58,35 @@ pub(super) struct Recovered {
     pub(super) lock: File,
     pub(super) state: State,
     pub(super) next_number: u64,
-    /// Waits for the backend.
+    /// Waits for one backend or more.
     pub(super) held: Level,
     /// Cut off the end of the last segment.
     pub(super) torn_bytes: u64,
 }
 
 /// Locks `dir`, which is made if need be, and reads what is in it.
-pub(super) fn recover(dir: &Path) -> Result<Recovered, QueueDirError> {
+pub(super) fn recover(dir: &Path, backends: &[String]) -> Result<Recovered, QueueDirError> {
     let failed = |action| QueueDirError::io(dir, action);
     make(dir).map_err(failed("make it"))?;
     let lock = lock(dir)?;
     let names = list(dir).map_err(failed("list it"))?;
-    let cursor = cursor::read(dir).map_err(failed("read its cursor"))?;
+    let known = cursor::read(dir).map_err(failed("read its cursors"))?;
+    warn_of_gone(dir, &known, backends);
     let next_number = names.last().map_or(0, |last| last.number + 1);
-    let first_seq = names.first().map_or(0, |first| first.base_seq);
     // Segments are removed in order and only once they are delivered: where the first one begins,
-    // all before it has been.
-    let cursor = cursor.unwrap_or(first_seq).max(first_seq);
+    // all before it has been, and all of it when there is none. A backend that is new gets what is
+    // there.
+    let newest = || known.values().copied().max().unwrap_or(0);
+    let first_seq = names.first().map_or_else(newest, |first| first.base_seq);
+    let cursor = |backend| {
+        let cursor = known.get(backend).copied();
+        cursor.unwrap_or(first_seq).max(first_seq)
+    };
     let mut scan = Scan {
         dir,
-        cursor,
-        held: Level::default(),
+        cursors: backends.iter().map(cursor).collect(),
+        held: vec![Level::default(); backends.len()],
+        held_by_any: Level::default(),
         torn_bytes: 0,
     };
     let mut segments = VecDeque::new();
@@ -90,16 +97,27 @@ pub(super) fn recover(dir: &Path) -> Result<Recovered, QueueDirError> {
                 .map_err(failed("read a segment"))?,
         );
     }
-    let next_seq = segments
-        .back()
-        .map_or(cursor, |last: &Segment| last.end_seq.max(cursor));
+    let next_seq = segments.back().map_or(0, |last: &Segment| last.end_seq);
+    let newest_cursor = scan.cursors.iter().copied().max();
+    let next_seq = next_seq.max(newest_cursor.unwrap_or(first_seq));
     Ok(Recovered {
         lock,
         next_number,
-        held: scan.held,
+        held: scan.held_by_any,
         torn_bytes: scan.torn_bytes,
-        state: State::recovered(segments, cursor, next_seq, scan.held),
+        state: State::recovered(segments, scan.cursors, next_seq, scan.held),
     })
+}
+
+/// What waits for a backend that is no longer named is not kept for it.
+fn warn_of_gone(dir: &Path, known: &Cursors, backends: &[String]) {
+    for backend in known.keys().filter(|name| !backends.contains(name)) {
+        tracing::warn!(
+            dir = %dir.display(),
+            backend,
+            "the queue is no longer for this backend: what waited for it is not sent to it"
+        );
+    }
 }
 
 /// Makes `dir` and what is missing above it, so that a power cut does not take them back.
@@ -146,12 +164,26 @@ pub(super) fn list(dir: &Path) -> io::Result<Vec<SegmentName>> {
 
 struct Scan<'a> {
     dir: &'a Path,
-    cursor: u64,
-    held: Level,
+    cursors: Vec<u64>,
+    held: Vec<Level>,
+    held_by_any: Level,
     torn_bytes: u64,
 }
 
 impl Scan<'_> {
+    fn hold(&mut self, payload: &Payload) {
+        let mut is_wanted = false;
+        for (held, cursor) in self.held.iter_mut().zip(&self.cursors) {
+            if payload.seq >= *cursor {
+                held.add(payload);
+                is_wanted = true;
+            }
+        }
+        if is_wanted {
+            self.held_by_any.add(payload);
+        }
+    }
+
     /// None when nothing is left in it.
     fn segment(
         &mut self,
@@ -161,16 +193,15 @@ impl Scan<'_> {
         let path = name.path(self.dir);
         let bytes = fs::metadata(&path)?.len();
         let limit_seq = next.map_or(u64::MAX, |next| next.base_seq);
-        if limit_seq <= self.cursor {
+        if self.cursors.iter().all(|cursor| limit_seq <= *cursor) {
             fs::remove_file(&path)?;
             return Ok(None);
         }
         let mut scanner = Scanner::open(self.dir, name, limit_seq)?;
         scanner.read_to(bytes);
         while let Some(found) = scanner.next()? {
-            if let Some(payload) = found.payload.filter(|_| found.seq >= self.cursor) {
-                self.held.bytes += payload.bytes.len();
-                self.held.spans += payload.spans;
+            if let Some(payload) = &found.payload {
+                self.hold(payload);
             }
         }
         let (sound_end, end_seq) = scanner.sound_end();

@@ -131,14 +131,9 @@ impl Scanner {
         self.offset += header.record_bytes() as u64;
         self.sound_end = self.offset;
         self.next_seq = header.seq + 1;
-        let payload = header.matches(&bytes).then(|| Payload {
-            bytes,
-            spans: header.spans,
-            seq: header.seq,
-        });
         Found {
             seq: header.seq,
-            payload,
+            payload: header.payload(bytes),
         }
     }
 

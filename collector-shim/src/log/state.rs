@@ -16,6 +16,9 @@ const MAX_PENDING_BYTES: u64 = 32 * 1024 * 1024;
 /// What one fdatasync covers at most, but for one request that is larger.
 const MAX_GROUP_BYTES: u64 = 8 * 1024 * 1024;
 
+/// Records on disk that are kept in memory as well.
+const MAX_RECENT_BYTES: usize = 8 * 1024 * 1024;
+
 pub(super) type Reply = oneshot::Sender<Result<(), OfferError>>;
 
 /// A request on its way to the disk: all of it is written, or none.
@@ -64,9 +67,16 @@ pub(super) struct State {
     disk_bytes: u64,
     /// The number of the next record to be on disk.
     pub(super) durable_seq: u64,
-    /// The number of the first record that the backend has not answered for.
-    pub(super) cursor: u64,
-    held: Level,
+    /// For each backend, the number of the first record that it has not answered for.
+    pub(super) cursors: Vec<u64>,
+    /// For each backend, what it has not answered for.
+    held: Vec<Level>,
+    /// For each backend, how many records were taken and are not settled.
+    taken: Vec<usize>,
+    /// The newest records, while they are wanted and as far as they fit: most are delivered before
+    /// they have left memory, and then need not be read back.
+    recent: VecDeque<Payload>,
+    recent_bytes: usize,
     is_closed: bool,
     is_stopping: bool,
 }
@@ -104,13 +114,7 @@ impl Shared {
         if state.is_closed {
             return Err(OfferError::Closed);
         }
-        // Segments that are delivered whole are removed before the next write.
-        let on_disk = if state.is_all_delivered() {
-            0
-        } else {
-            state.disk_bytes
-        };
-        let held_bytes = on_disk + state.pending_bytes;
+        let held_bytes = state.held_bytes();
         if held_bytes + job.record_bytes > self.max_bytes {
             return Err(OfferError::Full {
                 held_bytes: held_bytes as usize,
@@ -164,9 +168,13 @@ impl Shared {
         segment.end_seq = end_seq;
         state.disk_bytes += bytes;
         state.pending_bytes -= bytes;
+        let payloads = group.iter().flat_map(|job| &job.payloads);
+        for (payload, seq) in payloads.zip(state.durable_seq..) {
+            state.remember(payload, seq);
+        }
         state.durable_seq = end_seq;
         drop(state);
-        self.readable.notify_one();
+        self.readable.notify_waiters();
         for reply in group.into_iter().filter_map(|job| job.reply) {
             // Who has gone away needs no answer.
             let _ = reply.send(Ok(()));
@@ -185,9 +193,11 @@ impl Shared {
             state.pending_bytes -= job.record_bytes;
             // What was acknowledged stays counted as held, to be told at the end.
             if job.reply.is_some() {
-                job.payloads
-                    .iter()
-                    .for_each(|payload| state.release(payload));
+                for held in &mut state.held {
+                    job.payloads
+                        .iter()
+                        .for_each(|payload| held.subtract(payload));
+                }
             }
         }
         let some_are_kept = !kept.is_empty();
@@ -195,7 +205,7 @@ impl Shared {
             .rev()
             .for_each(|job| state.pending.push_front(job));
         drop(state);
-        self.readable.notify_one();
+        self.readable.notify_waiters();
         for reply in given_up.into_iter().filter_map(|job| job.reply) {
             let _ = reply.send(Err(error.clone()));
         }
@@ -206,7 +216,7 @@ impl Shared {
     pub(super) fn must_replace(&self, more: &[Job]) -> bool {
         let state = self.lock();
         let more = more.iter().map(|job| job.record_bytes).sum::<u64>();
-        state.cursor == state.durable_seq && state.disk_bytes + more > self.max_bytes
+        state.oldest_cursor() == state.durable_seq && state.disk_bytes + more > self.max_bytes
     }
 
     /// Takes the delivered segments off the list, for the writer to remove.
@@ -221,17 +231,26 @@ impl Shared {
         names
     }
 
-    pub(super) fn settle(&self, payload: &Payload) {
+    /// So many records are on their way to `backend`.
+    pub(super) fn hand_out(&self, backend: usize, records: usize) {
+        self.lock().taken[backend] += records;
+    }
+
+    pub(super) fn settle(&self, backend: usize, payload: &Payload) {
         let mut state = self.lock();
-        state.release(payload);
-        state.advance(payload.seq + 1);
+        state.taken[backend] = state.taken[backend].saturating_sub(1);
+        state.held[backend].subtract(payload);
+        state.advance(backend, payload.seq + 1);
         self.wake_if_removable(&state);
     }
 
-    /// Nothing before `seq` can be delivered any more.
-    pub(super) fn pass_over(&self, seq: u64) {
+    /// Nothing before `seq` can be taken for `backend` any more.
+    pub(super) fn pass_over(&self, backend: usize, seq: u64) {
         let mut state = self.lock();
-        state.advance(seq);
+        if state.taken[backend] > 0 {
+            return;
+        }
+        state.advance(backend, seq);
         self.wake_if_removable(&state);
     }
 
@@ -244,7 +263,6 @@ impl Shared {
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
         self.readable.notify_waiters();
-        self.readable.notify_one();
     }
 
     /// Ends the writer, once it has written what it was given.
@@ -256,14 +274,25 @@ impl Shared {
         self.work.notify_one();
     }
 
+    /// Whether there are records that `backend` has not answered for.
+    pub(super) fn has_more(&self, backend: usize) -> bool {
+        let state = self.lock();
+        state.cursors[backend] < state.durable_seq
+    }
+
     /// Whether nothing more will become readable.
     pub(super) fn is_complete(&self) -> bool {
         let state = self.lock();
         state.is_closed && state.pending_bytes == 0
     }
 
-    pub(super) fn level(&self) -> Level {
-        self.lock().held
+    pub(super) fn level(&self, backend: usize) -> Level {
+        self.lock().held[backend]
+    }
+
+    /// What is on disk or on its way there, delivered parts of segments included.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.lock().held_bytes() as usize
     }
 }
 
@@ -271,18 +300,61 @@ impl State {
     /// What a start has found on disk; `held` of it waits for the backend.
     pub(super) fn recovered(
         segments: VecDeque<Segment>,
-        cursor: u64,
+        cursors: Vec<u64>,
         next_seq: u64,
-        held: Level,
+        held: Vec<Level>,
     ) -> State {
         State {
             disk_bytes: segments.iter().map(|segment| segment.bytes).sum(),
             segments,
             durable_seq: next_seq,
-            cursor,
+            taken: vec![0; cursors.len()],
+            cursors,
             held,
             ..State::default()
         }
+    }
+
+    /// Where the slowest backend is.
+    pub(super) fn oldest_cursor(&self) -> u64 {
+        let cursors = self.cursors.iter().copied();
+        cursors.min().unwrap_or(self.durable_seq)
+    }
+
+    /// The record of that number, if it is still in memory.
+    pub(super) fn recent(&self, seq: u64) -> Option<&Payload> {
+        let first = self.recent.front()?.seq;
+        self.recent
+            .get(usize::try_from(seq.checked_sub(first)?).ok()?)
+    }
+
+    fn remember(&mut self, payload: &Payload, seq: u64) {
+        let mut payload = payload.clone();
+        payload.seq = seq;
+        self.recent_bytes += payload.bytes.len();
+        self.recent.push_back(payload);
+        self.forget();
+    }
+
+    /// Drops from memory what nobody wants any more, and what does not fit.
+    fn forget(&mut self) {
+        let oldest = self.oldest_cursor();
+        while let Some(first) = self.recent.front()
+            && (first.seq < oldest || self.recent_bytes > MAX_RECENT_BYTES)
+        {
+            self.recent_bytes -= first.bytes.len();
+            self.recent.pop_front();
+        }
+    }
+
+    fn held_bytes(&self) -> u64 {
+        // Segments that are delivered whole are removed before the next write.
+        let on_disk = if self.is_all_delivered() {
+            0
+        } else {
+            self.disk_bytes
+        };
+        on_disk + self.pending_bytes
     }
 
     /// The segment of that number, and the one to read after it.
@@ -306,33 +378,28 @@ impl State {
     }
 
     fn is_all_delivered(&self) -> bool {
-        self.cursor == self.durable_seq && self.pending_bytes == 0
+        self.oldest_cursor() == self.durable_seq && self.pending_bytes == 0
     }
 
     fn has_removable(&self) -> bool {
         self.segments
             .front()
-            .is_some_and(|segment| segment.is_finished && segment.end_seq <= self.cursor)
+            .is_some_and(|segment| segment.is_finished && segment.end_seq <= self.oldest_cursor())
     }
 
-    fn advance(&mut self, seq: u64) {
-        self.cursor = self.cursor.max(seq);
-        if self.is_all_delivered() {
+    fn advance(&mut self, backend: usize, seq: u64) {
+        let cursor = &mut self.cursors[backend];
+        *cursor = (*cursor).max(seq);
+        if *cursor == self.durable_seq && self.pending_bytes == 0 {
             // Records that were damaged while they waited were never released.
-            self.held = Level::default();
+            self.held[backend] = Level::default();
         }
+        self.forget();
     }
 
     fn hold(&mut self, payloads: &[Payload]) {
-        self.held.bytes += payloads
-            .iter()
-            .map(|payload| payload.bytes.len())
-            .sum::<usize>();
-        self.held.spans += payloads.iter().map(|payload| payload.spans).sum::<u64>();
-    }
-
-    fn release(&mut self, payload: &Payload) {
-        self.held.bytes = self.held.bytes.saturating_sub(payload.bytes.len());
-        self.held.spans = self.held.spans.saturating_sub(payload.spans);
+        for held in &mut self.held {
+            payloads.iter().for_each(|payload| held.add(payload));
+        }
     }
 }

@@ -13,9 +13,11 @@ use tempfile::TempDir;
 use super::record::{HEADER_BYTES, Header};
 use super::segment::SegmentName;
 use super::{Log, QueueDirError};
-use crate::config::Ack;
+use crate::coding::Coding;
+use crate::config::{LogAck, QueueDir};
 use crate::counts::Counters;
 use crate::queue::{Level, OfferError, Payload};
+use crate::signal::Signal;
 
 const ROOM: usize = 1024 * 1024;
 /// Far beyond what any wait here takes on the slowest machine.
@@ -37,23 +39,40 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 fn open_with(
     dir: &Path,
     max_bytes: usize,
-    ack: Ack,
+    ack: LogAck,
+) -> Result<(Log, Arc<Counters>), QueueDirError> {
+    open_for(dir, max_bytes, ack, &["only"])
+}
+
+fn open_for(
+    dir: &Path,
+    max_bytes: usize,
+    ack: LogAck,
+    backends: &[&str],
 ) -> Result<(Log, Arc<Counters>), QueueDirError> {
     let counters: Arc<Counters> = Arc::default();
-    let log = Log::open(dir.to_owned(), max_bytes, ack, Arc::clone(&counters))?;
+    let path = dir.to_owned();
+    let backends = backends.iter().map(|name| (*name).to_owned()).collect();
+    let log = Log::open(
+        QueueDir { path, ack },
+        max_bytes,
+        backends,
+        Arc::clone(&counters),
+    )?;
     Ok((log, counters))
 }
 
 fn open(dir: &Path) -> (Log, Arc<Counters>) {
-    open_with(dir, ROOM, Ack::Disk).expect("nobody else has it")
+    open_with(dir, ROOM, LogAck::Disk).expect("nobody else has it")
 }
 
 /// Told from others by `id`, and with what looks like a record inside.
 fn payload(id: u64, length: usize) -> Payload {
     let mut bytes = id.to_le_bytes().to_vec();
-    let inner = Header::new(id + 1, 1, b"").expect("short").encode(0);
+    let empty = Payload::plain(Signal::Logs, Bytes::new(), 1);
+    let inner = Header::new(id + 1, &empty).expect("short").encode(0);
     bytes.extend(inner.iter().cycle().take(length));
-    Payload::new(Bytes::from(bytes), 1 + id % 3)
+    Payload::plain(Signal::Traces, Bytes::from(bytes), 1 + id % 3)
 }
 
 fn id(payload: &Payload) -> u64 {
@@ -68,14 +87,14 @@ async fn append(log: &Log, payload: Payload) {
 async fn drain(log: &Log) -> Vec<Payload> {
     log.close();
     let mut delivered = Vec::new();
-    while let Some(batch) = log.take(10_000).await {
+    while let Some(batch) = log.take(0, 10_000).await {
         batch
-            .payloads
+            .payloads()
             .iter()
-            .for_each(|payload| log.settle(payload));
-        delivered.extend(batch.payloads);
+            .for_each(|payload| log.settle(0, payload));
+        delivered.extend_from_slice(batch.payloads());
     }
-    assert_eq!(log.level(), Level::default());
+    assert_eq!(log.level(0), Level::default());
     log.finish().await;
     delivered
 }
@@ -163,10 +182,10 @@ proptest! {
                         appended.push(next.clone());
                         append(&log, next).await;
                     }
-                    Step::Deliver if log.level().spans > 0 => {
-                        let batch = log.take(8_000).await.expect("something waits");
-                        batch.payloads.iter().for_each(|payload| log.settle(payload));
-                        run.extend(batch.payloads.iter().map(id));
+                    Step::Deliver if log.level(0).total_items() > 0 => {
+                        let batch = log.take(0, 8_000).await.expect("something waits");
+                        batch.payloads().iter().for_each(|payload| log.settle(0, payload));
+                        run.extend(batch.payloads().iter().map(id));
                     }
                     Step::Deliver => {}
                     Step::Crash { cursor_is_old, torn } => {
@@ -179,7 +198,7 @@ proptest! {
             let rest = drain(&log).await;
             for payload in &rest {
                 assert_eq!(payload.bytes, appended[id(payload) as usize].bytes);
-                assert_eq!(payload.spans, appended[id(payload) as usize].spans);
+                assert_eq!(payload.items, appended[id(payload) as usize].items);
             }
             runs.last_mut().expect("never empty").extend(rest.iter().map(id));
             for run in &runs {
@@ -247,8 +266,8 @@ proptest! {
             }
             let mut settled = 0;
             while settled < delivered.min(lengths.len()) {
-                for payload in log.take(1).await.expect("more waits").payloads {
-                    log.settle(&payload);
+                for payload in log.take(0, 1).await.expect("more waits").payloads() {
+                    log.settle(0, payload);
                     settled += 1;
                 }
             }
@@ -266,7 +285,7 @@ proptest! {
             let found = drain(&log).await;
             for payload in &found {
                 assert_eq!(payload.bytes, written[id(payload) as usize].bytes);
-                assert_eq!(payload.spans, written[id(payload) as usize].spans);
+                assert_eq!(payload.items, written[id(payload) as usize].items);
             }
             let ids: Vec<u64> = found.iter().map(id).collect();
             assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "{ids:?}");
@@ -305,7 +324,7 @@ fn the_bound_holds_on_disk_and_delivery_makes_room() {
     let dir = directory();
     block_on(async {
         let max_bytes = 200_000;
-        let (log, _) = open_with(dir.path(), max_bytes, Ack::Disk).expect("new");
+        let (log, _) = open_with(dir.path(), max_bytes, LogAck::Disk).expect("new");
         let on_disk = || {
             let sizes = segments(dir.path())
                 .into_iter()
@@ -324,9 +343,9 @@ fn the_bound_holds_on_disk_and_delivery_makes_room() {
             };
             assert!(matches!(refusal, OfferError::Full { .. }), "{refusal}");
             while delivered < taken {
-                for payload in log.take(50_000).await.expect("more waits").payloads {
-                    assert_eq!(id(&payload), delivered);
-                    log.settle(&payload);
+                for payload in log.take(0, 50_000).await.expect("more waits").payloads() {
+                    assert_eq!(id(payload), delivered);
+                    log.settle(0, payload);
                     delivered += 1;
                 }
             }
@@ -341,7 +360,7 @@ fn the_bound_holds_on_disk_and_delivery_makes_room() {
 
 #[test]
 fn a_disk_that_fails_refuses_and_what_was_queued_in_memory_is_written_later() {
-    for ack in [Ack::Disk, Ack::Memory] {
+    for ack in [LogAck::Disk, LogAck::Memory] {
         let parent = directory();
         let dir = parent.path().join("queue");
         block_on(async {
@@ -349,12 +368,12 @@ fn a_disk_that_fails_refuses_and_what_was_queued_in_memory_is_written_later() {
             fs::remove_dir_all(&dir).expect("ours");
             let offered = log.offer(vec![payload(1, 10)]).await;
             match ack {
-                Ack::Disk => assert!(matches!(offered, Err(OfferError::Disk(_))), "{offered:?}"),
-                Ack::Memory => assert_eq!(offered, Ok(())),
+                LogAck::Disk => assert!(matches!(offered, Err(OfferError::Disk(_))), "{offered:?}"),
+                LogAck::Memory => assert_eq!(offered, Ok(())),
             }
             fs::create_dir(&dir).expect("writable");
             append(&log, payload(2, 10)).await;
-            let expect: &[u64] = if ack == Ack::Disk { &[2] } else { &[1, 2] };
+            let expect: &[u64] = if ack == LogAck::Disk { &[2] } else { &[1, 2] };
             assert_eq!(drain(&log).await.iter().map(id).collect::<Vec<_>>(), expect);
         });
     }
@@ -365,9 +384,143 @@ fn a_directory_has_one_user_at_a_time() {
     let dir = directory();
     block_on(async {
         let (log, _) = open(dir.path());
-        let second = open_with(dir.path(), ROOM, Ack::Disk).expect_err("in use");
+        let second = open_with(dir.path(), ROOM, LogAck::Disk).expect_err("in use");
         assert!(matches!(second, QueueDirError::InUse { .. }), "{second}");
         log.finish().await;
         open(dir.path()).0.finish().await;
+    });
+}
+
+/// Delivers all that waits for `backend`; their ids.
+async fn deliver(log: &Log, backend: usize) -> Vec<u64> {
+    let mut ids = Vec::new();
+    while log.level(backend).total_items() > 0 {
+        let batch = log.take(backend, 5_000).await.expect("something waits");
+        for payload in batch.payloads() {
+            ids.push(id(payload));
+            log.settle(backend, payload);
+        }
+    }
+    ids
+}
+
+#[test]
+fn each_backend_has_its_own_cursor_and_what_the_slowest_needs_is_kept() {
+    let dir = directory();
+    let open = || open_for(dir.path(), ROOM, LogAck::Disk, &["near", "far"]);
+    block_on(async {
+        let (log, _) = open().expect("new");
+        for at in 0..100 {
+            append(&log, payload(at, 3_000)).await;
+        }
+        assert_eq!(deliver(&log, 0).await, (0..100).collect::<Vec<_>>());
+        assert_eq!((log.level(0).bytes, log.level(1).bytes), (0, 100 * 3_008));
+        let held = segments(dir.path()).len();
+        log.finish().await;
+
+        let (log, counters) = open().expect("free again");
+        assert_eq!(
+            counters.recovered.of(Signal::Traces).get(),
+            log.level(1).total_items()
+        );
+        assert_eq!(log.level(0), Level::default());
+        append(&log, payload(100, 10)).await;
+        assert_eq!(deliver(&log, 0).await, [100]);
+        assert!(segments(dir.path()).len() >= held);
+        assert_eq!(deliver(&log, 1).await, (0..101).collect::<Vec<_>>());
+        log.finish().await;
+        assert!(segments(dir.path()).len() <= 1);
+    });
+}
+
+#[test]
+fn a_new_backend_gets_what_is_there_and_a_gone_one_holds_nothing_up() {
+    let dir = directory();
+    block_on(async {
+        let open = |backends: &[&str]| open_for(dir.path(), ROOM, LogAck::Disk, backends);
+        let (log, _) = open(&["old", "stays"]).expect("new");
+        append(&log, payload(1, 10)).await;
+        append(&log, payload(2, 10)).await;
+        assert_eq!(deliver(&log, 1).await, [1, 2]);
+        log.finish().await;
+
+        let (log, _) = open(&["stays", "new"]).expect("free again");
+        assert_eq!(log.level(0), Level::default());
+        assert_eq!(deliver(&log, 1).await, [1, 2]);
+        log.finish().await;
+        let (log, counters) = open(&["stays", "new"]).expect("free again");
+        assert_eq!(counters.recovered.of(Signal::Traces).get(), 0);
+        log.finish().await;
+    });
+}
+
+#[test]
+fn a_new_backend_misses_nothing_of_what_was_delivered_and_removed_before_it_came() {
+    let dir = directory();
+    block_on(async {
+        let open = |backends: &[&str]| open_for(dir.path(), ROOM, LogAck::Disk, backends);
+        let (log, _) = open(&["old"]).expect("new");
+        append(&log, payload(1, 10)).await;
+        assert_eq!(deliver(&log, 0).await, [1]);
+        log.finish().await;
+        // The segment of an earlier run goes once it is seen to be delivered.
+        open(&["old"]).expect("free again").0.finish().await;
+        assert!(segments(dir.path()).is_empty());
+
+        let (log, counters) = open(&["old", "new"]).expect("free again");
+        append(&log, payload(2, 10)).await;
+        assert_eq!(deliver(&log, 0).await, [2]);
+        assert_eq!(deliver(&log, 1).await, [2]);
+        assert_eq!(counters.damaged_records.get(), 0);
+        log.finish().await;
+        assert_eq!(segments(dir.path()).len(), 1);
+    });
+}
+
+#[test]
+fn signal_and_coding_are_kept() {
+    let dir = directory();
+    block_on(async {
+        let written: Vec<Payload> = Signal::ALL
+            .into_iter()
+            .zip([Coding::Gzip, Coding::Identity, Coding::Zstd, Coding::Gzip])
+            .map(|(signal, coding)| Payload {
+                signal,
+                coding,
+                ..payload(signal as u64, 100)
+            })
+            .collect();
+        let (log, _) = open(dir.path());
+        log.offer(written.clone()).await.expect("room");
+        log.finish().await;
+        let (log, _) = open(dir.path());
+        let mut read = drain(&log).await;
+        read.iter_mut().for_each(|payload| payload.seq = 0);
+        assert_eq!(read, written);
+    });
+}
+
+#[test]
+fn a_backend_that_falls_behind_what_memory_keeps_is_served_from_the_files() {
+    let dir = directory();
+    block_on(async {
+        let backends = ["near", "far"];
+        let room = 64 * 1024 * 1024;
+        let (log, _) = open_for(dir.path(), room, LogAck::Disk, &backends).expect("new");
+        // Three times what is kept.
+        let count = 96;
+        for at in 0..count {
+            append(&log, payload(at, 256 * 1024)).await;
+            if at == 0 {
+                // Has a file open before it falls behind.
+                let batch = log.take(1, 1).await.expect("one waits");
+                log.settle(1, &batch.payloads()[0]);
+            }
+        }
+        assert_eq!(deliver(&log, 0).await, (0..count).collect::<Vec<_>>());
+        assert_eq!(deliver(&log, 1).await, (1..count).collect::<Vec<_>>());
+        append(&log, payload(count, 10)).await;
+        assert_eq!(deliver(&log, 1).await, [count]);
+        log.finish().await;
     });
 }

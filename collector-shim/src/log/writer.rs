@@ -36,7 +36,9 @@ pub(super) struct Writer {
     next_seq: u64,
     segment_bytes: u64,
     buffer: Vec<u8>,
-    written_cursor: u64,
+    /// The names that the cursors go by.
+    backends: Vec<String>,
+    written_cursors: Vec<u64>,
     cursor_written_at: Instant,
     failure_log: LimitedLog,
     /// Held as long as anything here may be written.
@@ -50,7 +52,13 @@ struct Active {
 }
 
 impl Writer {
-    pub(super) fn new(dir: PathBuf, shared: Arc<Shared>, next_number: u64, lock: File) -> Writer {
+    pub(super) fn new(
+        dir: PathBuf,
+        shared: Arc<Shared>,
+        backends: Vec<String>,
+        next_number: u64,
+        lock: File,
+    ) -> Writer {
         let segment_bytes =
             (shared.max_bytes / SEGMENTS).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
         let next_seq = shared.lock().durable_seq;
@@ -62,7 +70,8 @@ impl Writer {
             next_seq,
             segment_bytes,
             buffer: Vec::new(),
-            written_cursor: 0,
+            backends,
+            written_cursors: Vec::new(),
             cursor_written_at: Instant::now(),
             failure_log: LimitedLog::default(),
             _lock: lock,
@@ -77,7 +86,7 @@ impl Writer {
             }
             self.remove_delivered();
             if is_last || self.cursor_written_at.elapsed() >= CURSOR_INTERVAL {
-                self.write_cursor();
+                self.write_cursors();
             }
             if is_last {
                 return;
@@ -121,7 +130,7 @@ impl Writer {
         let mut seq = self.next_seq;
         self.buffer.clear();
         for payload in group.iter().flat_map(|job| &job.payloads) {
-            let header = Header::new(seq, payload.spans, &payload.bytes)
+            let header = Header::new(seq, payload)
                 .ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
             self.buffer.extend_from_slice(&header.encode(active.salt));
             if payload.bytes.len() < COPIED_BYTES {
@@ -191,15 +200,16 @@ impl Writer {
         }
     }
 
-    fn write_cursor(&mut self) {
-        let cursor = self.shared.lock().cursor;
+    fn write_cursors(&mut self) {
+        let cursors = self.shared.lock().cursors.clone();
         self.cursor_written_at = Instant::now();
-        if cursor == self.written_cursor {
+        if cursors == self.written_cursors {
             return;
         }
-        match cursor::write(&self.dir, cursor) {
-            Ok(()) => self.written_cursor = cursor,
-            Err(error) => self.warn("cannot write the queue's cursor", &error),
+        let named = self.backends.iter().cloned().zip(cursors.iter().copied());
+        match cursor::write(&self.dir, &named.collect()) {
+            Ok(()) => self.written_cursors = cursors,
+            Err(error) => self.warn("cannot write the queue's cursors", &error),
         }
     }
 

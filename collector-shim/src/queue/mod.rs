@@ -1,14 +1,19 @@
 //! The bounded queue between the receivers and the senders: in memory ([`memory`]) or on disk
-//! ([`crate::log`]).
+//! ([`crate::log`]). Each backend takes from it at its own pace.
 
 mod memory;
 
+use std::convert::Infallible;
+
 use bytes::{Bytes, BytesMut};
 
+use crate::coding::{self, Coding};
+use crate::counts::PerSignal;
 use crate::log::Log;
+use crate::signal::Signal;
 pub(crate) use memory::MemoryQueue;
 
-/// Batches on their way at once where order does not matter.
+/// Batches on their way at once to one backend where order does not matter.
 const MEMORY_SENDERS: usize = 4;
 /// The log is delivered in order, so each batch waits for the answer to the one before it.
 const LOG_SENDERS: usize = 1;
@@ -16,53 +21,102 @@ const LOG_SENDERS: usize = 1;
 /// One accepted request, or a part of a large one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Payload {
-    /// An `ExportTraceServiceRequest`, uncompressed.
+    pub(crate) signal: Signal,
+    pub(crate) coding: Coding,
+    /// The export request of `signal`, compressed by `coding`.
     pub(crate) bytes: Bytes,
-    pub(crate) spans: u64,
-    /// Its place in the log, once it has one.
+    /// How many spans, data points, log records or profiles are in it.
+    pub(crate) items: u64,
+    /// Its place in the queue, once it has one.
     pub(crate) seq: u64,
 }
 
 impl Payload {
-    /// One that has no place in a log yet.
-    pub(crate) fn new(bytes: Bytes, spans: u64) -> Payload {
+    /// One that is not compressed and has no place in a queue yet.
+    pub(crate) fn plain(signal: Signal, bytes: Bytes, items: u64) -> Payload {
         Payload {
+            signal,
+            coding: Coding::Identity,
             bytes,
-            spans,
+            items,
             seq: 0,
         }
     }
+
+    /// The request itself. The receiver has decompressed it before, within its bound.
+    pub(crate) fn decompressed(&self) -> Bytes {
+        if self.coding == Coding::Identity {
+            return self.bytes.clone();
+        }
+        let unbounded = |_| Ok::<_, Infallible>(());
+        let decompressed = coding::decompress(self.coding, &self.bytes, usize::MAX, unbounded);
+        let decompressed = decompressed.expect("it was decompressed when it came");
+        decompressed.plain.into()
+    }
+
+    /// Whether `other` may follow in the same request. Compressed ones may not: receivers read the
+    /// first of several gzip members and take it for all.
+    fn can_be_joined_with(&self, other: &Payload) -> bool {
+        let is_plain = |payload: &Payload| payload.coding == Coding::Identity;
+        is_plain(self)
+            && is_plain(other)
+            && self.signal == other.signal
+            && self.signal.is_divisible()
+    }
 }
 
-/// Payloads that leave together.
-#[derive(Debug, Default)]
+/// Payloads that leave together; at least one.
+#[derive(Debug)]
 pub(crate) struct Batch {
-    pub(crate) payloads: Vec<Payload>,
+    payloads: Vec<Payload>,
+    bytes: usize,
 }
 
 impl Batch {
-    pub(crate) fn spans(&self) -> u64 {
-        self.payloads.iter().map(|payload| payload.spans).sum()
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.payloads
-            .iter()
-            .map(|payload| payload.bytes.len())
-            .sum()
-    }
-
-    /// All payloads as one request. Every field of the request type is repeated, so protobuf's
-    /// merge of several is their bytes in a row.
-    pub(crate) fn merged(&self) -> Bytes {
-        if let [only] = &self.payloads[..] {
-            return only.bytes.clone();
+    pub(crate) fn of(payload: Payload) -> Batch {
+        Batch {
+            bytes: payload.bytes.len(),
+            payloads: vec![payload],
         }
-        let mut merged = BytesMut::with_capacity(self.bytes());
+    }
+
+    pub(crate) fn has_room_for(&self, next: &Payload, max_bytes: usize) -> bool {
+        self.bytes + next.bytes.len() <= max_bytes && self.payloads[0].can_be_joined_with(next)
+    }
+
+    pub(crate) fn push(&mut self, payload: Payload) {
+        self.bytes += payload.bytes.len();
+        self.payloads.push(payload);
+    }
+
+    pub(crate) fn payloads(&self) -> &[Payload] {
+        &self.payloads
+    }
+
+    pub(crate) fn into_payloads(self) -> Vec<Payload> {
+        self.payloads
+    }
+
+    pub(crate) fn items(&self) -> u64 {
+        self.payloads.iter().map(|payload| payload.items).sum()
+    }
+
+    /// All payloads as one. Every field of the request types is repeated, but for those that are
+    /// never joined, so that protobuf's merge of several is their bytes in a row.
+    pub(crate) fn merged(&self) -> Payload {
+        let first = self.payloads[0].clone();
+        if self.payloads.len() == 1 {
+            return first;
+        }
+        let mut bytes = BytesMut::with_capacity(self.bytes);
         self.payloads
             .iter()
-            .for_each(|payload| merged.extend_from_slice(&payload.bytes));
-        merged.freeze()
+            .for_each(|payload| bytes.extend_from_slice(&payload.bytes));
+        Payload {
+            bytes: bytes.freeze(),
+            items: self.items(),
+            ..first
+        }
     }
 }
 
@@ -79,11 +133,29 @@ pub(crate) enum OfferError {
     Closed,
 }
 
-/// How full the queue is.
+/// What is held for one backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Level {
     pub(crate) bytes: usize,
-    pub(crate) spans: u64,
+    pub(crate) items: PerSignal<u64>,
+}
+
+impl Level {
+    pub(crate) fn total_items(&self) -> u64 {
+        let items = Signal::ALL.map(|signal| *self.items.of(signal));
+        items.iter().sum()
+    }
+
+    pub(crate) fn add(&mut self, payload: &Payload) {
+        self.bytes += payload.bytes.len();
+        *self.items.of_mut(payload.signal) += payload.items;
+    }
+
+    pub(crate) fn subtract(&mut self, payload: &Payload) {
+        self.bytes = self.bytes.saturating_sub(payload.bytes.len());
+        let items = self.items.of_mut(payload.signal);
+        *items = items.saturating_sub(payload.items);
+    }
 }
 
 /// See the module.
@@ -101,7 +173,7 @@ impl Queue {
         }
     }
 
-    /// How many may take from it at once.
+    /// How many may take from it at once for one backend.
     pub(crate) fn senders(&self) -> usize {
         match self {
             Queue::Memory(_) => MEMORY_SENDERS,
@@ -117,28 +189,28 @@ impl Queue {
         }
     }
 
-    /// Waits for a batch: the first payload, and those behind it while all fit into
-    /// `max_batch_bytes`. None once the queue is closed and nothing waits.
-    pub(crate) async fn take(&self, max_batch_bytes: usize) -> Option<Batch> {
+    /// Waits for a batch for `backend`: the first payload, and those behind it while they can be
+    /// merged with it into `max_batch_bytes`. None once the queue is closed and nothing waits.
+    pub(crate) async fn take(&self, backend: usize, max_batch_bytes: usize) -> Option<Batch> {
         match self {
-            Queue::Memory(queue) => queue.take(max_batch_bytes).await,
-            Queue::Disk(log) => log.take(max_batch_bytes).await,
+            Queue::Memory(queue) => queue.take(backend, max_batch_bytes).await,
+            Queue::Disk(log) => log.take(backend, max_batch_bytes).await,
         }
     }
 
-    /// Frees what `payload` held: the backend has answered for it.
-    pub(crate) fn settle(&self, payload: &Payload) {
+    /// Frees what `payload` held for `backend`, which has answered for it.
+    pub(crate) fn settle(&self, backend: usize, payload: &Payload) {
         match self {
-            Queue::Memory(queue) => queue.settle(payload),
-            Queue::Disk(log) => log.settle(payload),
+            Queue::Memory(queue) => queue.settle(backend, payload),
+            Queue::Disk(log) => log.settle(backend, payload),
         }
     }
 
-    /// Keeps `payload`, which the backend will never take, where there is a place for it.
-    pub(crate) async fn bury(&self, payload: &Payload, reason: &str) {
+    /// Keeps `payload`, which `backend` will never take, where there is a place for it.
+    pub(crate) async fn bury(&self, backend: usize, payload: &Payload, reason: &str) {
         match self {
             Queue::Memory(_) => {}
-            Queue::Disk(log) => log.bury(payload, reason).await,
+            Queue::Disk(log) => log.bury(backend, payload, reason).await,
         }
     }
 
@@ -158,10 +230,18 @@ impl Queue {
         }
     }
 
-    pub(crate) fn level(&self) -> Level {
+    /// What waits or is on its way to any backend, each request once.
+    pub(crate) fn held_bytes(&self) -> usize {
         match self {
-            Queue::Memory(queue) => queue.level(),
-            Queue::Disk(log) => log.level(),
+            Queue::Memory(queue) => queue.held_bytes(),
+            Queue::Disk(log) => log.held_bytes(),
+        }
+    }
+
+    pub(crate) fn level(&self, backend: usize) -> Level {
+        match self {
+            Queue::Memory(queue) => queue.level(backend),
+            Queue::Disk(log) => log.level(backend),
         }
     }
 }

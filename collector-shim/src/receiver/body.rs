@@ -1,28 +1,29 @@
 //! Request bodies, read and decompressed under bounds of size and time.
 
-use std::io::Read;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use flate2::bufread::MultiGzDecoder;
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
 use super::room::Room;
+use crate::coding::{self, Coding, DecodeError};
 use crate::config::Pace;
 use crate::intake::{Refusal, beside_if_large};
 
 /// How much is set aside at first for a body, whatever length it announces.
 const FIRST_CAPACITY_BYTES: usize = 64 * 1024;
-/// How much is decompressed before there must be room for more.
-const CHUNK_BYTES: u64 = 64 * 1024;
 
-/// Reads all of `body`. `check` sees what has come so far and may refuse early.
+/// And how much at most once it is known what will come, so that what has come need not be moved.
+const MOST_AHEAD_BYTES: usize = 1024 * 1024;
+
+/// Reads all of `body`. `check` sees what has come so far; it may refuse early, or know how much there
+/// will be.
 pub(crate) async fn read<B>(
     body: B,
     max_bytes: usize,
     room: &mut Room,
-    check: impl Fn(&[u8]) -> Result<(), Refusal>,
+    check: impl Fn(&[u8]) -> Result<Option<usize>, Refusal>,
     pace: Pace,
 ) -> Result<Bytes, Refusal>
 where
@@ -44,7 +45,7 @@ async fn collect<B>(
     body: B,
     max_bytes: usize,
     room: &mut Room,
-    check: impl Fn(&[u8]) -> Result<(), Refusal>,
+    check: impl Fn(&[u8]) -> Result<Option<usize>, Refusal>,
     silence: Duration,
 ) -> Result<Bytes, Refusal>
 where
@@ -71,33 +72,44 @@ where
         }
         room.take(data.remaining())?;
         all.extend_from_slice(&data);
-        check(&all)?;
+        if let Some(expected) = check(&all)? {
+            all.reserve(expected.min(MOST_AHEAD_BYTES).saturating_sub(all.len()));
+        }
     }
     Ok(all.freeze())
 }
 
-/// Decompresses `compressed`, which may be several gzip members, into at most `max_bytes`.
-pub(crate) async fn gunzip(
+/// What a body was before it was compressed.
+pub(crate) struct Plain {
+    pub(crate) bytes: Bytes,
+    /// The compressed bytes, if they may be passed on in its place.
+    pub(crate) compressed: Option<Bytes>,
+    /// What both take.
+    pub(crate) room: Room,
+}
+
+/// Decompresses `compressed` into at most `max_bytes`.
+pub(crate) async fn decompress(
+    coding: Coding,
     compressed: Bytes,
     max_bytes: usize,
     mut room: Room,
-) -> Result<(Bytes, Room), Refusal> {
+) -> Result<Plain, Refusal> {
     // What matters for the time is what comes out, which only doing it tells.
     beside_if_large(compressed.len() * 8, move || {
-        let mut plain = Vec::new();
-        let mut decoder = MultiGzDecoder::new(&compressed[..]);
-        loop {
-            let came = (&mut decoder)
-                .take(CHUNK_BYTES)
-                .read_to_end(&mut plain)
-                .map_err(|error| Refusal::Malformed(format!("broken gzip: {error}")))?;
-            if plain.len() > max_bytes {
-                return Err(Refusal::TooLarge { max_bytes });
+        let came = coding::decompress(coding, &compressed, max_bytes, |more| room.take(more));
+        match came {
+            Ok(came) => Ok(Plain {
+                bytes: came.plain.into(),
+                compressed: came.is_unambiguous.then_some(compressed),
+                room,
+            }),
+            Err(DecodeError::TooLarge { max_bytes }) => Err(Refusal::TooLarge { max_bytes }),
+            Err(DecodeError::NoRoom(refusal)) => Err(refusal),
+            Err(DecodeError::Broken(error)) => {
+                let reason = format!("broken {}: {error}", coding.as_str());
+                Err(Refusal::Malformed(reason))
             }
-            if came == 0 {
-                return Ok((Bytes::from(plain), room));
-            }
-            room.take(came)?;
         }
     })
     .await
@@ -145,7 +157,7 @@ mod tests {
         let mut room = Room::none_yet(&Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)));
         let until = Instant::now() + drips;
         let body = Dripping { until };
-        let read = read(body, usize::MAX, &mut room, |_| Ok(()), pace).await;
+        let read = read(body, usize::MAX, &mut room, |_| Ok(None), pace).await;
         read.expect_err("it never ends")
     }
 

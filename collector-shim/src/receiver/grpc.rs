@@ -1,4 +1,4 @@
-//! OTLP/gRPC in: `TraceService/Export`, and the standard health check.
+//! OTLP/gRPC in: the `Export` of each signal's service, and the standard health check.
 //!
 //! The framing is read here and not by `tonic::server`, for two reasons. The message has to
 //! reach the intake as the bytes that were sent. And tonic answers a declared oversize with
@@ -7,26 +7,27 @@
 
 use std::convert::Infallible;
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Body as HttpBody;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::status::Encoding;
 use super::{Receiver, body, status};
+use crate::coding::Coding;
 use crate::counts::Transport;
+use crate::exporter::Accepted;
 use crate::intake::Refusal;
 use crate::readiness;
+use crate::signal::Signal;
 
-const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 const MEDIA_TYPE: &str = "application/grpc";
 
 /// A compression flag and a big-endian length stand before each message.
 const FRAME_HEADER_BYTES: usize = 5;
-/// A frame around an empty message: an `ExportTraceServiceResponse` of full success.
-const EMPTY_RESPONSE: &[u8] = &[0, 0, 0, 0, 0];
 /// Frames around a `HealthCheckResponse`: its status is SERVING, or NOT_SERVING.
 const SERVING_RESPONSE: &[u8] = &[0, 0, 0, 0, 2, 0x08, 0x01];
 const NOT_SERVING_RESPONSE: &[u8] = &[0, 0, 0, 0, 2, 0x08, 0x02];
@@ -47,14 +48,22 @@ where
         *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return Ok(response);
     }
-    let answer = match request.uri().path() {
-        EXPORT => export(&receiver, request).await.map(|()| EMPTY_RESPONSE),
+    let path = request.uri().path();
+    let signal = Signal::ALL
+        .into_iter()
+        .find(|signal| path == signal.grpc_path());
+    let answer = match (signal, path) {
+        (Some(signal), _) => export(&receiver, signal, request)
+            .await
+            .map(|accepted| response(&accepted)),
         // Whichever service is asked about: they share the queue.
-        HEALTH_CHECK => Ok(match readiness::obstacle(&receiver.intake.sink) {
-            None => SERVING_RESPONSE,
-            Some(_) => NOT_SERVING_RESPONSE,
-        }),
-        other => Err(Refusal::Path(other.to_owned())),
+        (None, HEALTH_CHECK) => Ok(Bytes::from_static(
+            match readiness::obstacle(&receiver.intake.sink) {
+                None => SERVING_RESPONSE,
+                Some(_) => NOT_SERVING_RESPONSE,
+            },
+        )),
+        (None, other) => Err(Refusal::Path(other.to_owned())),
     };
     Ok(match answer {
         Ok(frame) => success(frame),
@@ -65,64 +74,79 @@ where
     })
 }
 
-async fn export<B>(receiver: &Receiver, request: Request<B>) -> Result<(), Refusal>
+async fn export<B>(
+    receiver: &Receiver,
+    signal: Signal,
+    request: Request<B>,
+) -> Result<Accepted, Refusal>
 where
     B: HttpBody<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
     receiver.admit(request.headers())?;
-    let gzip = is_gzip(request.headers())?;
+    receiver.intake.check_signal(signal)?;
+    let coding = coding(request.headers())?;
     let mut room = receiver.room();
     let max_bytes = receiver.intake.max_request_bytes;
     let check = |so_far: &[u8]| match frame_length(so_far) {
         Some(length) if length > max_bytes => Err(Refusal::TooLarge { max_bytes }),
-        _ => Ok(()),
+        length => Ok(length.map(|length| length + FRAME_HEADER_BYTES)),
     };
     let most = max_bytes + FRAME_HEADER_BYTES;
-    let framed = body::read(request.into_body(), most, &mut room, check, receiver.pace).await?;
-    let message = match unframe(&framed)? {
-        Frame::Plain(message) => message,
-        Frame::Compressed(message) if gzip => {
-            let (message, more) = body::gunzip(message, max_bytes, room).await?;
-            room = more;
-            message
-        }
+    let body = request.into_body();
+    let framed = body::read(body, most, &mut room, check, receiver.pace).await?;
+    let (coding, bytes) = match unframe(&framed)? {
+        Frame::Plain(message) => (Coding::Identity, message),
+        Frame::Compressed(message) if coding != Coding::Identity => (coding, message),
         Frame::Compressed(_) => {
             return Err(Refusal::Malformed(
                 "a compressed message without grpc-encoding".into(),
             ));
         }
     };
-    let _worker = receiver.worker(message.len()).await?;
-    let accepted = receiver.intake.accept(message, Transport::Grpc).await;
-    drop(room);
-    accepted
+    let body = super::Body {
+        transport: Transport::Grpc,
+        signal,
+        encoding: Encoding::Protobuf,
+        coding,
+        bytes,
+    };
+    receiver.accept(body, room).await
 }
 
-fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
-    match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
-        None | Some(b"identity") => Ok(false),
-        Some(b"gzip") => Ok(true),
-        Some(other) => Err(Refusal::Encoding(
-            String::from_utf8_lossy(other).into_owned(),
-        )),
-    }
+/// How compressed messages of this call are compressed.
+fn coding(headers: &HeaderMap) -> Result<Coding, Refusal> {
+    let named = headers
+        .get("grpc-encoding")
+        .map_or(&b""[..], HeaderValue::as_bytes);
+    let named = String::from_utf8_lossy(named);
+    Coding::named(&named).ok_or_else(|| Refusal::Encoding(named.into_owned()))
 }
 
-enum Frame {
+/// A frame around the response.
+fn response(accepted: &Accepted) -> Bytes {
+    let response = accepted.to_protobuf();
+    let mut frame = BytesMut::with_capacity(FRAME_HEADER_BYTES + response.len());
+    frame.put_u8(0);
+    frame.put_u32(response.len() as u32);
+    frame.put_slice(&response);
+    frame.freeze()
+}
+
+pub(super) enum Frame {
     Plain(Bytes),
     Compressed(Bytes),
 }
 
 /// The length that a frame's header announces, once that much of it has come.
-fn frame_length(framed: &[u8]) -> Option<usize> {
+pub(super) fn frame_length(framed: &[u8]) -> Option<usize> {
     let length = framed.get(1..FRAME_HEADER_BYTES)?;
     let length = u32::from_be_bytes(length.try_into().expect("four bytes were taken"));
     usize::try_from(length).ok()
 }
 
 /// The one message of a unary call.
-fn unframe(framed: &Bytes) -> Result<Frame, Refusal> {
+pub(super) fn unframe(framed: &Bytes) -> Result<Frame, Refusal> {
     let malformed = |reason: &str| Err(Refusal::Malformed(reason.to_owned()));
     let Some(length) = frame_length(framed) else {
         return malformed("a body shorter than a message's header");
@@ -139,10 +163,10 @@ fn unframe(framed: &Bytes) -> Result<Frame, Refusal> {
     }
 }
 
-fn success(frame: &'static [u8]) -> Response<Body> {
+fn success(frame: Bytes) -> Response<Body> {
     let mut trailers = HeaderMap::new();
     trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
-    let body = Full::new(Bytes::from_static(frame)).with_trailers(async { Some(Ok(trailers)) });
+    let body = Full::new(frame).with_trailers(async { Some(Ok(trailers)) });
     let mut response = Response::new(Body::new(body));
     response
         .headers_mut()

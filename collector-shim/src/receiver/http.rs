@@ -1,4 +1,4 @@
-//! OTLP/HTTP in: `POST /v1/traces` in protobuf and in JSON.
+//! OTLP/HTTP in: `POST /v1/traces` and the other signals' paths, in protobuf and in JSON.
 
 use std::time::Duration;
 
@@ -10,10 +10,13 @@ use http::{HeaderMap, HeaderValue, Method, Response, Uri, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::status::{Encoding, http_response};
-use super::{Receiver, body, json};
+use super::{Receiver, body};
+use crate::coding::Coding;
 use crate::config::Origins;
 use crate::counts::Transport;
-use crate::intake::{Refusal, beside_if_large};
+use crate::exporter::Accepted;
+use crate::intake::Refusal;
+use crate::signal::Signal;
 
 /// How long a browser need not ask again.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
@@ -21,10 +24,13 @@ const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
 /// All that the port serves.
 pub(crate) fn router(receiver: Receiver) -> Router {
     let origins = receiver.door.origins.clone();
-    let router = Router::new()
-        .route("/v1/traces", post(export).fallback(wrong_method))
-        .fallback(wrong_path)
-        .with_state(receiver);
+    let mut router = Router::new();
+    for signal in Signal::ALL {
+        let export =
+            move |State(receiver), request| async move { export(receiver, signal, request).await };
+        router = router.route(signal.http_path(), post(export).fallback(wrong_method));
+    }
+    let router = router.fallback(wrong_path).with_state(receiver);
     match origins {
         Some(origins) => router.layer(cross_origin(origins)),
         None => router,
@@ -45,16 +51,16 @@ fn cross_origin(origins: Origins) -> CorsLayer {
         .max_age(PREFLIGHT_AGE)
 }
 
-async fn export(State(receiver): State<Receiver>, request: Request) -> Response<Body> {
+async fn export(receiver: Receiver, signal: Signal, request: Request) -> Response<Body> {
     let encoding = encoding(request.headers());
     // A body of unknown type is refused in the one that people can read.
     let answer_in = *encoding.as_ref().unwrap_or(&Encoding::Json);
     let accepted = match encoding {
-        Ok(encoding) => accept(&receiver, request, encoding).await,
+        Ok(encoding) => accept(&receiver, signal, request, encoding).await,
         Err(refusal) => Err(refusal),
     };
     match accepted {
-        Ok(()) => success(answer_in),
+        Ok(accepted) => success(&accepted, signal, answer_in),
         Err(refusal) => {
             receiver.intake.count_refused(Transport::Http);
             http_response(&refusal, answer_in)
@@ -72,26 +78,27 @@ async fn wrong_path(uri: Uri, headers: HeaderMap) -> Response<Body> {
     http_response(&refusal, encoding(&headers).unwrap_or(Encoding::Json))
 }
 
-async fn accept(receiver: &Receiver, request: Request, encoding: Encoding) -> Result<(), Refusal> {
+async fn accept(
+    receiver: &Receiver,
+    signal: Signal,
+    request: Request,
+    encoding: Encoding,
+) -> Result<Accepted, Refusal> {
     receiver.admit(request.headers())?;
-    let gzip = is_gzip(request.headers())?;
+    receiver.intake.check_signal(signal)?;
+    let coding = coding(request.headers())?;
     let mut room = receiver.room();
     let max_bytes = receiver.intake.max_request_bytes;
     let body = request.into_body();
-    let mut message = body::read(body, max_bytes, &mut room, |_| Ok(()), receiver.pace).await?;
-    if gzip {
-        (message, room) = body::gunzip(message, max_bytes, room).await?;
-    }
-    let _worker = receiver.worker(message.len()).await?;
-    if encoding == Encoding::Json {
-        message = beside_if_large(message.len(), move || {
-            json::to_protobuf(&message).map_err(Refusal::from)
-        })
-        .await?;
-    }
-    let accepted = receiver.intake.accept(message, Transport::Http).await;
-    drop(room);
-    accepted
+    let bytes = body::read(body, max_bytes, &mut room, |_| Ok(None), receiver.pace).await?;
+    let body = super::Body {
+        transport: Transport::Http,
+        signal,
+        encoding,
+        coding,
+        bytes,
+    };
+    receiver.accept(body, room).await
 }
 
 /// What the body is in, parameters such as `; charset=utf-8` set aside.
@@ -107,23 +114,18 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, Refusal> {
         .ok_or_else(|| Refusal::MediaType(content_type.into_owned()))
 }
 
-fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
+fn coding(headers: &HeaderMap) -> Result<Coding, Refusal> {
     let named = headers
         .get(header::CONTENT_ENCODING)
         .map_or(&b""[..], HeaderValue::as_bytes);
     let named = String::from_utf8_lossy(named);
-    match named.trim().to_ascii_lowercase().as_str() {
-        "" | "identity" => Ok(false),
-        "gzip" => Ok(true),
-        _ => Err(Refusal::Encoding(named.into_owned())),
-    }
+    Coding::named(&named).ok_or_else(|| Refusal::Encoding(named.into_owned()))
 }
 
-/// An `ExportTraceServiceResponse` of full success: no field is set.
-fn success(encoding: Encoding) -> Response<Body> {
+fn success(accepted: &Accepted, signal: Signal, encoding: Encoding) -> Response<Body> {
     let body = match encoding {
-        Encoding::Protobuf => Body::empty(),
-        Encoding::Json => Body::from("{}"),
+        Encoding::Protobuf => Body::from(accepted.to_protobuf()),
+        Encoding::Json => Body::from(accepted.to_json(signal)),
     };
     let mut response = Response::new(body);
     let content_type = HeaderValue::from_static(encoding.media_type());

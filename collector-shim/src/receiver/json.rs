@@ -1,387 +1,240 @@
-//! OTLP/JSON in: a trace export request becomes protobuf.
+//! OTLP/JSON in: an export request becomes protobuf as it is read, by the tables of
+//! [`crate::wire::schema`].
 //!
 //! Not opentelemetry-proto's own serde, which refuses what senders send: `null` for unset,
 //! `"NaN"`, `arrayValue` without values, 32-bit numbers as strings; and which takes ids of any
 //! length. <https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding>: ids are hex of any
 //! case, enums are integers, keys are lowerCamelCase, unknown ones are ignored, 64-bit integers
 //! are strings or numbers. Enum names, which proto3's own JSON has, are taken too.
+//!
+//! Nothing is built but the protobuf: a field that is met is written at once, and the length before
+//! a message is put in when its end is known.
 
 mod repair;
 mod scalar;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
 use std::fmt;
 
 use bytes::Bytes;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1 as common;
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::resource::v1 as resource;
-use opentelemetry_proto::tonic::trace::v1 as trace;
-use prost::Message as _;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-
-use scalar::{
-    SPAN_ID_BYTES, Scalar, TRACE_ID_BYTES, base64_bytes, double, enumeration, id, integer,
+use prost::encoding::encode_varint;
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
 use crate::intake::Refusal;
-use crate::wire::{Tally, TooMany};
+use crate::signal::Signal;
+use crate::wire::schema::{self, Field, Kind, Message};
 
 /// Why a body is not OTLP/JSON.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum JsonError {
-    #[error("not OTLP/JSON: {0}")]
-    Shape(#[from] serde_json::Error),
-    #[error("{field}: {value} is not {expected}")]
-    Value {
-        field: &'static str,
-        value: String,
-        expected: &'static str,
-    },
-    #[error(transparent)]
-    TooMany(#[from] TooMany),
-}
+#[error("not OTLP/JSON: {0}")]
+pub(crate) struct JsonError(#[from] serde_json::Error);
 
 impl From<JsonError> for Refusal {
     fn from(error: JsonError) -> Refusal {
-        match error {
-            JsonError::TooMany(bound) => Refusal::TooMuch(bound.to_string()),
-            other => Refusal::Malformed(other.to_string()),
-        }
+        Refusal::Malformed(error.to_string())
     }
 }
 
-type Result<T> = std::result::Result<T, JsonError>;
-
-/// The request in `json`, as protobuf.
-pub(crate) fn to_protobuf(json: &[u8]) -> Result<Bytes> {
-    let request = match parse(json) {
+/// The request for `signal` in `json`, as protobuf.
+pub(crate) fn to_protobuf(signal: Signal, json: &[u8]) -> Result<Bytes, JsonError> {
+    parse(signal, json).or_else(|error| {
         // Rare, so that text is searched for what is broken only then.
-        Err(JsonError::Shape(error)) => match repair::repaired(json) {
-            Some(repaired) => parse(&repaired)?,
-            None => return Err(error.into()),
-        },
-        parsed => parsed?,
+        match repair::repaired(json) {
+            Some(repaired) => parse(signal, &repaired),
+            None => Err(error),
+        }
+    })
+}
+
+fn parse(signal: Signal, json: &[u8]) -> Result<Bytes, JsonError> {
+    let mut out = Vec::with_capacity(json.len() / 2);
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let request = Content {
+        message: schema::request(signal),
+        out: &mut out,
     };
-    let resource_spans = convert_all(request.resource_spans, ResourceSpans::convert)?;
-    Ok(ExportTraceServiceRequest { resource_spans }
-        .encode_to_vec()
-        .into())
+    request.deserialize(&mut reader)?;
+    reader.end()?;
+    Ok(out.into())
 }
 
-/// What the parse at hand has met, and the bound that it broke off at.
-#[derive(Clone, Copy, Default)]
-struct Met {
-    tally: Tally,
-    over: Option<TooMany>,
+/// Reads an object as the content of `message`.
+struct Content<'a> {
+    message: &'static Message,
+    out: &'a mut Vec<u8>,
 }
 
-thread_local! {
-    /// serde hands nothing of ours to the types that it reads, and a parse stays on its thread.
-    static MET: Cell<Met> = const { Cell::new(Met { tally: Tally::NONE, over: None }) };
-}
+impl<'de> DeserializeSeed<'de> for Content<'_> {
+    type Value = ();
 
-fn parse(json: &[u8]) -> Result<Request> {
-    MET.set(Met::default());
-    let parsed = serde_json::from_slice(json);
-    match MET.get().over {
-        Some(bound) => Err(bound.into()),
-        None => Ok(parsed?),
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_map(self)
     }
 }
 
-/// Counts an object before it is made: three bytes of JSON may be two hundred in memory.
-fn count<E: serde::de::Error>(
-    count: impl Fn(&mut Tally) -> std::result::Result<(), TooMany>,
-) -> std::result::Result<(), E> {
-    let mut met = MET.get();
-    let counted = count(&mut met.tally);
-    met.over = counted.err();
-    MET.set(met);
-    counted.map_err(E::custom)
-}
+impl<'de> Visitor<'de> for Content<'_> {
+    type Value = ();
 
-/// One of a list of strings.
-struct Item(String);
-
-impl<'de> Deserialize<'de> for Item {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
-        count(Tally::element)?;
-        String::deserialize(json).map(Item)
+    fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(text, "an object, the {}", self.message.name)
     }
-}
 
-type List<T> = Option<Vec<T>>;
-
-/// Declares a JSON object, each field of which may be absent or null.
-///
-/// Left to itself serde would also read a list as an object's fields in a row.
-macro_rules! object {
-    ($name:ident { $($field:ident: $type:ty),* $(,)? }) => {
-        #[derive(Deserialize, Default)]
-        #[serde(rename_all = "camelCase", default, remote = "Self")]
-        struct $name { $($field: Option<$type>),* }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
-                struct Fields;
-                impl<'de> Visitor<'de> for Fields {
-                    type Value = $name;
-
-                    fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        text.write_str(concat!("an object, the ", stringify!($name)))
-                    }
-
-                    fn visit_map<A: MapAccess<'de>>(
-                        self,
-                        fields: A,
-                    ) -> std::result::Result<$name, A::Error> {
-                        match stringify!($name) {
-                            "Span" => count(Tally::span)?,
-                            _ => count(Tally::element)?,
-                        }
-                        $name::deserialize(MapAccessDeserializer::new(fields))
-                    }
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        while let Some(field) = fields.next_key_seed(Key(self.message))? {
+            let out = &mut *self.out;
+            match field {
+                Some(field) if field.is_repeated() => {
+                    fields.next_value_seed(List { field, out })?;
                 }
-                json.deserialize_map(Fields)
+                Some(field) => fields.next_value_seed(Value { field, out })?,
+                None => fields.next_value::<IgnoredAny>().map(drop)?,
             }
         }
-    };
-}
-
-object!(Request { resource_spans: Vec<ResourceSpans> });
-object!(ResourceSpans { resource: Resource, scope_spans: Vec<ScopeSpans>, schema_url: String });
-object!(Resource {
-    attributes: Vec<KeyValue>,
-    dropped_attributes_count: Scalar,
-    entity_refs: Vec<EntityRef>,
-});
-object!(EntityRef {
-    schema_url: String,
-    r#type: String,
-    id_keys: Vec<Item>,
-    description_keys: Vec<Item>,
-});
-object!(ScopeSpans { scope: Scope, spans: Vec<Span>, schema_url: String });
-object!(Scope {
-    name: String,
-    version: String,
-    attributes: Vec<KeyValue>,
-    dropped_attributes_count: Scalar,
-});
-object!(Span {
-    trace_id: String,
-    span_id: String,
-    trace_state: String,
-    parent_span_id: String,
-    flags: Scalar,
-    name: String,
-    kind: Scalar,
-    start_time_unix_nano: Scalar,
-    end_time_unix_nano: Scalar,
-    attributes: Vec<KeyValue>,
-    dropped_attributes_count: Scalar,
-    events: Vec<Event>,
-    dropped_events_count: Scalar,
-    links: Vec<Link>,
-    dropped_links_count: Scalar,
-    status: Status,
-});
-object!(Event {
-    time_unix_nano: Scalar,
-    name: String,
-    attributes: Vec<KeyValue>,
-    dropped_attributes_count: Scalar,
-});
-object!(Link {
-    trace_id: String,
-    span_id: String,
-    trace_state: String,
-    attributes: Vec<KeyValue>,
-    dropped_attributes_count: Scalar,
-    flags: Scalar,
-});
-object!(Status {
-    message: String,
-    code: Scalar
-});
-object!(KeyValue {
-    key: String,
-    value: AnyValue
-});
-object!(AnyValue {
-    string_value: String,
-    bool_value: bool,
-    int_value: Scalar,
-    double_value: Scalar,
-    array_value: ArrayValue,
-    kvlist_value: KeyValueList,
-    bytes_value: String,
-});
-object!(ArrayValue { values: Vec<AnyValue> });
-object!(KeyValueList { values: Vec<KeyValue> });
-
-fn convert_all<T, U>(list: List<T>, convert: impl Fn(T) -> Result<U>) -> Result<Vec<U>> {
-    list.unwrap_or_default().into_iter().map(convert).collect()
-}
-
-impl ResourceSpans {
-    fn convert(self) -> Result<trace::ResourceSpans> {
-        Ok(trace::ResourceSpans {
-            resource: self.resource.map(Resource::convert).transpose()?,
-            scope_spans: convert_all(self.scope_spans, ScopeSpans::convert)?,
-            schema_url: self.schema_url.unwrap_or_default(),
-        })
+        Ok(())
     }
 }
 
-impl Resource {
-    fn convert(self) -> Result<resource::Resource> {
-        Ok(resource::Resource {
-            attributes: convert_all(self.attributes, KeyValue::convert)?,
-            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
-            entity_refs: convert_all(self.entity_refs, |entity| Ok(entity.convert()))?,
-        })
+/// Reads a key; none for one that is unknown.
+struct Key(&'static Message);
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Option<&'static Field>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_identifier(self)
     }
 }
 
-impl EntityRef {
-    fn convert(self) -> common::EntityRef {
-        let texts = |items: List<Item>| {
-            let items = items.unwrap_or_default().into_iter();
-            items.map(|item| item.0).collect()
-        };
-        common::EntityRef {
-            schema_url: self.schema_url.unwrap_or_default(),
-            r#type: self.r#type.unwrap_or_default(),
-            id_keys: texts(self.id_keys),
-            description_keys: texts(self.description_keys),
+impl Visitor<'_> for Key {
+    type Value = Option<&'static Field>;
+
+    fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        text.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.named(key))
+    }
+}
+
+/// Reads a list, or null.
+struct List<'a> {
+    field: &'static Field,
+    out: &'a mut Vec<u8>,
+}
+
+impl<'de> DeserializeSeed<'de> for List<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = ();
+
+    fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(text, "a list, the {}", self.field.name)
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_seq(self)
+    }
+
+    /// Numbers are written unpacked, which every decoder takes as well.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let (field, out) = (self.field, self.out);
+        loop {
+            let out = &mut *out;
+            let entry = Entry(Value { field, out });
+            if items.next_element_seed(entry)?.is_none() {
+                return Ok(());
+            }
         }
     }
 }
 
-impl ScopeSpans {
-    fn convert(self) -> Result<trace::ScopeSpans> {
-        Ok(trace::ScopeSpans {
-            scope: self.scope.map(Scope::convert).transpose()?,
-            spans: convert_all(self.spans, Span::convert)?,
-            schema_url: self.schema_url.unwrap_or_default(),
-        })
+/// Reads a value that is not null.
+struct Entry<'a>(Value<'a>);
+
+impl<'de> DeserializeSeed<'de> for Entry<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        self.0.visit_some(json)
     }
 }
 
-impl Scope {
-    fn convert(self) -> Result<common::InstrumentationScope> {
-        Ok(common::InstrumentationScope {
-            name: self.name.unwrap_or_default(),
-            version: self.version.unwrap_or_default(),
-            attributes: convert_all(self.attributes, KeyValue::convert)?,
-            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
-        })
+/// Reads one value of a field, or null, and writes both.
+struct Value<'a> {
+    field: &'static Field,
+    out: &'a mut Vec<u8>,
+}
+
+impl<'de> DeserializeSeed<'de> for Value<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_option(self)
     }
 }
 
-impl Span {
-    fn convert(self) -> Result<trace::Span> {
-        let kind_number =
-            |name: &str| trace::span::SpanKind::from_str_name(name).map(|kind| kind as i32);
-        Ok(trace::Span {
-            trace_id: id("traceId", self.trace_id, TRACE_ID_BYTES)?,
-            span_id: id("spanId", self.span_id, SPAN_ID_BYTES)?,
-            trace_state: self.trace_state.unwrap_or_default(),
-            parent_span_id: id("parentSpanId", self.parent_span_id, SPAN_ID_BYTES)?,
-            flags: integer("flags", self.flags)?,
-            name: self.name.unwrap_or_default(),
-            kind: enumeration("kind", self.kind, kind_number)?,
-            start_time_unix_nano: integer("startTimeUnixNano", self.start_time_unix_nano)?,
-            end_time_unix_nano: integer("endTimeUnixNano", self.end_time_unix_nano)?,
-            attributes: convert_all(self.attributes, KeyValue::convert)?,
-            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
-            events: convert_all(self.events, Event::convert)?,
-            dropped_events_count: integer("droppedEventsCount", self.dropped_events_count)?,
-            links: convert_all(self.links, Link::convert)?,
-            dropped_links_count: integer("droppedLinksCount", self.dropped_links_count)?,
-            status: self.status.map(Status::convert).transpose()?,
-        })
+impl<'de> Visitor<'de> for Value<'_> {
+    type Value = ();
+
+    fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(text, "the {}", self.field.name)
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        let Value { field, out } = self;
+        encode_varint(
+            u64::from(field.number << 3 | u32::from(field.kind.wire_type())),
+            out,
+        );
+        match field.kind {
+            Kind::Message(message) | Kind::Item(Some(message)) => {
+                let start = out.len();
+                let content = Content {
+                    message,
+                    out: &mut *out,
+                };
+                content.deserialize(json)?;
+                put_length(out, start);
+                Ok(())
+            }
+            // Of what is not known nothing can be converted.
+            Kind::Item(None) => {
+                let message = format!("{} are taken in protobuf alone", field.name);
+                Err(D::Error::custom(message))
+            }
+            _ => {
+                let scalar = json.deserialize_any(scalar::Read)?;
+                scalar.write(field, out).map_err(|expected| {
+                    let name = field.name;
+                    D::Error::custom(format!("{name}: {scalar} is not {expected}"))
+                })
+            }
+        }
     }
 }
 
-impl Event {
-    fn convert(self) -> Result<trace::span::Event> {
-        Ok(trace::span::Event {
-            time_unix_nano: integer("timeUnixNano", self.time_unix_nano)?,
-            name: self.name.unwrap_or_default(),
-            attributes: convert_all(self.attributes, KeyValue::convert)?,
-            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
-        })
-    }
-}
-
-impl Link {
-    fn convert(self) -> Result<trace::span::Link> {
-        Ok(trace::span::Link {
-            trace_id: id("traceId", self.trace_id, TRACE_ID_BYTES)?,
-            span_id: id("spanId", self.span_id, SPAN_ID_BYTES)?,
-            trace_state: self.trace_state.unwrap_or_default(),
-            attributes: convert_all(self.attributes, KeyValue::convert)?,
-            dropped_attributes_count: dropped(self.dropped_attributes_count)?,
-            flags: integer("flags", self.flags)?,
-        })
-    }
-}
-
-impl Status {
-    fn convert(self) -> Result<trace::Status> {
-        let code_number =
-            |name: &str| trace::status::StatusCode::from_str_name(name).map(|code| code as i32);
-        Ok(trace::Status {
-            message: self.message.unwrap_or_default(),
-            code: enumeration("code", self.code, code_number)?,
-        })
-    }
-}
-
-impl KeyValue {
-    fn convert(self) -> Result<common::KeyValue> {
-        Ok(common::KeyValue {
-            key: self.key.unwrap_or_default(),
-            value: self.value.map(AnyValue::convert).transpose()?,
-            ..common::KeyValue::default()
-        })
-    }
-}
-
-impl AnyValue {
-    /// The first that is set; a well-formed one has no second.
-    fn convert(self) -> Result<common::AnyValue> {
-        let value = if let Some(text) = self.string_value {
-            Some(Value::StringValue(text))
-        } else if let Some(value) = self.bool_value {
-            Some(Value::BoolValue(value))
-        } else if self.int_value.is_some() {
-            Some(Value::IntValue(integer("intValue", self.int_value)?))
-        } else if let Some(value) = self.double_value {
-            Some(Value::DoubleValue(double(&value)?))
-        } else if let Some(array) = self.array_value {
-            let values = convert_all(array.values, AnyValue::convert)?;
-            Some(Value::ArrayValue(common::ArrayValue { values }))
-        } else if let Some(list) = self.kvlist_value {
-            let values = convert_all(list.values, KeyValue::convert)?;
-            Some(Value::KvlistValue(common::KeyValueList { values }))
-        } else if let Some(text) = self.bytes_value {
-            Some(Value::BytesValue(base64_bytes(&text)?))
-        } else {
-            None
-        };
-        Ok(common::AnyValue { value })
-    }
-}
-
-fn dropped(count: Option<Scalar>) -> Result<u32> {
-    integer("droppedAttributesCount", count)
+/// Puts the length of what was written from `start` on before it.
+fn put_length(out: &mut Vec<u8>, start: usize) {
+    let end = out.len();
+    encode_varint((end - start) as u64, out);
+    let length_bytes = out.len() - end;
+    out[start..].rotate_right(length_bytes);
 }

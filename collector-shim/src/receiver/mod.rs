@@ -4,6 +4,8 @@
 //! in the words of [`status`]. JSON, which only HTTP carries, becomes protobuf in [`json`].
 
 pub(crate) mod body;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod json;
@@ -17,9 +19,16 @@ use std::time::Duration;
 use ::http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use bytes::Bytes;
+
+use crate::coding::Coding;
 use crate::config::{Door, Pace};
-use crate::intake::{INLINE_BYTES, Intake, Refusal};
+use crate::counts::Transport;
+use crate::exporter::Accepted;
+use crate::intake::{INLINE_BYTES, Incoming, Intake, Refusal, Sink, beside_if_large};
+use crate::signal::Signal;
 use room::Room;
+use status::Encoding;
 
 /// Room for the requests being read over both ports, in largest requests. One may need two: as it
 /// came, and decompressed.
@@ -59,6 +68,38 @@ impl Receiver {
         }
     }
 
+    /// Takes the body of one export request, read whole.
+    async fn accept(&self, body: Body, mut room: Room) -> Result<Accepted, Refusal> {
+        let max_bytes = self.intake.max_request_bytes;
+        let mut plain = body.bytes;
+        let mut compressed = None;
+        if body.coding != Coding::Identity {
+            let came = body::decompress(body.coding, plain, max_bytes, room).await?;
+            plain = came.bytes;
+            compressed = came.compressed.map(|bytes| (body.coding, bytes));
+            room = came.room;
+        }
+        if body.encoding == Encoding::Json {
+            let _turn = self.worker(plain.len()).await?;
+            plain = json_to_protobuf(body.signal, plain, max_bytes).await?;
+            compressed = None;
+        }
+        // What is only passed on takes no turn: it may wait for a disk or a backend.
+        let _turn = match self.intake.sink {
+            Sink::Store(_) => self.worker(plain.len()).await?,
+            Sink::Queue(_) | Sink::Direct(_) => None,
+        };
+        let incoming = Incoming {
+            transport: body.transport,
+            signal: body.signal,
+            plain,
+            compressed,
+        };
+        let accepted = self.intake.accept(incoming).await;
+        drop(room);
+        accepted
+    }
+
     /// For one request; it takes what it needs as it comes.
     fn room(&self) -> Room {
         Room::none_yet(&self.reading_bytes)
@@ -78,4 +119,25 @@ impl Receiver {
             }
         }
     }
+}
+
+/// What a request carries.
+struct Body {
+    transport: Transport,
+    signal: Signal,
+    encoding: Encoding,
+    coding: Coding,
+    bytes: Bytes,
+}
+
+async fn json_to_protobuf(signal: Signal, json: Bytes, max_bytes: usize) -> Result<Bytes, Refusal> {
+    let bytes = beside_if_large(json.len(), move || {
+        json::to_protobuf(signal, &json).map_err(Refusal::from)
+    })
+    .await?;
+    // A number of one digit may take eight bytes.
+    if bytes.len() > max_bytes {
+        return Err(Refusal::TooLarge { max_bytes });
+    }
+    Ok(bytes)
 }

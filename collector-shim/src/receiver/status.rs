@@ -10,6 +10,7 @@ use prost::Message as _;
 use tonic::Code;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::coding::Coding;
 use crate::intake::Refusal;
 
 /// The two encodings of OTLP/HTTP.
@@ -50,8 +51,21 @@ fn codes(refusal: &Refusal) -> (Code, StatusCode) {
         }
         Refusal::Unauthorized => (Code::Unauthenticated, StatusCode::UNAUTHORIZED),
         Refusal::Method(_) => (Code::Unimplemented, StatusCode::METHOD_NOT_ALLOWED),
-        Refusal::Path(_) => (Code::Unimplemented, StatusCode::NOT_FOUND),
+        Refusal::Path(_) | Refusal::Signal { .. } => (Code::Unimplemented, StatusCode::NOT_FOUND),
+        Refusal::Backend { code, .. } => (*code, backend_status(*code)),
         Refusal::Unavailable { .. } => (Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE),
+    }
+}
+
+/// The HTTP status that says what a backend said for good: none of those that are tried again.
+fn backend_status(code: Code) -> StatusCode {
+    match code {
+        Code::InvalidArgument => StatusCode::BAD_REQUEST,
+        Code::ResourceExhausted => StatusCode::PAYLOAD_TOO_LARGE,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::Unimplemented | Code::NotFound => StatusCode::NOT_FOUND,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -67,7 +81,7 @@ pub(crate) fn grpc_status(refusal: &Refusal) -> tonic::Status {
         _ => tonic::Status::new(code, message(refusal)),
     };
     if let Refusal::Encoding(_) = refusal {
-        let accepted = tonic::metadata::MetadataValue::from_static("gzip,identity");
+        let accepted = tonic::metadata::MetadataValue::from_static(Coding::GRPC_ACCEPTED);
         status
             .metadata_mut()
             .insert("grpc-accept-encoding", accepted);
@@ -119,14 +133,16 @@ pub(crate) fn http_response(
         Refusal::Encoding(_) => {
             headers.insert(
                 http::header::ACCEPT_ENCODING,
-                http::HeaderValue::from_static("gzip"),
+                http::HeaderValue::from_static(Coding::ACCEPTED),
             );
         }
         Refusal::Malformed(_)
         | Refusal::TooLarge { .. }
         | Refusal::TooMuch(_)
         | Refusal::MediaType(_)
-        | Refusal::Path(_) => {}
+        | Refusal::Path(_)
+        | Refusal::Signal { .. }
+        | Refusal::Backend { .. } => {}
     }
     response
 }

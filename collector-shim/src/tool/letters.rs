@@ -109,20 +109,22 @@ pub(super) async fn run(command: LettersCommand, settings: Settings) -> anyhow::
 fn list(out: &mut impl Write, mut chosen: Chosen) -> anyhow::Result<()> {
     writeln!(
         out,
-        "{:>8}  {:<29}  {:>8}  {:>10}  reason",
-        "number", "refused", "spans", "bytes"
+        "{:>8}  {:<29}  {:<8}  {:>8}  {:>10}  {:<12}  reason",
+        "number", "refused", "signal", "items", "bytes", "backend"
     )?;
     while let Some((number, letter)) = chosen.next()? {
         let Letter {
             written_at,
             reason,
+            backend,
             payload,
         } = letter;
         writeln!(
             out,
-            "{number:>8}  {:<29}  {:>8}  {:>10}  {reason}",
+            "{number:>8}  {:<29}  {:<8}  {:>8}  {:>10}  {backend:<12}  {reason}",
             fmt_http_date(written_at),
-            payload.spans,
+            payload.signal.as_str(),
+            payload.items,
             payload.bytes.len(),
         )?;
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use lantern_telemetry::Settings;
 
-use super::replay::{Replay, To};
+use super::replay::{Replay, To, told};
 use super::show::Lines;
 use crate::log;
 use crate::log::dead_letters::Letters;
@@ -65,18 +65,23 @@ fn inspect(out: &mut impl Write, dir: &Path) -> anyhow::Result<()> {
         "not in use"
     };
     writeln!(out, "queue         {} ({state})", dir.display())?;
-    match survey.cursor {
-        Some(seq) => writeln!(
+    for (backend, seq) in &survey.cursors {
+        writeln!(
             out,
-            "cursor        record {seq} is the first to be delivered"
-        )?,
-        None => writeln!(out, "cursor        none: all of it is to be delivered")?,
+            "cursor        record {seq} is the first to be delivered to {backend}"
+        )?;
+    }
+    if survey.cursors.is_empty() {
+        writeln!(out, "cursor        none: all of it is to be delivered")?;
     }
     writeln!(
         out,
-        "waiting       {} records, {} spans, {} bytes",
+        "waiting       {} records, {}, {} bytes",
         total(|segment| segment.waiting_records),
-        total(|segment| segment.waiting.spans),
+        told(|signal| {
+            let of = survey.segments.iter();
+            of.map(|segment| segment.waiting.items.of(signal)).sum()
+        }),
         total(|segment| segment.waiting.bytes as u64),
     )?;
     let damaged = total(|segment| segment.damaged_records) + between(&survey);
@@ -110,7 +115,7 @@ fn segments(out: &mut impl Write, survey: &Survey) -> io::Result<()> {
     writeln!(
         out,
         "\n{:<50} {:>12} {:>12} {:>12} {:>8} {:>10} {:>8} {:>8} {:>8}",
-        "segment", "bytes", "first", "end", "records", "spans", "waiting", "damaged", "torn"
+        "segment", "bytes", "first", "end", "records", "items", "waiting", "damaged", "torn"
     )?;
     for segment in &survey.segments {
         writeln!(
@@ -121,7 +126,7 @@ fn segments(out: &mut impl Write, survey: &Survey) -> io::Result<()> {
             segment.base_seq,
             segment.end_seq,
             segment.records,
-            segment.spans,
+            segment.items,
             segment.waiting_records,
             segment.damaged_records,
             segment.torn_bytes,

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use lantern_telemetry::{ExporterSettings, Protocol, Settings};
+use lantern_telemetry::{Protocol, Settings};
+use tokio::task::JoinSet;
 
-use crate::counts::Counters;
-use crate::exporter::Exporter;
+use crate::config::Backend;
+use crate::counts::{BackendCounters, Counter, Counters, PerSignal};
+use crate::exporter::{Exporter, Outlet};
 use crate::queue::{MemoryQueue, Payload, Queue};
+use crate::signal::Signal;
 
 /// Requests that are in memory at once; one alone may be larger.
 const CHUNK_BYTES: usize = 16 * 1024 * 1024;
@@ -41,7 +44,7 @@ enum By {
 
 /// A replay under way.
 pub(super) struct Replay {
-    exporter: ExporterSettings,
+    outlet: Arc<Outlet>,
     give_up: Duration,
     counters: Arc<Counters>,
     waiting: Vec<Payload>,
@@ -57,9 +60,9 @@ impl Replay {
             Some(By::HttpProtobuf) => settings.with_protocol(Protocol::HttpProtobuf),
         };
         Ok(Replay {
-            exporter: settings.exporter().clone(),
+            outlet: Arc::new(Outlet::new(&Backend::only(settings.exporter().clone()))),
             give_up: Duration::from_secs(to.give_up_seconds),
-            counters: Arc::default(),
+            counters: Arc::new(Counters::new(1)),
             waiting: Vec::new(),
             waiting_bytes: 0,
         })
@@ -79,21 +82,23 @@ impl Replay {
     /// Sends what waits, and returns when the backend has answered for all of it.
     async fn flush(&mut self) -> anyhow::Result<()> {
         let first_seq = self.waiting.first().map(|payload| payload.seq);
-        let queue = Arc::new(Queue::Memory(MemoryQueue::new(self.waiting_bytes)));
+        let queue = Arc::new(Queue::Memory(MemoryQueue::new(self.waiting_bytes, 1)));
         queue.offer(std::mem::take(&mut self.waiting)).await?;
         self.waiting_bytes = 0;
         queue.close();
         let counters = Arc::clone(&self.counters);
-        let mut senders = Exporter::new(&self.exporter, queue, counters).start();
+        let mut senders = JoinSet::new();
+        let outlets = vec![Arc::clone(&self.outlet)];
+        Exporter::new(outlets, 0, queue, counters).start(&mut senders);
         let answered = async { while senders.join_next().await.is_some() {} };
         if tokio::time::timeout(self.give_up, answered).await.is_err() {
-            let sent = self.counters.delivered_spans.get();
+            let sent = self.told(|backend| &backend.delivered);
             let limit = self.give_up;
             let next = first_seq.unwrap_or_default();
             bail!(
-                "{} took {sent} spans and then did not answer for {limit:?}; record {next} is the \
+                "{} took {sent} and then did not answer for {limit:?}; record {next} is the \
                  first that it may not have",
-                self.exporter.endpoint
+                self.outlet.endpoint
             );
         }
         Ok(())
@@ -102,13 +107,32 @@ impl Replay {
     /// Sends the rest and tells what became of all.
     pub(super) async fn finish(mut self) -> anyhow::Result<()> {
         self.flush().await?;
-        let delivered = self.counters.delivered_spans.get();
-        let rejected = self.counters.rejected_spans.get();
-        let endpoint = &self.exporter.endpoint;
-        if rejected > 0 {
-            bail!("{endpoint} accepted {delivered} spans and rejected {rejected} for good");
+        let delivered = self.told(|backend| &backend.delivered);
+        let endpoint = &self.outlet.endpoint;
+        let backend = &self.counters.backends[0];
+        let rejected = |signal| backend.rejected.of(signal).get() + backend.unsent.of(signal).get();
+        if Signal::ALL.into_iter().any(|signal| rejected(signal) > 0) {
+            let rejected = told(rejected);
+            bail!("{endpoint} accepted {delivered} and rejected {rejected} for good");
         }
-        println!("{endpoint} accepted {delivered} spans");
+        println!("{endpoint} accepted {delivered}");
         Ok(())
     }
+
+    fn told(&self, of: impl Fn(&BackendCounters) -> &PerSignal<Counter>) -> String {
+        let counters = of(&self.counters.backends[0]);
+        told(|signal| counters.of(signal).get())
+    }
+}
+
+/// So many spans, and so many of whatever else there are.
+pub(super) fn told(of: impl Fn(Signal) -> u64) -> String {
+    let of = &of;
+    let there = Signal::ALL
+        .into_iter()
+        .filter(|signal| *signal == Signal::Traces || of(*signal) > 0);
+    let told: Vec<_> = there
+        .map(|signal| format!("{} {}", of(signal), signal.items().replace('_', " ")))
+        .collect();
+    told.join(", ")
 }

@@ -21,7 +21,8 @@ impl Lines {
     }
 
     pub(super) fn write(&mut self, payload: &Payload) -> anyhow::Result<()> {
-        self.lossy += encode::to_json(&mut self.out, &payload.bytes)
+        let plain = payload.decompressed();
+        self.lossy += encode::to_json(&mut self.out, payload.signal, &plain)
             .with_context(|| format!("record {} is not OTLP", payload.seq))?;
         self.out.write_all(b"\n")?;
         Ok(())

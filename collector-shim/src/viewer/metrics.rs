@@ -13,9 +13,10 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, header};
 
 use crate::counts::{Counters, Transport};
+use crate::handle::ShimHandle;
 use crate::intake::Sink;
-use crate::queue::Queue;
-use crate::shim::ShimHandle;
+use crate::queue::{Level, Queue};
+use crate::signal::Signal;
 use crate::store::Holdings;
 
 const CONTENT_TYPE: HeaderValue =
@@ -30,7 +31,17 @@ fn render(handle: &ShimHandle) -> String {
     let counters = &handle.counters;
     receiver(&mut text, counters);
     match &handle.sink {
-        Sink::Queue(queue) => exporter(&mut text, counters, queue),
+        Sink::Queue(queue) => {
+            exporter(&mut text, handle, |backend| queue.level(backend));
+            size(&mut text, queue.held_bytes(), queue.max_bytes());
+            if let Queue::Disk(_) = **queue {
+                log(&mut text, counters);
+            }
+        }
+        Sink::Direct(direct) => {
+            exporter(&mut text, handle, |_| Level::default());
+            size(&mut text, direct.held_bytes(), direct.max_bytes());
+        }
         Sink::Store(store) => holdings(&mut text, store.holdings()),
     }
     process::render(&mut text);
@@ -38,106 +49,132 @@ fn render(handle: &ShimHandle) -> String {
 }
 
 fn receiver(text: &mut Text, counters: &Counters) {
-    let metrics = [
-        (
+    let labels = |transport: Transport| {
+        let transport = transport.as_str();
+        format!("{{receiver=\"otlp\",transport=\"{transport}\"}}")
+    };
+    for signal in Signal::ALL {
+        let items = signal.items();
+        let metrics = [
             (
-                "otelcol_receiver_accepted_spans",
-                COUNTER,
-                "Spans acknowledged to their senders.",
+                "accepted",
+                "acknowledged to their senders.",
+                counters.accepted.of(signal),
             ),
-            &counters.accepted_spans,
-        ),
-        (
             (
-                "otelcol_receiver_refused_spans",
-                COUNTER,
-                "Spans refused for lack of room.",
+                "refused",
+                "refused for lack of room.",
+                counters.refused.of(signal),
             ),
-            &counters.refused_spans,
-        ),
+        ];
+        for (what, help, values) in metrics {
+            let name = format!("otelcol_receiver_{what}_{items}");
+            let help = format!("Of {signal}: {items} {help}");
+            let samples = Transport::ALL.map(|one| (labels(one), values.of(one).get()));
+            text.metric((&name, COUNTER, &help), &samples);
+        }
+    }
+    let requests = &counters.refused_requests;
+    let samples = Transport::ALL.map(|one| (labels(one), requests.of(one).get()));
+    text.metric(
         (
-            (
-                "lantern_receiver_refused_requests",
-                COUNTER,
-                "Requests refused, for any reason.",
-            ),
-            &counters.refused_requests,
+            "lantern_receiver_refused_requests",
+            COUNTER,
+            "Requests refused, for any reason.",
         ),
-    ];
-    for (metric, values) in metrics {
-        let samples = Transport::ALL.map(|transport| {
-            let labels = format!("{{receiver=\"otlp\",transport=\"{}\"}}", transport.as_str());
-            (labels, values.of(transport).get())
-        });
-        text.metric(metric, &samples);
+        &samples,
+    );
+}
+
+/// What is counted of one backend.
+type OfBackend<'a> = &'a dyn Fn(usize) -> u64;
+
+fn exporter(text: &mut Text, handle: &ShimHandle, level: impl Fn(usize) -> Level) {
+    let counters = &handle.counters;
+    let of = |at: usize| &counters.backends[at];
+    let mut metric = |name: &str, kind: &'static str, help: &str, value: OfBackend<'_>| {
+        let outlets = handle.outlets.iter().enumerate();
+        let samples: Vec<_> = outlets
+            .map(|(at, outlet)| (format!("{{exporter=\"otlp/{}\"}}", outlet.name), value(at)))
+            .collect();
+        text.metric((name, kind, help), &samples);
+    };
+    for signal in Signal::ALL {
+        let items = signal.items();
+        metric(
+            &format!("otelcol_exporter_sent_{items}"),
+            COUNTER,
+            "Accepted by the backend.",
+            &|at| of(at).delivered.of(signal).get(),
+        );
+        metric(
+            &format!("otelcol_exporter_send_failed_{items}"),
+            COUNTER,
+            "Rejected for good.",
+            &|at| of(at).rejected.of(signal).get(),
+        );
+        metric(
+            &format!("otelcol_exporter_enqueue_failed_{items}"),
+            COUNTER,
+            "Refused by the queue.",
+            &|_| counters.enqueue_failed.of(signal).get(),
+        );
+        metric(
+            &format!("lantern_exporter_unsent_{items}"),
+            COUNTER,
+            "Not sent, because the backend does not have the signal.",
+            &|at| of(at).unsent.of(signal).get(),
+        );
+        metric(
+            &format!("lantern_exporter_queue_{items}"),
+            GAUGE,
+            "Waiting or on their way out.",
+            &|at| *level(at).items.of(signal),
+        );
+    }
+    metric(
+        "lantern_exporter_retries",
+        COUNTER,
+        "Attempts that failed and are repeated.",
+        &|at| of(at).retries.get(),
+    );
+    if handle.tail.is_some() {
+        metric(
+            "lantern_tail_dropped_spans",
+            COUNTER,
+            "Dropped by tail decisions.",
+            &|at| of(at).tail.dropped_spans.get(),
+        );
+        metric(
+            "lantern_tail_dropped_traces",
+            COUNTER,
+            "The same in traces, or in parts of one that came apart.",
+            &|at| of(at).tail.dropped_traces.get(),
+        );
+        metric(
+            "lantern_tail_early_traces",
+            COUNTER,
+            "Of those, dropped early for lack of room.",
+            &|at| of(at).tail.early_traces.get(),
+        );
     }
 }
 
-fn exporter(text: &mut Text, counters: &Counters, queue: &Queue) {
-    let level = queue.level();
+fn size(text: &mut Text, held_bytes: usize, max_bytes: usize) {
     let metrics = [
         (
-            (
-                "otelcol_exporter_sent_spans",
-                COUNTER,
-                "Spans that the backend accepted.",
-            ),
-            counters.delivered_spans.get(),
+            "otelcol_exporter_queue_size",
+            "Bytes waiting or on their way out.",
+            held_bytes,
         ),
         (
-            (
-                "otelcol_exporter_send_failed_spans",
-                COUNTER,
-                "Spans rejected for good.",
-            ),
-            counters.rejected_spans.get(),
-        ),
-        (
-            (
-                "otelcol_exporter_enqueue_failed_spans",
-                COUNTER,
-                "Spans the queue refused.",
-            ),
-            counters.enqueue_failed_spans.get(),
-        ),
-        (
-            (
-                "otelcol_exporter_queue_size",
-                GAUGE,
-                "Bytes waiting or on their way out.",
-            ),
-            level.bytes as u64,
-        ),
-        (
-            (
-                "otelcol_exporter_queue_capacity",
-                GAUGE,
-                "Bytes the queue may hold.",
-            ),
-            queue.max_bytes() as u64,
-        ),
-        (
-            (
-                "lantern_exporter_queue_spans",
-                GAUGE,
-                "Spans waiting or on their way out.",
-            ),
-            level.spans,
-        ),
-        (
-            (
-                "lantern_exporter_retries",
-                COUNTER,
-                "Attempts that failed and are repeated.",
-            ),
-            counters.retries.get(),
+            "otelcol_exporter_queue_capacity",
+            "Bytes the queue may hold.",
+            max_bytes,
         ),
     ];
-    for (metric, value) in metrics {
-        text.metric(metric, &[("{exporter=\"otlp\"}".to_owned(), value)]);
-    }
-    if let Queue::Disk(_) = queue {
-        log(text, counters);
+    for (name, help, bytes) in metrics {
+        text.metric((name, GAUGE, help), &[(String::new(), bytes as u64)]);
     }
 }
 
@@ -149,7 +186,7 @@ fn log(text: &mut Text, counters: &Counters) {
                 COUNTER,
                 "Spans found waiting on disk at the start.",
             ),
-            &counters.recovered_spans,
+            counters.recovered.of(Signal::Traces),
         ),
         (
             (

@@ -11,9 +11,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
+use crate::handle::ShimHandle;
 use crate::intake::Sink;
 use crate::readiness;
-use crate::shim::ShimHandle;
 
 const PAGE: &str = include_str!("page.html");
 /// Where the page wants the number that lets its own script and style through its policy.

@@ -11,9 +11,9 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use super::{Cursor, Fault, LENGTH_DELIMITED, WireError};
 
 /// `ExportTraceServiceRequest.resource_spans`.
-const RESOURCE_SPANS: u32 = 1;
+pub(super) const RESOURCE_SPANS: u32 = 1;
 /// `ResourceSpans.scope_spans` and `ScopeSpans.spans`.
-const ENTRIES: u32 = 2;
+pub(super) const ENTRIES: u32 = 2;
 /// A field's key and length: a byte, and a length of 32 bits.
 const FIELD_BYTES: usize = 6;
 
@@ -83,12 +83,12 @@ fn too_large(found: &Range<usize>, max_bytes: usize) -> WireError {
 }
 
 /// A message taken apart: the entries that parts share out, and the rest, which each part repeats.
-struct Apart {
-    head: Bytes,
-    entries: Vec<Field>,
+pub(super) struct Apart {
+    pub(super) head: Bytes,
+    pub(super) entries: Vec<Field>,
 }
 
-fn apart(request: &[u8], message: &Range<usize>) -> Result<Apart, WireError> {
+pub(super) fn apart(request: &[u8], message: &Range<usize>) -> Result<Apart, WireError> {
     let mut cursor = Cursor::over(request).within(message.clone());
     let mut head = BytesMut::new();
     let mut entries = Vec::new();
@@ -173,7 +173,7 @@ impl Packer {
     }
 }
 
-fn put_field(to: &mut BytesMut, number: u32, contents: &[&[u8]]) {
+pub(super) fn put_field(to: &mut BytesMut, number: u32, contents: &[&[u8]]) {
     let length: usize = contents.iter().map(|content| content.len()).sum();
     to.reserve(FIELD_BYTES + length);
     prost::encoding::encode_varint(u64::from(number << 3) | u64::from(LENGTH_DELIMITED), to);

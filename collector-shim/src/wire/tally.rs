@@ -1,7 +1,7 @@
-//! How much one request may hold, whatever its bytes.
+//! What one request holds, and how much of it may be decoded.
 //!
-//! An empty attribute is two bytes on the wire, three in JSON, and up to two hundred once it is
-//! decoded. So it is counted what is to be decoded, before it is.
+//! An empty attribute is two bytes on the wire and up to two hundred once it is decoded. So it is
+//! counted what is to be decoded, before it is. What is only forwarded is bounded by its bytes.
 
 /// Spans of one request. An SDK sends hundreds, a Collector thousands.
 pub(crate) const MAX_SPANS: u64 = 65_536;
@@ -17,36 +17,22 @@ pub(crate) enum TooMany {
     Elements,
 }
 
-/// What was met so far.
-#[derive(Debug, Clone, Copy, Default)]
+/// What a request holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Tally {
-    spans: u64,
-    elements: u64,
+    /// Spans, data points, log records or profiles.
+    pub(crate) items: u64,
+    /// Attributes, values, events, links and so on.
+    pub(super) elements: u64,
 }
 
 impl Tally {
-    pub(crate) const NONE: Tally = Tally {
-        spans: 0,
-        elements: 0,
-    };
-
-    pub(crate) fn spans(&self) -> u64 {
-        self.spans
-    }
-
-    pub(crate) fn span(&mut self) -> Result<(), TooMany> {
-        self.spans += 1;
-        if self.spans > MAX_SPANS {
-            return Err(TooMany::Spans);
+    /// Whether a request of spans may be decoded.
+    pub(crate) fn check_decodable(&self) -> Result<(), TooMany> {
+        match self {
+            Tally { items, .. } if *items > MAX_SPANS => Err(TooMany::Spans),
+            Tally { elements, .. } if *elements > MAX_ELEMENTS => Err(TooMany::Elements),
+            _ => Ok(()),
         }
-        Ok(())
-    }
-
-    pub(crate) fn element(&mut self) -> Result<(), TooMany> {
-        self.elements += 1;
-        if self.elements > MAX_ELEMENTS {
-            return Err(TooMany::Elements);
-        }
-        Ok(())
     }
 }

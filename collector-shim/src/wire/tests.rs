@@ -1,6 +1,8 @@
 //! The walk against prost: what it accepts must decode, and its counts must agree.
 
-use super::{MAX_ELEMENTS, MAX_SPANS, count_spans, replace_invalid_text, split};
+use super::tally::{MAX_ELEMENTS, MAX_SPANS};
+use super::{Tally, WireError, replace_invalid_text, split, tally};
+use crate::signal::Signal;
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{
@@ -10,6 +12,14 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use proptest::prelude::*;
 use prost::Message;
+
+fn tally_spans(request: &[u8]) -> Result<Tally, WireError> {
+    tally(Signal::Traces, request)
+}
+
+fn count_spans(request: &[u8]) -> Result<u64, WireError> {
+    tally_spans(request).map(|tally| tally.items)
+}
 
 fn span(name: &str) -> Span {
     Span {
@@ -223,20 +233,87 @@ fn what_cannot_be_cut_further_is_told_apart_from_what_is_broken() {
 }
 
 #[test]
-fn spans_and_what_they_hold_are_bounded_in_number() {
+fn what_may_be_decoded_is_bounded_in_number() {
+    let check = |request: &[u8], is_decodable: bool| {
+        let tally = tally_spans(request).expect("sound");
+        assert_eq!(tally.check_decodable().is_ok(), is_decodable, "{tally:?}");
+    };
     let empty = |count: u64| [0x4a, 0x00].repeat(count as usize);
-    let error = count_spans(&in_span(&empty(MAX_ELEMENTS))).expect_err("too many");
-    assert!(error.is_over_a_bound(), "{error}");
+    // Two of the elements are the resource's and the scope's entries.
+    check(&in_span(&empty(MAX_ELEMENTS - 2)), true);
+    check(&in_span(&empty(MAX_ELEMENTS)), false);
     let ids = [nest(1, &[1; 16]), nest(2, &[2; 8])].concat();
     let spans = |count: u64| nest(1, &nest(2, &nest(2, &ids).repeat(count as usize)));
-    assert_eq!(count_spans(&spans(MAX_SPANS)), Ok(MAX_SPANS));
-    let error = count_spans(&spans(MAX_SPANS + 1)).expect_err("too many");
-    assert!(error.is_over_a_bound(), "{error}");
+    check(&spans(MAX_SPANS), true);
+    check(&spans(MAX_SPANS + 1), false);
     let entity_refs = nest(
         1,
         &nest(1, &nest(3, &[0x1a, 0x00].repeat(MAX_ELEMENTS as usize))),
     );
-    assert!(count_spans(&entity_refs).is_err());
+    check(&entity_refs, false);
+}
+
+#[test]
+fn numbers_in_a_row_are_taken_packed_and_one_by_one() {
+    let histogram = |fields: &[u8]| nest(1, &nest(2, &nest(2, &nest(9, &nest(1, fields)))));
+    let check = |fields: &[u8], is_sound: bool| {
+        let tally = tally(Signal::Metrics, &histogram(fields));
+        assert_eq!(tally.is_ok(), is_sound, "{fields:x?}");
+    };
+    check(&nest(6, &[0; 16]), true);
+    check(
+        &[&[6 << 3 | 1][..], &[0; 8], &[6 << 3 | 1], &[0; 8]].concat(),
+        true,
+    );
+    check(&nest(6, &[0; 15]), false);
+    // The sum is one number.
+    check(&nest(5, &[0; 8]), false);
+    let buckets = |content: &[u8]| {
+        let point = nest(8, &nest(2, content));
+        nest(1, &nest(2, &nest(2, &nest(10, &nest(1, &point)))))
+    };
+    assert!(tally(Signal::Metrics, &buckets(&[1, 0xff, 1])).is_ok());
+    assert!(tally(Signal::Metrics, &buckets(&[1, 0xff])).is_err());
+}
+
+#[test]
+fn items_of_every_signal_are_counted() {
+    let items = |signal, entries: &[u8]| {
+        let request = nest(1, &nest(2, entries));
+        tally(signal, &request).expect("sound").items
+    };
+    let points = |field| nest(2, &nest(field, &[nest(1, &[]), nest(1, &[])].concat()));
+    let metrics = [5, 7, 9, 10, 11].map(points).concat();
+    assert_eq!(items(Signal::Metrics, &metrics), 10);
+    assert_eq!(items(Signal::Logs, &nest(2, &[]).repeat(3)), 3);
+    // Of a profile nothing is known, sound or not.
+    assert_eq!(items(Signal::Profiles, &nest(2, &[0xff]).repeat(4)), 4);
+}
+
+#[test]
+fn the_short_way_over_attributes_finds_what_the_walk_finds() {
+    let attribute = |value: &[u8]| nest(9, &[nest(1, b"key"), nest(2, value)].concat());
+    let check = |value: &[u8], is_sound: bool| {
+        let found = tally_spans(&in_span(&attribute(value)));
+        // Without the key first, the walk goes the long way.
+        let long = nest(9, &[nest(2, value), nest(1, b"key")].concat());
+        assert_eq!(found.is_ok(), is_sound, "{value:x?}");
+        assert_eq!(found.ok(), tally_spans(&in_span(&long)).ok(), "{value:x?}");
+    };
+    check(&[], true);
+    check(&nest(1, b"text"), true);
+    check(&nest(1, &[b'x'; 200]), true);
+    check(&[0x0a, 5, b'x'], false);
+    check(&[0x10, 1], true);
+    check(&[0x18, 0xff, 1], true);
+    check(&[&[0x18][..], &[0xff; 9], &[1]].concat(), true);
+    check(&[&[0x18][..], &[0xff; 9], &[2]].concat(), false);
+    check(&[0x18, 0xff], false);
+    check(&[0x18], false);
+    check(&[&[0x21][..], &[0; 8]].concat(), true);
+    check(&[&[0x21][..], &[0; 7]].concat(), false);
+    check(&nest(5, &nest(1, &nest(1, b"item"))), true);
+    check(&[&nest(1, b"text")[..], &[0x10, 1]].concat(), true);
 }
 
 #[test]

@@ -127,7 +127,14 @@ async fn what_the_backend_will_never_take_becomes_a_dead_letter() {
     let letter: serde_json::Value = serde_json::from_str(letters.trim_end()).expect("one letter");
     let reason = letter["reason"].as_str().expect("text");
     assert!(reason.contains("spans from the future"), "{reason}");
-    assert_eq!(letter["spans"], 2);
+    assert_eq!(
+        (&letter["signal"], &letter["coding"]),
+        (&"traces".into(), &"identity".into())
+    );
+    assert_eq!(
+        (&letter["items"], &letter["backend"]),
+        (&2.into(), &"default".into())
+    );
     let bytes = STANDARD.decode(letter["request"].as_str().expect("text"));
     assert_eq!(bytes.expect("base64"), rejected);
 }

@@ -34,7 +34,16 @@ fn bad_values_end_it_with_64_and_one_line_that_names_them() {
     let ourselves = [(endpoint, "http://localhost:4317")];
     check(&[], &ourselves, "this is where the shim itself listens");
     check(&["--queue-max-bytes", "1"], &[], "--queue-max-bytes='1'");
+    let unnamed = ["--backend", "http://jaeger:4317"];
+    check(&unnamed, &[], "--backend='http://jaeger:4317'");
+    let named = ["--backend", "eu=http://jaeger:4317"];
+    let odd = [("LANTERN_BACKEND_EU_PROTOCOL", "smtp")];
+    check(&named, &odd, "LANTERN_BACKEND_EU_PROTOCOL='smtp'");
+    check(&["--ack", "backend"], &[], "--ack='backend'");
     check(&["--tls-cert", "no/such"], &[], "--tls-key");
+    let backend = [(endpoint, "http://192.0.2.1:4317")];
+    check(&["--tail-keep", "fast"], &backend, "--tail-keep='fast'");
+    check(&["--tail-keep", "errors"], &[], "--tail-keep='errors'");
     let files = ["--tls-cert", "no/such", "--tls-key", "no/such"];
     check(&files, &[], "--tls-cert='no/such'");
     let tokens = ["--bearer-token-file", "/dev/null"];

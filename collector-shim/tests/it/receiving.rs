@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::support::Running;
 use crate::support::client::{
-    JSON, PROTOBUF, call, export, export_gzip, export_raw, frame, get, gzip, post, send,
+    JSON, PROTOBUF, call, export, export_gzip, export_raw, frame, get, gzip, post, send, zstd,
 };
 use crate::support::spans::{TRACE_ID, full_trace, request};
 
@@ -103,6 +103,7 @@ async fn http_refusals_are_a_status_in_the_requests_own_type() {
     let shim = small().await;
     let large = || Bytes::from(vec![b' '; 10_001]);
     let bomb = || gzip(&vec![0; 5_000_000]);
+    let zstd_bomb = || zstd(&vec![0; 5_000_000]);
     for (content_type, encoding, body, expect) in [
         (PROTOBUF, "", Bytes::from("\x0a\x05x"), (400, 3)),
         (JSON, "", Bytes::from("{"), (400, 3)),
@@ -117,7 +118,9 @@ async fn http_refusals_are_a_status_in_the_requests_own_type() {
         (JSON, "", large(), (413, 8)),
         (PROTOBUF, "gzip", bomb(), (413, 8)),
         (JSON, "gzip", bomb(), (413, 8)),
-        (PROTOBUF, "zstd", Bytes::new(), (415, 12)),
+        (PROTOBUF, "br", Bytes::new(), (415, 12)),
+        (PROTOBUF, "zstd", Bytes::from("no zstd"), (400, 3)),
+        (PROTOBUF, "zstd", zstd_bomb(), (413, 8)),
         ("text/plain", "", Bytes::new(), (415, 12)),
         ("", "", Bytes::new(), (415, 12)),
     ] {
@@ -135,8 +138,8 @@ async fn http_refusals_are_a_status_in_the_requests_own_type() {
             JSON
         };
         assert_eq!(answer.header("content-type"), answered_in);
-        if encoding == "zstd" {
-            assert_eq!(answer.header("accept-encoding"), "gzip");
+        if encoding == "br" {
+            assert_eq!(answer.header("accept-encoding"), "gzip,zstd");
         }
     }
     assert_eq!(shim.handle.counts().received_spans, 0);
@@ -190,7 +193,7 @@ async fn grpc_refusals_have_the_codes_of_the_specification() {
         Code::InvalidArgument,
     )
     .await;
-    check("zstd", frame(true, b""), Code::Unimplemented).await;
+    check("br", frame(true, b""), Code::Unimplemented).await;
     check(
         "identity",
         frame(false, &[0; 10_001]),

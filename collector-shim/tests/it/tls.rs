@@ -55,3 +55,27 @@ async fn a_backend_that_the_certificate_vouches_for_gets_the_spans_and_no_other_
         assert_eq!(backend.deliveries()[0].message, full_trace());
     }
 }
+
+#[tokio::test]
+async fn a_changed_certificate_is_used_without_a_restart() {
+    let (config, certificate) = self_signed();
+    let (_, other) = self_signed();
+    let backend = Backend::encrypted(config);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), other).expect("written");
+    let url = format!("https://{}", backend.address);
+    let path = file.path().to_str().expect("text");
+    let trust = [("OTEL_EXPORTER_OTLP_CERTIFICATE", path)];
+    let mut config = Config::forwarding(exporter(&url, "grpc", &trust));
+    config.door.reload_interval = std::time::Duration::from_millis(20);
+    let shim = Running::start(config).await;
+    export(shim.grpc, &full_trace()).await;
+    eventually("the handshake has failed", || {
+        shim.handle.counts().retries > 0
+    })
+    .await;
+    // What cannot be used changes nothing.
+    std::fs::write(file.path(), "no certificate").expect("written");
+    std::fs::write(file.path(), certificate).expect("written");
+    assert_eq!(shim.settled(3).await.delivered_spans, 3);
+}

@@ -206,7 +206,7 @@ async fn dead_letters_are_listed_shown_and_sent_again() {
     let output = shim(&["dead-letters", "replay"], dir.path(), &to).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output).contains("rejected 1 for good"),
+        stderr(&output).contains("rejected 1 spans for good"),
         "{}",
         stderr(&output)
     );

@@ -1,16 +1,19 @@
 //! A request while the engine works on it: who is told what, and the clock of its steps.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use opentelemetry::trace::SpanContext;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::observer::{Member, StepReport};
 use super::queue::QueueSlot;
 use super::request::{Event, StepTimes, TokenLogprobs};
 use super::runner::ModelRunner;
 use super::sampler::{Sampler, token_logprobs};
-use super::sequence::Sequence;
-use crate::ops::StepResult;
+use super::scheduler::{Scheduled, Scheduler, Step};
+use super::sequence::{Sequence, SequenceId};
+use crate::ops::{Pass, StepResult};
 
 /// A request beside its sequence.
 pub(super) struct Active {
@@ -27,6 +30,19 @@ pub(super) struct Active {
 }
 
 /// A step under way.
+pub(super) struct Flight {
+    pub(super) step: Step,
+    /// Time that it took to choose.
+    pub(super) scheduler: Duration,
+    /// When it was launched.
+    pub(super) launched: Instant,
+    /// The device chooses all its tokens, and nothing else is wanted of it.
+    pub(super) on_device: bool,
+    /// As far as it is known, if somebody wants to hear of it.
+    pub(super) report: Option<StepReport>,
+}
+
+/// Where the time of a step has gone.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepClock {
     pub(super) scheduler: Duration,
@@ -52,14 +68,14 @@ impl Active {
         let _ = self.events.send(event);
     }
 
-    /// Adds what this step says of the prompt; sends all of it once complete. The sequence's
-    /// `num_tokens` rows start at `row`.
+    /// Adds what this step says of the prompt; sends all of it once complete. The rows of
+    /// its `part` start at `row`.
     pub(super) fn extend_prompt_logprobs(
         &mut self,
         runner: &ModelRunner,
         result: &StepResult,
         sequence: &Sequence,
-        (row, num_tokens): (usize, usize),
+        (row, part): (usize, &Scheduled),
     ) -> candle_core::Result<()> {
         let (Some(logprobs), Some(top)) =
             (&mut self.prompt_logprobs, sequence.params.prompt_logprobs)
@@ -68,7 +84,7 @@ impl Active {
         };
         let prompt = sequence.prompt();
         // The row of a token speaks of the next one; what follows the last is the output's.
-        let rows = num_tokens.min(prompt.len() - 1 - sequence.computed_tokens);
+        let rows = part.num_tokens.min(prompt.len() - 1 - part.context);
         runner.for_each_row(result, (row, row + rows), |logits| {
             let token = prompt[logprobs.len()];
             logprobs.push(Some(token_logprobs(logits, token, top)));
@@ -79,5 +95,43 @@ impl Active {
             self.send(Event::PromptLogprobs(logprobs));
         }
         Ok(())
+    }
+}
+
+/// A step as far as it is known when it is launched.
+pub(super) fn step_report(
+    step: &Step,
+    scheduler: &Scheduler,
+    active: &BTreeMap<SequenceId, Active>,
+    (begun, launched): (Instant, Instant),
+) -> StepReport {
+    let member = |scheduled: &Scheduled| Member {
+        span: active[&scheduled.id].span.clone(),
+        tokens: scheduled.num_tokens,
+    };
+    let decodes = |part: &&Scheduled| {
+        let sequence = scheduler.running(part.id);
+        sequence.is_some_and(|sequence| sequence.decodes(part.num_tokens))
+    };
+    let tokens: usize = step.scheduled.iter().map(|part| part.num_tokens).sum();
+    let decode_tokens = step.scheduled.iter().filter(decodes).count();
+    let cached = step.admitted.iter().map(|admitted| admitted.cached_tokens);
+    StepReport {
+        index: 0,
+        begun,
+        launched,
+        execute: launched,
+        computed: launched,
+        ended: launched,
+        device_time: None,
+        pass: Pass::Graph,
+        prefill_tokens: tokens - decode_tokens,
+        decode_tokens,
+        cached_tokens: cached.sum(),
+        preempted: step.preempted.len(),
+        kv_blocks_used: scheduler.used_kv_blocks(),
+        kv_blocks_free: scheduler.free_kv_blocks(),
+        waiting: 0,
+        members: step.scheduled.iter().map(member).collect(),
     }
 }

@@ -2,7 +2,8 @@
 
 use lantern_telemetry::ConfigError;
 
-/// KV cache budget on a CPU when none is named: vLLM's own default there.
+/// KV cache budget on a CPU when none is named: vLLM's own default there. Where memory is short, half of what is
+/// left.
 pub const DEFAULT_CPU_KV_CACHE_BYTES: u64 = 4 << 30;
 /// Most that [`EngineConfig::max_waiting_requests`] may be: more could only wait for memory.
 pub const MAX_WAITING_REQUESTS: usize = 1 << 20;

@@ -29,11 +29,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use candle_core::Device;
 use lantern_telemetry::ConfigError;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::loader::LoadedModel;
-use crate::ops::KV_BLOCK_TOKENS;
+use crate::loader::{LoadedModel, memory};
+use crate::ops::{self, KV_BLOCK_TOKENS};
 use crate::tensor_error::TensorError;
 use observer::StepObserver;
 use queue::{Places, Queue};
@@ -64,6 +65,17 @@ pub enum EngineError {
         needed_bytes: u64,
         /// What the budget is.
         budget_bytes: u64,
+    },
+    /// The memory of the machine, or of its container, does not hold the KV cache.
+    #[error(
+        "a KV cache of {bytes} bytes does not fit into the {available_bytes} bytes of memory that are left: \
+         lower --kv-cache-memory-bytes, or --max-num-seqs"
+    )]
+    KvCacheTooLarge {
+        /// What it takes.
+        bytes: u64,
+        /// What is there.
+        available_bytes: u64,
     },
     /// The device could not say how much memory it has.
     #[error("cannot read the device's free memory")]
@@ -200,7 +212,9 @@ impl Engine {
             eos_token_ids: model.eos_token_ids.clone(),
         };
         let bytes = kv_blocks as u64 * block_bytes(&model);
-        let runner = ModelRunner::new(model.into_model(), kv_blocks);
+        let ops =
+            ops::for_device(model.device()).map_err(|error| EngineError::Device(error.into()))?;
+        let runner = ModelRunner::new(model.into_model(), ops, kv_blocks);
         let runner = runner.map_err(|error| EngineError::KvCacheAllocation {
             bytes,
             source: error.into(),
@@ -341,16 +355,24 @@ impl Reservation {
     }
 }
 
+/// Places of tokens in the pages are counted in 32 bits.
+const MAX_KV_BLOCKS: usize = u32::MAX as usize / KV_BLOCK_TOKENS;
+
 /// The KV cache budget in blocks. One sequence of full length must fit: so the oldest sequence can
 /// always go on once the others are preempted, and no request waits forever.
 fn kv_blocks(model: &LoadedModel, config: &EngineConfig) -> Result<usize, EngineError> {
     let budget_bytes = match config.kv_cache_bytes {
         Some(bytes) => bytes,
         None => crate::loader::device::spare_bytes(model.device(), config.gpu_memory_utilization)?
-            .unwrap_or(DEFAULT_CPU_KV_CACHE_BYTES),
+            .unwrap_or_else(|| {
+                let left = memory::available_bytes();
+                left.map_or(u64::MAX, |left| left / 2)
+                    .min(DEFAULT_CPU_KV_CACHE_BYTES)
+            }),
     };
     let block_bytes = block_bytes(model);
-    let needed_bytes = model.max_model_len.div_ceil(KV_BLOCK_TOKENS) as u64 * block_bytes;
+    let each = model.max_model_len.div_ceil(KV_BLOCK_TOKENS);
+    let needed_bytes = (each as u64).saturating_mul(block_bytes);
     if budget_bytes < needed_bytes {
         let max_model_len = model.max_model_len;
         return Err(EngineError::KvCacheTooSmall {
@@ -360,8 +382,21 @@ fn kv_blocks(model: &LoadedModel, config: &EngineConfig) -> Result<usize, Engine
         });
     }
     // More could not be used, and a model without a cache (a test's) has blocks of no size.
-    let most = config.max_num_seqs * model.max_model_len.div_ceil(KV_BLOCK_TOKENS);
-    Ok((budget_bytes / block_bytes.max(1)).min(most as u64) as usize)
+    let most = config.max_num_seqs.saturating_mul(each).min(MAX_KV_BLOCKS);
+    let blocks = (budget_bytes / block_bytes.max(1)).min(most as u64);
+    // The CPU's memory is given out before it is there: what is too much would be killed later.
+    let available_bytes = match model.device() {
+        Device::Cpu => memory::available_bytes().unwrap_or(u64::MAX),
+        _ => u64::MAX,
+    };
+    let bytes = blocks * block_bytes;
+    if bytes > available_bytes {
+        return Err(EngineError::KvCacheTooLarge {
+            bytes,
+            available_bytes,
+        });
+    }
+    Ok(blocks as usize)
 }
 
 fn block_bytes(model: &LoadedModel) -> u64 {

@@ -19,7 +19,9 @@ pub struct StepReport {
     pub index: u64,
     /// When it began.
     pub begun: Instant,
-    /// When its forward pass began.
+    /// When it was chosen, and launched.
+    pub launched: Instant,
+    /// When its forward pass began: where a step is launched early, once the one before it was computed.
     pub execute: Instant,
     /// When the results of that were there.
     pub computed: Instant,

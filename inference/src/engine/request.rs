@@ -146,7 +146,8 @@ pub struct Submission {
 
 /// The events of one request; always ends with `Finished` or `Failed`. Dropping it cancels the request.
 ///
-/// The channel needs no bound of its own: it holds at most `max_tokens` + 3 events.
+/// The channel needs no bound of its own: it holds at most `max_tokens` + 3 events, and two for each time that the
+/// request was preempted, for which older ones have to fill a block.
 #[derive(Debug)]
 pub struct RequestStream {
     events: mpsc::UnboundedReceiver<Event>,

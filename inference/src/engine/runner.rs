@@ -3,7 +3,7 @@
 use candle_core::{DType, Result};
 
 use crate::models::CausalLm;
-use crate::ops::{self, Choice, KvPages, Ops, StepInputs, StepResult, StepTensors};
+use crate::ops::{Choice, KvPages, Ops, StepInputs, StepResult, StepTensors};
 
 /// Rows whose logits are computed at once when every prompt position's are wanted: (64, V) in f32 is
 /// 13 MB for OPT, all 2048 rows of a prompt would be 412 MB.
@@ -18,6 +18,8 @@ pub(crate) struct Part<'a> {
     pub(crate) context: usize,
     /// Its blocks, enough for all of these.
     pub(crate) blocks: &'a [u32],
+    /// Where its token comes from, if that is on the device.
+    pub(crate) carried: Option<u32>,
     /// Who chooses the token after the last one, if there is to be one.
     pub(crate) choice: Option<Choice>,
 }
@@ -31,19 +33,28 @@ pub(crate) struct ModelRunner {
 
 impl ModelRunner {
     /// Allocates so many blocks of keys and values.
-    pub(crate) fn new(model: Box<dyn CausalLm>, kv_blocks: usize) -> Result<Self> {
-        Ok(Self {
-            ops: ops::for_device(model.device())?,
-            pages: KvPages::new(&model.kv_shape(), kv_blocks, model.device())?,
-            model,
-        })
+    pub(crate) fn new(
+        model: Box<dyn CausalLm>,
+        ops: Box<dyn Ops>,
+        kv_blocks: usize,
+    ) -> Result<Self> {
+        let pages = KvPages::new(&model.kv_shape(), kv_blocks, model.device())?;
+        Ok(Self { model, ops, pages })
     }
 
-    /// Runs one step.
-    pub(crate) fn run(&self, parts: &[Part<'_>]) -> Result<StepResult> {
+    /// Whether a step may be launched before the one before it is collected.
+    pub(crate) fn runs_ahead(&self) -> bool {
+        self.ops.runs_ahead()
+    }
+
+    /// Starts a step.
+    pub(crate) fn launch(&self, parts: &[Part<'_>]) -> Result<()> {
         let mut step = StepInputs::default();
         for part in parts {
             step.push(part.tokens, part.context, part.blocks);
+            if let Some(from) = part.carried {
+                step.carry_last(from);
+            }
             if let Some(choice) = part.choice {
                 step.want_last(choice);
             }
@@ -55,8 +66,12 @@ impl ModelRunner {
                 .then(|| model.logits(ops, &ops.wanted(&hidden, &step)?))
                 .transpose()?;
             Ok(StepTensors { hidden, logits })
-        })?;
-        ops.collect()
+        })
+    }
+
+    /// Waits for the oldest step that was launched and not collected.
+    pub(crate) fn collect(&self) -> Result<StepResult> {
+        self.ops.collect()
     }
 
     /// Calls `each` with the logits (V) of the rows from `start` to `end` of a step, in order.

@@ -30,6 +30,8 @@ pub(crate) struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Scheduled {
     pub(crate) id: SequenceId,
+    /// Tokens that came before.
+    pub(crate) context: usize,
     pub(crate) num_tokens: usize,
     /// These tokens complete the sequence so far: a new token is sampled after them.
     pub(crate) samples: bool,
@@ -93,8 +95,9 @@ impl Scheduler {
         self.waiting.push_back(sequence);
     }
 
-    /// Chooses the next step. Each sequence it names must then be [`Scheduler::computed`], and
-    /// [`Scheduler::postprocess`]ed if it samples.
+    /// Chooses the next step. Each sequence it names must then be [`Scheduler::launched`], and
+    /// [`Scheduler::postprocess`]ed if it samples: before the next step, or, where its token is carried, before the
+    /// one after that.
     pub(crate) fn schedule(&mut self) -> Step {
         let mut step = Step::default();
         let mut tokens_left = self.limits.max_num_batched_tokens;
@@ -111,6 +114,11 @@ impl Scheduler {
         while index < self.running.len() && *tokens_left > 0 {
             let sequence = &self.running[index];
             let num_tokens = sequence.uncomputed_tokens().min(*tokens_left);
+            if num_tokens == 0 {
+                // All of it is in a step under way.
+                index += 1;
+                continue;
+            }
             let blocks = sequence.missing_blocks(num_tokens);
             while blocks > self.pool.free() && self.running.len() > index + 1 {
                 self.preempt_newest(step);
@@ -172,6 +180,7 @@ impl Scheduler {
         let samples = num_tokens == sequence.uncomputed_tokens();
         Scheduled {
             id: sequence.id,
+            context: sequence.computed_tokens,
             num_tokens,
             samples,
         }
@@ -185,6 +194,7 @@ impl Scheduler {
         self.release(&mut sequence);
         sequence.state = SequenceState::Waiting;
         sequence.computed_tokens = 0;
+        sequence.carried = None;
         step.preempted.push(sequence.id);
         self.counts.preemptions += 1;
         // To the front: it came before everything that waits.
@@ -195,11 +205,14 @@ impl Scheduler {
         self.pool.release(std::mem::take(&mut sequence.table));
     }
 
-    /// Records that a step has run these tokens.
-    pub(crate) fn computed(&mut self, scheduled: Scheduled) {
+    /// Records that a step with these tokens is under way. If the device chooses the token after them, the next
+    /// step can take it from there: from `chosen` of the step's wanted rows.
+    pub(crate) fn launched(&mut self, scheduled: Scheduled, chosen: Option<u32>) {
+        let max_model_len = self.limits.max_model_len;
         let index = self.index(scheduled.id);
         let sequence = &mut self.running[index.expect("a scheduled sequence is running")];
         sequence.computed_tokens += scheduled.num_tokens;
+        sequence.carried = chosen.filter(|_| !sequence.ends_after_next(max_model_len));
         sequence.name_blocks(&mut self.pool);
     }
 
@@ -211,8 +224,15 @@ impl Scheduler {
         eos_token_ids: &[u32],
     ) -> Option<FinishReason> {
         let max_model_len = self.limits.max_model_len;
-        let index = self.index(id);
-        let sequence = &mut self.running[index.expect("a scheduled sequence is running")];
+        let sequence = match self.index(id) {
+            Some(index) => &mut self.running[index],
+            // Preempted since that step.
+            None => {
+                let mut waiting = self.waiting.iter_mut();
+                let found = waiting.find(|sequence| sequence.id == id);
+                found.expect("a sequence that has a token is here")
+            }
+        };
         let reason = sequence.push(token, eos_token_ids, max_model_len)?;
         self.remove(id);
         Some(reason)
@@ -226,6 +246,12 @@ impl Scheduler {
         } else {
             self.waiting.retain(|sequence| sequence.id != id);
         }
+    }
+
+    /// A sequence of the batch, or of the queue.
+    pub(crate) fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
+        let waiting = || self.waiting.iter().find(|sequence| sequence.id == id);
+        self.running(id).or_else(waiting)
     }
 
     /// A sequence of the batch.

@@ -39,7 +39,7 @@ fn scheduler(limits: Limits, sequences: &[(usize, usize)]) -> Scheduler {
 fn run(scheduler: &mut Scheduler, step: &Step) -> Vec<u64> {
     let mut finished = Vec::new();
     for &scheduled in &step.scheduled {
-        scheduler.computed(scheduled);
+        scheduler.launched(scheduled, None);
         if scheduled.samples && scheduler.postprocess(scheduled.id, TOKEN, &[EOS]).is_some() {
             finished.push(scheduled.id.0);
         }

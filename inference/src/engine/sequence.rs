@@ -32,6 +32,9 @@ pub(crate) struct Sequence {
     pub(crate) computed_tokens: usize,
     /// Where those are.
     pub(crate) table: BlockTable,
+    /// Its newest token was chosen on the device, after this wanted row of the step launched last, and has not
+    /// come to the host yet.
+    pub(crate) carried: Option<u32>,
     /// Set by the first step; a preemption leaves it.
     pub(crate) was_scheduled: bool,
 }
@@ -46,6 +49,7 @@ impl Sequence {
             tokens: prompt,
             computed_tokens: 0,
             table: BlockTable::default(),
+            carried: None,
             was_scheduled: false,
         }
     }
@@ -66,7 +70,22 @@ impl Sequence {
 
     /// Tokens to run before the next one can be sampled: the prompt at first, then one at a time.
     pub(crate) fn uncomputed_tokens(&self) -> usize {
-        self.tokens.len() - self.computed_tokens
+        self.tokens.len() + usize::from(self.carried.is_some()) - self.computed_tokens
+    }
+
+    /// Its tokens from `context` on, so many of them; one that has not come yet is 0.
+    pub(crate) fn tokens_after(&self, context: usize, num_tokens: usize) -> &[u32] {
+        const NOT_HERE_YET: &[u32] = &[0];
+        if context == self.tokens.len() {
+            return NOT_HERE_YET;
+        }
+        &self.tokens[context..context + num_tokens]
+    }
+
+    /// Whether the token after all that were given to a step is its last, whichever it is.
+    pub(crate) fn ends_after_next(&self, max_model_len: usize) -> bool {
+        let tokens = self.computed_tokens + 1;
+        tokens - self.prompt_tokens >= self.params.max_tokens || tokens >= max_model_len
     }
 
     /// Blocks that `num_tokens` more need beyond those it holds.
@@ -76,12 +95,14 @@ impl Sequence {
 
     /// Lets others find what is computed.
     pub(crate) fn name_blocks(&mut self, pool: &mut BlockPool) {
-        pool.name(&mut self.table, &self.tokens, self.computed_tokens);
+        let known = self.computed_tokens.min(self.tokens.len());
+        pool.name(&mut self.table, &self.tokens, known);
     }
 
     /// Whether running its next `num_tokens` continues it, with nothing to be computed anew.
     pub(crate) fn decodes(&self, num_tokens: usize) -> bool {
-        num_tokens == 1 && self.output_tokens() > 0 && self.uncomputed_tokens() == 1
+        let continued = self.output_tokens() > 0 || self.carried.is_some();
+        num_tokens == 1 && continued && self.uncomputed_tokens() == 1
     }
 
     /// Appends a sampled token; says whether the sequence ends with it.
@@ -92,6 +113,10 @@ impl Sequence {
         max_model_len: usize,
     ) -> Option<FinishReason> {
         self.tokens.push(token);
+        if self.computed_tokens < self.tokens.len() {
+            // It came before a step could take it from the device.
+            self.carried = None;
+        }
         let reason = self.stop_reason(token, eos_token_ids).or_else(|| {
             let full = self.output_tokens() >= self.params.max_tokens
                 || self.tokens.len() >= max_model_len;

@@ -11,14 +11,15 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::Shared;
-use super::active::{Active, StepClock};
-use super::observer::{Member, StepObserver, StepReport};
+use super::active::{Active, Flight, StepClock, step_report};
+use super::observer::{StepObserver, StepReport};
 use super::request::{Event, StepTimes, Submission};
 use super::runner::{ModelRunner, Part};
 use super::sampler::{Sampled, Sampler};
 use super::scheduler::{Scheduled, Scheduler, Step};
 use super::sequence::{Sequence, SequenceId};
-use crate::ops::{RowResult, StepResult};
+use crate::cpu_threads;
+use crate::ops::{Choice, RowResult, StepResult};
 use crate::tensor_error::TensorError;
 
 /// The engine's thread, to be waited for after [`super::Engine::shut_down`].
@@ -55,6 +56,8 @@ pub(super) fn start(
         work,
         active: BTreeMap::new(),
         next_id: 0,
+        flight: None,
+        computed: None,
         submissions,
         shared: Arc::clone(&shared),
     };
@@ -84,6 +87,10 @@ struct EngineLoop {
     /// Every request that is neither finished nor cancelled.
     active: BTreeMap<SequenceId, Active>,
     next_id: u64,
+    /// Launched and not collected.
+    flight: Option<Flight>,
+    /// When the last step was computed.
+    computed: Option<Instant>,
     submissions: Receiver<Submission>,
     shared: Arc<Shared>,
 }
@@ -91,8 +98,11 @@ struct EngineLoop {
 impl EngineLoop {
     fn run(mut self) {
         let _note = PanicNote(Arc::clone(&self.shared));
+        // Without one of its own the work goes to the process's pool: slower, and as right.
+        let _pool = cpu_threads::join_pool()
+            .inspect_err(|reason| tracing::warn!(%reason, "the engine has no threads of its own"));
         loop {
-            if self.work.scheduler.is_idle() {
+            if self.is_idle() {
                 self.publish();
                 match self.submissions.recv() {
                     Ok(submission) => self.accept(submission),
@@ -104,7 +114,7 @@ impl EngineLoop {
                 self.accept(submission);
             }
             self.drop_cancelled();
-            if self.work.scheduler.is_idle() {
+            if self.is_idle() {
                 continue;
             }
             if let Err(error) = self.step() {
@@ -113,6 +123,10 @@ impl EngineLoop {
             }
             self.publish();
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flight.is_none() && self.work.scheduler.is_idle()
     }
 
     fn accept(&mut self, submission: Submission) {
@@ -172,38 +186,91 @@ impl EngineLoop {
         }
     }
 
-    /// One step of all sequences that the scheduler chooses.
+    /// Launches the next step and takes what the one before it has computed; and what this one has, where the host
+    /// cannot be ahead of the device.
     fn step(&mut self) -> candle_core::Result<()> {
+        let runs_ahead = self.work.runner.runs_ahead();
+        let launched = self.launch()?;
+        if let Some(before) = std::mem::replace(&mut self.flight, launched) {
+            self.collect(before)?;
+        }
+        let ahead = |flight: &mut Flight| runs_ahead && flight.on_device;
+        match self.flight.take_if(|flight| !ahead(flight)) {
+            Some(flight) => self.collect(flight),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a step of all sequences that the scheduler chooses.
+    fn launch(&mut self) -> candle_core::Result<Option<Flight>> {
         let begun = Instant::now();
         let step = self.work.scheduler.schedule();
         let scheduler = begun.elapsed();
         self.note_moves(&step);
+        if step.scheduled.is_empty() {
+            return Ok(None);
+        }
         let parts = step.scheduled.iter().map(|scheduled| self.part(*scheduled));
         let parts: Vec<_> = parts.collect();
-        let execute = Instant::now();
-        let mut result = self.work.runner.run(&parts)?;
-        let computed = Instant::now();
-        let clock = StepClock {
+        let launched = Instant::now();
+        self.work.runner.launch(&parts)?;
+        let choices: Vec<_> = parts.iter().map(|part| part.choice).collect();
+        let whole = |scheduled: &Scheduled| self.active[&scheduled.id].prompt_logprobs.is_none();
+        let on_device = choices.iter().all(|choice| *choice != Some(Choice::Host))
+            && step.scheduled.iter().all(whole);
+        let observed = self.work.observer.is_some();
+        let report = observed.then(|| {
+            let waiting = self.shared.queue.waiting();
+            let report = step_report(&step, &self.work.scheduler, &self.active, (begun, launched));
+            StepReport { waiting, ..report }
+        });
+        let runs_ahead = self.work.runner.runs_ahead();
+        let mut wanted = 0;
+        for (scheduled, choice) in step.scheduled.iter().zip(choices) {
+            let chosen = (runs_ahead && choice == Some(Choice::Greedy)).then_some(wanted);
+            self.work.scheduler.launched(*scheduled, chosen);
+            wanted += u32::from(choice.is_some());
+        }
+        Ok(Some(Flight {
+            step,
             scheduler,
+            launched,
+            on_device,
+            report,
+        }))
+    }
+
+    /// Waits for a step; what it has computed goes to its sequences.
+    fn collect(&mut self, flight: Flight) -> candle_core::Result<()> {
+        let mut result = self.work.runner.collect()?;
+        let computed = Instant::now();
+        // A step that was launched early had to wait for the one before it.
+        let before = self.computed.replace(computed);
+        let execute = before.map_or(flight.launched, |before| before.max(flight.launched));
+        let clock = StepClock {
+            scheduler: flight.scheduler,
             model_forward: computed - execute,
             execute,
         };
-        let observed = self.work.observer.is_some();
-        let report = observed.then(|| self.report(&step, &result, (begun, execute, computed)));
+        let step = &flight.step;
         // Before anybody hears of the step: who then asks finds it counted.
-        self.shared.steps.fetch_add(1, Ordering::Relaxed);
+        let index = self.shared.steps.fetch_add(1, Ordering::Relaxed);
         let tokens = step.scheduled.iter().map(|scheduled| scheduled.num_tokens);
         self.shared.step_tokens.note(tokens.sum());
         let rows = std::mem::take(&mut result.rows);
-        self.postprocess(&step, &result, (rows, &clock))?;
-        if let (Some(observer), Some(mut report)) = (&self.work.observer, report) {
+        self.postprocess(step, &result, (rows, &clock))?;
+        if let (Some(observer), Some(mut report)) = (&self.work.observer, flight.report) {
+            report.index = index;
+            report.execute = execute;
+            report.computed = computed;
             report.ended = Instant::now();
+            report.device_time = result.device_time;
+            report.pass = result.pass;
             observer.step(&report);
         }
         Ok(())
     }
 
-    /// What a step has computed goes to its sequences.
     fn postprocess(
         &mut self,
         step: &Step,
@@ -211,20 +278,21 @@ impl EngineLoop {
         (rows, clock): (Vec<RowResult>, &StepClock),
     ) -> candle_core::Result<()> {
         let mut row = 0;
-        for scheduled in &step.scheduled {
-            let id = scheduled.id;
-            let active = self.active.get_mut(&id).expect("what runs is active");
-            let sequence = sequence(&self.work.scheduler, id);
-            let rows = (row, scheduled.num_tokens);
-            active.extend_prompt_logprobs(&self.work.runner, result, sequence, rows)?;
-            row += scheduled.num_tokens;
+        for part in &step.scheduled {
+            let sequence = self.work.scheduler.running(part.id);
+            let active = self.active.get_mut(&part.id);
+            if let (Some(sequence), Some(active)) = (sequence, active) {
+                let runner = &self.work.runner;
+                active.extend_prompt_logprobs(runner, result, sequence, (row, part))?;
+            }
+            row += part.num_tokens;
         }
-        step.scheduled
-            .iter()
-            .for_each(|scheduled| self.work.scheduler.computed(*scheduled));
         let sampling = step.scheduled.iter().filter(|scheduled| scheduled.samples);
         for (scheduled, row) in sampling.zip(rows) {
-            self.sample(scheduled.id, row, clock);
+            // Those that were cancelled, or have ended by the step before, are not there any more.
+            if self.active.contains_key(&scheduled.id) {
+                self.sample(scheduled.id, row, clock);
+            }
         }
         let times = clock.times(Instant::now());
         for scheduled in &step.scheduled {
@@ -236,49 +304,14 @@ impl EngineLoop {
         Ok(())
     }
 
-    /// A step as far as it is known once it is computed.
-    fn report(
-        &self,
-        step: &Step,
-        result: &StepResult,
-        (begun, execute, computed): (Instant, Instant, Instant),
-    ) -> StepReport {
-        let scheduler = &self.work.scheduler;
-        let member = |scheduled: &Scheduled| Member {
-            span: self.active[&scheduled.id].span.clone(),
-            tokens: scheduled.num_tokens,
-        };
-        let tokens: usize = step.scheduled.iter().map(|part| part.num_tokens).sum();
-        let decodes = |part: &&Scheduled| sequence(scheduler, part.id).decodes(part.num_tokens);
-        let decode_tokens = step.scheduled.iter().filter(decodes).count();
-        let cached = step.admitted.iter().map(|admitted| admitted.cached_tokens);
-        StepReport {
-            index: self.shared.steps.load(Ordering::Relaxed),
-            begun,
-            execute,
-            computed,
-            ended: computed,
-            device_time: result.device_time,
-            pass: result.pass,
-            prefill_tokens: tokens - decode_tokens,
-            decode_tokens,
-            cached_tokens: cached.sum(),
-            preempted: step.preempted.len(),
-            kv_blocks_used: scheduler.used_kv_blocks(),
-            kv_blocks_free: scheduler.free_kv_blocks(),
-            waiting: self.shared.queue.waiting(),
-            members: step.scheduled.iter().map(member).collect(),
-        }
-    }
-
     fn part(&self, scheduled: Scheduled) -> Part<'_> {
         let sequence = sequence(&self.work.scheduler, scheduled.id);
         let sampler = &self.active[&scheduled.id].sampler;
-        let context = sequence.computed_tokens;
         Part {
-            tokens: &sequence.tokens()[context..context + scheduled.num_tokens],
-            context,
+            tokens: sequence.tokens_after(scheduled.context, scheduled.num_tokens),
+            context: scheduled.context,
             blocks: sequence.table.blocks(),
+            carried: sequence.carried,
             choice: scheduled.samples.then(|| sampler.choice(sequence)),
         }
     }
@@ -310,9 +343,9 @@ impl EngineLoop {
 
     fn sample(&mut self, id: SequenceId, row: RowResult, clock: &StepClock) {
         let active = self.active.get_mut(&id).expect("what runs is active");
-        let sampled = active
-            .sampler
-            .sample(row, sequence(&self.work.scheduler, id));
+        let sequence = self.work.scheduler.sequence(id);
+        let sequence = sequence.expect("what is active is scheduled or waits");
+        let sampled = active.sampler.sample(row, sequence);
         let at = Instant::now();
         let ended = match sampled {
             Ok(Sampled { token, logprobs }) => {
@@ -399,3 +432,7 @@ impl Drop for PanicNote {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "ahead_tests.rs"]
+mod tests;

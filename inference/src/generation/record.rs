@@ -10,6 +10,7 @@ use std::time::Instant;
 use opentelemetry::trace::SpanContext;
 
 use crate::engine::request::StepTimes;
+use crate::metrics::Ended;
 use crate::spans::RequestSpan;
 
 use super::exchange::{Exchange, Reason};
@@ -234,11 +235,13 @@ impl Record {
         }
         let end = Instant::now();
         self.span.end(&self.exchange, &self.facts, outcome, end);
-        let arrival = self.exchange.clock.arrival();
-        self.exchange
-            .observers
-            .metrics
-            .request_ended(arrival, &self.facts, outcome);
+        self.exchange.observers.metrics.request_ended(&Ended {
+            exchange: &self.exchange,
+            facts: &self.facts,
+            outcome,
+            span: &self.span.context(),
+            at: end,
+        });
     }
 }
 

@@ -2,13 +2,14 @@
 //!
 //! # Layout
 //! - [`files`]: which files are used; [`hub`]: how they get here; [`gguf`]: all of it in one file
-//! - [`weights`]: named tensors out of them; [`device`]: where those go
+//! - [`weights`]: named tensors out of them; [`device`]: where those go; `memory`: what is left there
 //! - `progress`: what is shown meanwhile
 
 pub mod device;
 pub mod files;
 pub mod gguf;
 pub mod hub;
+pub(crate) mod memory;
 mod progress;
 pub mod weights;
 

@@ -19,6 +19,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use super::files::WeightFiles;
 use super::gguf::{Gguf, GgufError, RowOrder, Stored};
 use super::progress::Progress;
+use crate::ops::{Matrix, PackedMatrix, StoredRows, is_packable};
 use crate::tensor_error::TensorError;
 
 /// Why a tensor could not be had.
@@ -157,18 +158,41 @@ impl Weights {
         matches!(self.sources.as_slice(), [Source::Gguf(_)])
     }
 
+    /// True if norms around 0 are stored as what to multiply with even in models that have them as the
+    /// distance from 1: llama.cpp's converter adds it.
+    pub(crate) fn has_whole_norms(&self) -> bool {
+        self.outputs_first()
+    }
+
+    /// The matrix of this name, which must have this shape: as it is quantised where products can be made
+    /// of that, or else in the model's type.
+    pub(crate) fn matrix(&self, name: &str, shape: (usize, usize)) -> Result<Matrix, WeightsError> {
+        if let ([Source::Gguf(gguf)], Device::Cpu) = (self.sources.as_slice(), &self.device)
+            && gguf.dtype(name).is_some_and(is_packable)
+            && let Some(stored) = gguf.read(name)?
+        {
+            check_shape(name, &stored.dims, &[shape.0, shape.1])?;
+            self.progress.add(stored.bytes.len() as u64);
+            let rows = StoredRows {
+                dtype: stored.dtype,
+                bytes: &stored.bytes,
+                shape,
+            };
+            let rows = PackedMatrix::pack(rows, |row| stored.order.stored(row))?;
+            return Ok(Matrix::Packed {
+                rows: Arc::new(rows),
+                dtype: self.dtype,
+            });
+        }
+        Ok(Matrix::Dense(self.get(name, &[shape.0, shape.1])?))
+    }
+
     /// The tensor of this name, which must have this shape.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
         let source = self.sources.iter().find(|source| source.contains(name));
         let source = source.ok_or_else(|| missing(name))?;
         let stored = source.read(name)?;
-        if stored.dims() != shape {
-            return Err(WeightsError::Shape {
-                name: name.to_owned(),
-                expected: shape.to_vec(),
-                found: stored.dims().to_vec(),
-            });
-        }
+        check_shape(name, stored.dims(), shape)?;
         self.progress
             .add((stored.elem_count() * stored.dtype().size_in_bytes()) as u64);
         // Converted before it is moved: a device may lack kernels for the stored type.
@@ -303,6 +327,17 @@ impl std::fmt::Debug for PyTorchFile {
             .field("path", &self.path)
             .finish_non_exhaustive()
     }
+}
+
+fn check_shape(name: &str, found: &[usize], expected: &[usize]) -> Result<(), WeightsError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(WeightsError::Shape {
+        name: name.to_owned(),
+        expected: expected.to_vec(),
+        found: found.to_vec(),
+    })
 }
 
 fn missing(name: &str) -> WeightsError {

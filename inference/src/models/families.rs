@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::CausalLm;
 use super::config::{ConfigError, TokenIds, fields, unsupported};
+use super::gemma3_config::Gemma3Config;
 use super::gpt2::Gpt2Config;
 use super::layers::Loaded;
 use super::llama_config::{self, LlamaConfig};
@@ -24,7 +25,13 @@ struct Family {
 }
 
 /// All that can be run.
-const FAMILIES: [Family; 5] = [
+const FAMILIES: [Family; 6] = [
+    Family {
+        model_type: "gemma3_text",
+        architecture: "Gemma3ForCausalLM",
+        eos_token_id: Some(1),
+        read: |json| boxed(Gemma3Config::read(json)),
+    },
     Family {
         model_type: "gpt2",
         architecture: "GPT2LMHeadModel",
@@ -180,7 +187,7 @@ mod tests {
 
     #[test]
     fn an_unknown_family_is_refused_by_name_beside_those_that_are_known() {
-        let known = "gpt2, llama, opt, qwen2 and qwen3 are";
+        let known = "gemma3_text, gpt2, llama, opt, qwen2 and qwen3 are";
         for (json, name) in [
             (r#"{"model_type": "mamba"}"#, "mamba"),
             (r#"{"model_type": "qwen3_moe"}"#, "qwen3_moe"),

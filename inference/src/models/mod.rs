@@ -2,12 +2,14 @@
 //!
 //! # Layout
 //! - [`families`]: the table of what can be run; config.json picks an entry
-//! - `opt`, `llama` (and Qwen), `gpt2`: one model each; `opt_config`, `llama_config` and
-//!   `rope_config` read their fields of config.json, [`config`] has what is common to them
+//! - `opt`, `llama` (and Qwen), `gemma3`, `gpt2`: one model each; `opt_config`, `llama_config`,
+//!   `gemma3_config` and `rope_config` read their fields of config.json, [`config`] has what is common to them
 //! - `layers`: what the models are made of
 
 pub mod config;
 pub mod families;
+mod gemma3;
+mod gemma3_config;
 mod gpt2;
 mod layers;
 mod llama;

@@ -7,8 +7,10 @@
 //! # Layout
 //! - `step`: one step's rows, whose they are, and what is wanted of them
 //! - `weights`: what operations take from the model's files
+//! - `packed`: quantised matrices, and their products on a CPU
 //! - `pages`: keys and values of all sequences, in blocks
 //! - `cpu`: the operations on a CPU; `cuda`: on a GPU; `plain`: on any other device
+//! - `shared`: what is the same in those that run op by op
 //!
 //! Letters in shapes, here and in the models: T rows of a step, R of them wanted, H hidden size,
 //! E embedding size, V vocabulary, N heads of queries, K heads of keys and values, D head size.
@@ -16,8 +18,10 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod packed;
 mod pages;
 mod plain;
+mod shared;
 mod step;
 mod weights;
 
@@ -25,6 +29,8 @@ use std::time::Duration;
 
 use candle_core::{Device, Result, Tensor};
 
+pub use packed::PackedMatrix;
+pub(crate) use packed::{StoredRows, is_packable};
 pub use pages::{KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages};
 pub use step::{Carried, Choice, Span, StepInputs, WantedRow};
 pub use weights::{
@@ -42,8 +48,16 @@ pub trait Ops: Send {
     /// Where tensors are.
     fn device(&self) -> &Device;
 
+    /// Whether a step may be launched before the one before it is collected. Then the device chooses the tokens of
+    /// all rows of [`Choice::Greedy`] itself, and a row may take its token from the step before.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
     /// Starts a step: its inputs go to the device, then `forward` runs, or what was recorded of it. At
-    /// most one step more is launched before [`Ops::collect`] has the one before it.
+    /// most one step more is launched before [`Ops::collect`] has the one before it. What steps read and write of
+    /// the pages happens in the order of their launches: a block may belong to another sequence by the next one, and
+    /// may be found there by its content before that has been computed.
     fn launch(
         &self,
         step: &StepInputs,

@@ -11,9 +11,8 @@ use candle_nn::ops::softmax_last_dim;
 use candle_nn::rotary_emb::rope_thd;
 
 use super::{
-    Activation, Attention, Embedding, Epilogue, Heads, KV_BLOCK_TOKENS, LayerPages, Linear, Matrix,
-    Norm, NormKind, Ops, Pass, PositionTable, Rope, RowResult, Span, StepInputs, StepResult,
-    StepTensors,
+    Activation, Attention, Embedding, Epilogue, Heads, KV_BLOCK_TOKENS, LayerPages, Linear, Norm,
+    Ops, Pass, PositionTable, Rope, Span, StepInputs, StepResult, StepTensors, shared,
 };
 
 /// Some device.
@@ -30,11 +29,6 @@ impl PlainOps {
             device: device.clone(),
             results: RefCell::default(),
         }
-    }
-
-    /// The rows `ids` of a table: (R, W) -> (T, W).
-    fn look_up(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
-        table.index_select(&Tensor::from_slice(ids, ids.len(), &self.device)?, 0)
     }
 }
 
@@ -56,12 +50,8 @@ impl Ops for PlainOps {
         let tensors = self.results.borrow_mut().pop_front();
         let StepTensors { hidden, logits } =
             tensors.ok_or_else(|| candle_core::Error::msg("no step was launched"))?;
-        let rows = match logits {
-            Some(logits) => logits.to_dtype(DType::F32)?.to_vec2()?,
-            None => Vec::new(),
-        };
         Ok(StepResult {
-            rows: rows.into_iter().map(RowResult::Logits).collect(),
+            rows: shared::rows_of(logits.as_ref())?,
             hidden,
             device_time: None,
             pass: Pass::Eager {
@@ -71,20 +61,12 @@ impl Ops for PlainOps {
     }
 
     fn embed(&self, step: &StepInputs, embedding: &Embedding) -> Result<Tensor> {
-        let Matrix::Dense(table) = &embedding.tokens;
-        let mut rows = self.look_up(table, &step.tokens)?;
-        if let Some(scale) = embedding.scale {
-            rows = (rows * f64::from(scale))?;
-        }
-        match &embedding.positions {
-            Some(positions) => rows + self.embed_positions(step, positions)?,
-            None => Ok(rows),
-        }
+        let rows = shared::look_up(&embedding.tokens.dense()?, &step.tokens)?;
+        shared::finish_embedding(rows, step, embedding)
     }
 
     fn embed_positions(&self, step: &StepInputs, positions: &PositionTable) -> Result<Tensor> {
-        let rows = step.positions.iter().map(|at| at + positions.offset);
-        self.look_up(&positions.table, &rows.collect::<Vec<_>>())
+        shared::embed_positions(step, positions)
     }
 
     fn project(
@@ -112,20 +94,7 @@ impl Ops for PlainOps {
     }
 
     fn norm(&self, x: &Tensor, norm: &Norm, residual: Option<&Tensor>) -> Result<Tensor> {
-        let normed = match (norm.kind, &norm.bias) {
-            (NormKind::Rms, _) => candle_nn::ops::rms_norm(x, &norm.weight, norm.eps)?,
-            (NormKind::Layer, Some(bias)) => {
-                candle_nn::ops::layer_norm(x, &norm.weight, bias, norm.eps)?
-            }
-            (NormKind::Layer, None) => {
-                let bias = norm.weight.zeros_like()?;
-                candle_nn::ops::layer_norm(x, &norm.weight, &bias, norm.eps)?
-            }
-        };
-        match residual {
-            Some(residual) => residual + normed,
-            None => Ok(normed),
-        }
+        shared::norm(x, norm, residual)
     }
 
     fn attend(
@@ -171,17 +140,13 @@ impl Ops for PlainOps {
     }
 
     fn wanted(&self, x: &Tensor, step: &StepInputs) -> Result<Tensor> {
-        let rows: Vec<u32> = step.wanted.iter().map(|wanted| wanted.row).collect();
-        if rows.len() == step.tokens.len() {
-            return Ok(x.clone());
-        }
-        self.look_up(x, &rows)
+        shared::wanted(x, step)
     }
 }
 
 /// x . W^T + b
 fn product(x: &Tensor, linear: &Linear) -> Result<Tensor> {
-    let Matrix::Dense(weight) = &linear.weight;
+    let weight = linear.weight.dense()?;
     let product = x.matmul(&weight.t()?)?;
     match &linear.bias {
         Some(bias) => product.broadcast_add(bias),

@@ -84,6 +84,12 @@ impl StepInputs {
         self.spans.push(span);
     }
 
+    /// Makes the row pushed last take the token of this wanted row of the step launched before.
+    pub fn carry_last(&mut self, from: u32) {
+        let row = self.tokens.len() as u32 - 1;
+        self.carried.push(Carried { row, from });
+    }
+
     /// Asks for the logits of the row pushed last.
     pub fn want_last(&mut self, choice: Choice) {
         let row = self.tokens.len() as u32 - 1;

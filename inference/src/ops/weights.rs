@@ -2,20 +2,66 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::PackedMatrix;
 
 /// A matrix of weights, one row for each number that a product with it gives.
 #[derive(Debug, Clone)]
 pub enum Matrix {
     /// (out, in), in the model's type.
     Dense(Tensor),
+    /// Quantised, for products on a CPU.
+    Packed {
+        /// (out, in)
+        rows: Arc<PackedMatrix>,
+        /// The model's type.
+        dtype: DType,
+    },
 }
 
 impl Matrix {
-    /// Numbers that a product gives.
-    pub fn rows(&self) -> Result<usize> {
+    /// Numbers that a product gives, and that it takes.
+    pub fn shape(&self) -> Result<(usize, usize)> {
         match self {
-            Self::Dense(weight) => weight.dim(0),
+            Self::Dense(weight) => weight.dims2(),
+            Self::Packed { rows, .. } => Ok((rows.rows(), rows.columns())),
+        }
+    }
+
+    /// As a tensor in the model's type, (out, in): widened if it is packed.
+    pub(crate) fn dense(&self) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => Ok(weight.clone()),
+            Self::Packed { rows, dtype } => {
+                let all = 0..rows.rows() as u32;
+                Tensor::from_vec(rows.read_rows(all), self.shape()?, &Device::Cpu)?.to_dtype(*dtype)
+            }
+        }
+    }
+
+    /// One below the other.
+    pub(crate) fn stack(parts: &[&Self]) -> Result<Self> {
+        let mut packed = Vec::new();
+        let mut common = None;
+        for part in parts {
+            if let Self::Packed { rows, dtype } = part {
+                packed.push(&**rows);
+                common = Some(*dtype);
+            }
+        }
+        match common {
+            Some(dtype) if packed.len() == parts.len() => Ok(Self::Packed {
+                rows: Arc::new(PackedMatrix::stack(packed.into_iter())?),
+                dtype,
+            }),
+            _ => {
+                let parts = parts.iter().map(|part| part.dense());
+                Ok(Self::Dense(Tensor::cat(
+                    &parts.collect::<Result<Vec<_>>>()?,
+                    0,
+                )?))
+            }
         }
     }
 }

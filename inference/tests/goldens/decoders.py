@@ -26,6 +26,7 @@ class Shape:
     dtype: torch.dtype = torch.float32
     # Saved from the model below the head, as the hub has GPT-2: names without `transformer.`.
     base_only: bool = False
+    embedding_std: float = EMBEDDING_STD
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -96,6 +97,29 @@ SHAPES = (
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
         },
     ),
+    # Windows of 10 tokens in two of three layers, two bases, scaling of one, a scale that is not the head's.
+    Shape(
+        "gemma3",
+        seed=7,
+        model_type="gemma3_text",
+        # They are multiplied by 7 and must not drown what the layers add, or every token repeats itself.
+        embedding_std=0.1,
+        config=SMALL
+        | {
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 10,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 50_000.0, "factor": 2.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+        },
+    ),
     Shape(
         "gpt2",
         seed=6,
@@ -137,7 +161,7 @@ def random_model(shape: Shape) -> PreTrainedModel:
             elif "wpe" in name:
                 values *= POSITION_STD
             elif "embed_tokens" in name or "wte" in name or "lm_head" in name:
-                values *= EMBEDDING_STD
+                values *= shape.embedding_std
             else:
                 values *= WEIGHT_STD
             parameter.copy_(values)

@@ -497,6 +497,29 @@ fn bounds_that_cannot_hold_are_refused() {
         ),
         "{small}"
     );
+    let mut endless = golden_model(&support::goldens().join("opt-pre-ln"));
+    endless.max_model_len = usize::MAX;
+    let endless = Engine::start(endless, default()).expect_err("refused");
+    assert!(
+        matches!(endless, EngineError::KvCacheTooSmall { .. }),
+        "{endless}"
+    );
+}
+
+#[test]
+fn a_cache_that_the_machine_cannot_hold_is_refused_at_start_with_the_flags_that_lower_it() {
+    const MANY: usize = 1 << 26;
+    let config = EngineConfig {
+        max_num_seqs: MANY,
+        max_num_batched_tokens: MANY,
+        kv_cache_bytes: Some(u64::MAX),
+        ..EngineConfig::default()
+    };
+    let model = golden_model(&support::goldens().join("opt-pre-ln"));
+    let refused = Engine::start(model, config).expect_err("refused");
+    assert!(matches!(refused, EngineError::KvCacheTooLarge { .. }));
+    let message = refused.to_string();
+    assert!(message.contains("--kv-cache-memory-bytes"), "{message}");
 }
 
 fn golden_model(path: &std::path::Path) -> LoadedModel {

@@ -94,7 +94,7 @@ fn another_architecture_is_refused_by_name() {
     let error = load(&folder).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "architecture mamba is not supported: gpt2, llama, opt, qwen2 and qwen3 are"
+        "architecture mamba is not supported: gemma3_text, gpt2, llama, opt, qwen2 and qwen3 are"
     );
 }
 

@@ -14,6 +14,7 @@ mod harness;
 mod hub;
 mod lifecycle;
 mod loader;
+mod metrics;
 mod refusals;
 mod served;
 mod spans;

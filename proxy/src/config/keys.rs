@@ -140,10 +140,28 @@ pub(crate) const KEYS: &[Key] = &[
         "Longest silence of an upstream, before and within its answer; then 504, or the answer is cut",
     ),
     one(
+        "upstream-idle-timeout-seconds",
+        "SECONDS",
+        "4",
+        "How long an upstream's connection is kept for the next request; uvicorn closes it after 5",
+    ),
+    one(
         "header-timeout-seconds",
         "SECONDS",
         "30",
-        "Longest wait for a new client's TLS handshake and first bytes",
+        "Longest time for a new client's TLS handshake and first bytes, and for any request's head",
+    ),
+    one(
+        "client-timeout-seconds",
+        "SECONDS",
+        "120",
+        "Longest silence of a client within its request's body, and longest wait until it reads on",
+    ),
+    one(
+        "client-idle-timeout-seconds",
+        "SECONDS",
+        "120",
+        "How long a client's connection is kept for its next request",
     ),
     one(
         "drain-timeout-seconds",
@@ -156,6 +174,37 @@ pub(crate) const KEYS: &[Key] = &[
         "N",
         "16384",
         "Most client connections at once; one more is answered 503",
+    ),
+    one(
+        "max-requests",
+        "N",
+        "16384",
+        "Most requests at once; one more is answered 503",
+    ),
+    one(
+        "max-header-bytes",
+        "BYTES",
+        "65536",
+        "Largest head of a request; a larger one is answered 431, above 1 MiB 400",
+    ),
+    one(
+        "max-body-bytes",
+        "BYTES",
+        "67108864",
+        "Largest body of a request; a larger one is answered 413",
+    ),
+    one(
+        "max-in-flight-bytes",
+        "BYTES",
+        "1073741824",
+        "Most bytes of the bodies of requests at once; a request with more is answered 503",
+    ),
+    one(
+        "api-keys",
+        "FILE",
+        "",
+        "TOML file of API keys, [[key]] with name, key or sha256, requests_per_minute and \
+         tokens_per_minute; requests need one, but for GET /health",
     ),
     one(
         "tls-certificate",
@@ -188,6 +237,12 @@ pub(crate) const KEYS: &[Key] = &[
         "SECONDS",
         "10",
         "How often certificates and keys are looked at, to load them again when they have changed",
+    ),
+    list(
+        "route",
+        "PATH",
+        "Route beside those of OpenAI-style APIs that are known, /v1/things/{id} or /files/{path*}; may be \
+         given several times",
     ),
     one(
         "metrics",

@@ -11,16 +11,20 @@ use std::time::Duration;
 
 use lantern_telemetry::config::{ConfigError, from_env};
 
+use crate::access::ApiKeys;
 use crate::error::FileError;
 use crate::instrumentation::Instrumentation;
 use crate::keep::Keep;
+use crate::limits::Limits;
 use crate::origin::TrustedProxies;
+use crate::route::Routes;
 use crate::tls::{Identity, ServerTls, UpstreamTls};
 use crate::upstream::{Balance, Health, Upstream};
 use keys::UPSTREAM;
 use sources::{Setting, Sources};
 
 pub use keys::Flags;
+pub(crate) use sources::{line_of, read_text};
 
 /// Names the file when `--config` does not.
 const CONFIG_VARIABLE: &str = "LANTERN_PROXY_CONFIG";
@@ -112,18 +116,26 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Longest silence of an upstream; the wait starts anew with every byte.
     pub read_timeout: Duration,
-    /// Longest wait for a new client's TLS handshake and first bytes.
-    pub header_timeout: Duration,
+    /// How long an upstream's connection is kept for the next request.
+    pub upstream_idle_timeout: Duration,
+    /// How long clients are waited for.
+    pub client: ClientTimeouts,
     /// How long requests in flight may take to finish on shutdown.
     pub drain_timeout: Duration,
     /// Most client connections at once.
     pub max_connections: usize,
+    /// What of a request, and of all of them, is too much.
+    pub limits: Limits,
+    /// File of API keys; `None`: everybody is let in.
+    pub api_keys: Option<PathBuf>,
     /// TLS towards clients; `None`: they speak plain HTTP.
     pub tls: Option<ServerTls>,
     /// TLS towards those upstreams that speak it.
     pub upstream_tls: UpstreamTls,
     /// How often files of certificates and keys are looked at.
     pub reload_interval: Duration,
+    /// Routes beside those that are known.
+    pub routes: Routes,
     /// Where Prometheus finds the metrics, if anywhere.
     pub metrics: Option<SocketAddr>,
     /// Whether upstreams are asked for the usage of streams whose client did not.
@@ -135,6 +147,24 @@ pub struct Config {
     pub trusted_proxies: TrustedProxies,
     /// How HTTP spans are written.
     pub instrumentation: Instrumentation,
+}
+
+/// How long clients are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientTimeouts {
+    /// For a TLS handshake and the first bytes of a connection, and for any request's head.
+    pub header: Duration,
+    /// For the next piece of a body, and until the client reads on.
+    pub silence: Duration,
+    /// For the next request on a connection.
+    pub idle: Duration,
+}
+
+impl ClientTimeouts {
+    /// At least one: pingora takes 0 for no limit.
+    pub(crate) fn idle_seconds(self) -> u64 {
+        self.idle.as_secs_f64().ceil() as u64
+    }
 }
 
 impl Config {
@@ -161,15 +191,23 @@ impl Config {
             health: health(sources)?,
             connect_timeout: seconds("connect-timeout-seconds")?,
             read_timeout: seconds("read-timeout-seconds")?,
-            header_timeout: seconds("header-timeout-seconds")?,
+            upstream_idle_timeout: seconds("upstream-idle-timeout-seconds")?,
+            client: ClientTimeouts {
+                header: seconds("header-timeout-seconds")?,
+                silence: seconds("client-timeout-seconds")?,
+                idle: seconds("client-idle-timeout-seconds")?,
+            },
             drain_timeout: seconds("drain-timeout-seconds")?,
             max_connections: sources
                 .required("max-connections")
                 .count(tokio::sync::Semaphore::MAX_PERMITS)?,
+            limits: limits(sources)?,
+            api_keys: api_keys(sources)?,
             tls: server_tls(sources)?,
             upstream_tls: upstream_tls(sources)?,
             reload_interval: seconds("reload-interval-seconds")?,
             metrics: sources.get("metrics").map(address).transpose()?,
+            routes: routes(sources)?,
             ask_for_usage: sources.required("ask-for-usage").switch()?,
             keep: keep(sources)?,
             trusted_proxies: trusted_proxies(sources)?,
@@ -201,6 +239,15 @@ fn keep(sources: &Sources) -> Result<Keep, ConfigError> {
         errors: sources.required("keep-errors").switch()?,
         slower_than: slower_than.map(Setting::seconds).transpose()?,
     })
+}
+
+fn routes(sources: &Sources) -> Result<Routes, ConfigError> {
+    let mut routes = Routes::default();
+    for setting in sources.all("route") {
+        let added = routes.add(&setting.value);
+        added.ok_or_else(|| setting.error(Routes::ALLOWED))?;
+    }
+    Ok(routes)
 }
 
 fn trusted_proxies(sources: &Sources) -> Result<TrustedProxies, ConfigError> {
@@ -235,6 +282,26 @@ fn health(sources: &Sources) -> Result<Health, ConfigError> {
         eject_after: in_a_row("eject-after")?,
         eject_for: sources.required("eject-seconds").seconds()?,
     })
+}
+
+fn limits(sources: &Sources) -> Result<Limits, ConfigError> {
+    let count = |name| sources.required(name).count(usize::MAX);
+    Ok(Limits {
+        header_bytes: count("max-header-bytes")?,
+        body_bytes: count("max-body-bytes")?,
+        requests: count("max-requests")?,
+        in_flight_bytes: count("max-in-flight-bytes")?,
+    })
+}
+
+fn api_keys(sources: &Sources) -> Result<Option<PathBuf>, ConfigError> {
+    let Some(setting) = sources.get("api-keys") else {
+        return Ok(None);
+    };
+    let path = setting.path();
+    ApiKeys::load(&path)
+        .map_err(|error| setting.error(format!("a file of API keys ({})", error.reason)))?;
+    Ok(Some(path))
 }
 
 fn server_tls(sources: &Sources) -> Result<Option<ServerTls>, ConfigError> {
@@ -351,6 +418,13 @@ mod tests {
             ("--eject-after", "x"),
             ("--eject-seconds", "0"),
             ("--header-timeout-seconds", "0"),
+            ("--client-timeout-seconds", "0"),
+            ("--client-idle-timeout-seconds", "0"),
+            ("--upstream-idle-timeout-seconds", "0"),
+            ("--max-requests", "0"),
+            ("--max-header-bytes", "0"),
+            ("--max-body-bytes", "64M"),
+            ("--max-in-flight-bytes", "-1"),
             ("--tls-certificate", "alone.pem"),
             ("--tls-key", "alone.pem"),
             ("--tls-client-ca", "alone.pem"),
@@ -359,6 +433,7 @@ mod tests {
             ("--upstream-key", "alone.pem"),
             ("--reload-interval-seconds", "never"),
             ("--metrics", "9090"),
+            ("--route", "/a{b}"),
             ("--keep-errors", "perhaps"),
             ("--keep-slower-than-seconds", "0"),
         ] {

@@ -160,17 +160,22 @@ fn quoted(value: &str) -> String {
 
 /// Reads a file of settings.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<(&'static str, Setting)>, ConfigError> {
+    let shown = path.display().to_string();
+    let text = read_text(path).map_err(|error| {
+        let allowed = format!("the path of a TOML file that can be read ({error})");
+        ConfigError::new("--config", &shown, allowed)
+    })?;
+    parse_file(&shown, &text)
+}
+
+/// A file's text, as long as it may be.
+pub(crate) fn read_text(path: &Path) -> std::io::Result<String> {
     use std::io::Read as _;
 
-    let shown = path.display().to_string();
     let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text))
-        .map_err(|error| {
-            let allowed = format!("the path of a TOML file that can be read ({error})");
-            ConfigError::new("--config", &shown, allowed)
-        })?;
-    parse_file(&shown, &text)
+    let file = std::fs::File::open(path)?;
+    file.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The settings in a file's text; `file` is its name in errors.
@@ -229,7 +234,7 @@ fn source<'a>(text: &'a str, value: &Spanned<DeValue<'_>>) -> &'a str {
 }
 
 /// The line that holds the byte `at`, counted from 1.
-fn line_of(text: &str, at: usize) -> usize {
+pub(crate) fn line_of(text: &str, at: usize) -> usize {
     let before = &text.as_bytes()[..at.min(text.len())];
     before.iter().filter(|&&byte| byte == b'\n').count() + 1
 }

@@ -1,5 +1,6 @@
 //! What a request to a model and its answer show of themselves as they pass by: the GenAI attributes
-//! of the request's span. Not a byte is changed, kept back or collected.
+//! of the request's span. Not a byte is changed or kept back, and none is collected unless messages
+//! are asked for ([`content`]).
 //!
 //! Names are those of the GenAI conventions
 //! (<https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>); the bodies are those of
@@ -10,6 +11,7 @@
     reason = "the GenAI conventions have moved to a repository that has no crate yet; the names stand"
 )]
 
+mod content;
 mod pace;
 mod provider;
 mod request;
@@ -22,6 +24,7 @@ use opentelemetry::{Array, KeyValue, StringValue, Value};
 use opentelemetry_semantic_conventions::attribute as semconv;
 
 use crate::sse::Reader;
+use content::Content;
 use pace::Pace;
 use request::Request;
 use response::Response;
@@ -37,11 +40,19 @@ pub(crate) fn operation(method: &Method, route: Option<&str>) -> Option<&'static
     if method != Method::POST {
         return None;
     }
-    match route? {
-        "/v1/completions" => Some("text_completion"),
-        "/v1/chat/completions" | "/v1/responses" => Some("chat"),
-        "/v1/embeddings" => Some("embeddings"),
-        _ => None,
+    let route = route?;
+    let ends_with = |end| route.ends_with(end);
+    // These of llama.cpp have bodies of their own.
+    if matches!(route, "/completions" | "/embeddings") {
+        None
+    } else if ends_with("/chat/completions") || ends_with("/responses") {
+        Some("chat")
+    } else if ends_with("/completions") {
+        Some("text_completion")
+    } else if ends_with("/embeddings") {
+        Some("embeddings")
+    } else {
+        None
     }
 }
 
@@ -53,10 +64,17 @@ pub(crate) struct Exchange {
     provider: Option<&'static str>,
     response: Response,
     pace: Pace,
+    /// `None` unless messages are to be recorded.
+    content: Option<Content>,
 }
 
 impl Exchange {
-    pub(crate) fn new(operation: &'static str, started: Instant) -> Self {
+    /// `content_bytes`: how much of each body is kept for its messages, if they are to be recorded.
+    pub(crate) fn new(
+        operation: &'static str,
+        started: Instant,
+        content_bytes: Option<usize>,
+    ) -> Self {
         Self {
             operation,
             started,
@@ -64,17 +82,24 @@ impl Exchange {
             provider: None,
             response: Response::new(),
             pace: Pace::default(),
+            content: content_bytes.map(Content::new),
         }
     }
 
     /// The next bytes of the request's body.
     pub(crate) fn request_body(&mut self, bytes: &[u8]) {
         self.request.body(bytes);
+        if let Some(content) = &mut self.content {
+            content.request(bytes);
+        }
     }
 
     /// The request's body will be sent once more, from its start.
     pub(crate) fn restart_request(&mut self) {
         self.request = Request::new();
+        if let Some(content) = &mut self.content {
+            content.restart_request();
+        }
     }
 
     pub(crate) fn response_head(&mut self, headers: &HeaderMap) {
@@ -84,6 +109,9 @@ impl Exchange {
     /// The next bytes of an answer that is one JSON document.
     pub(crate) fn response_document(&mut self, bytes: &[u8]) {
         self.response.document(bytes);
+        if let Some(content) = &mut self.content {
+            content.document(bytes);
+        }
     }
 
     /// The reader of an answer that is a stream of events, for those that come now.
@@ -91,6 +119,7 @@ impl Exchange {
         Events {
             response: &mut self.response,
             pace: &mut self.pace,
+            content: self.content.as_mut(),
             now: Instant::now(),
         }
     }
@@ -110,6 +139,15 @@ impl Exchange {
         }
     }
 
+    /// The tokens of prompt and answer; where nobody tells them, the chunks of the answer, for they have a
+    /// token each, or a few.
+    pub(crate) fn tokens(&self) -> u64 {
+        let (input, output) = self.response.tokens();
+        let output = output.unwrap_or_else(|| i64::from(self.pace.count()));
+        let sum = input.unwrap_or(0).saturating_add(output);
+        u64::try_from(sum).unwrap_or(0)
+    }
+
     /// What has been seen. `cut`: the answer was broken off, by whomever.
     pub(crate) fn attributes(&mut self, cut: bool, attributes: &mut Vec<KeyValue>) {
         self.request.attributes(attributes);
@@ -122,6 +160,9 @@ impl Exchange {
         }
         self.response.attributes(attributes);
         self.pace.attributes(self.started, attributes);
+        if let Some(content) = &self.content {
+            content.attributes(attributes);
+        }
     }
 }
 
@@ -139,18 +180,36 @@ pub(crate) struct Facts {
     pub(crate) generation: Option<Duration>,
 }
 
+impl Facts {
+    /// With the names of models as `bound` has them. What no server has answered for is no model: its
+    /// name is whatever somebody sent.
+    pub(crate) fn bounded(mut self, bound: impl Fn(String) -> String) -> Self {
+        let answered = self.response_model.is_some();
+        self.request_model = self.request_model.filter(|_| answered).map(&bound);
+        self.response_model = self.response_model.map(&bound);
+        self
+    }
+}
+
 struct Events<'a> {
     response: &'a mut Response,
     pace: &'a mut Pace,
+    content: Option<&'a mut Content>,
     now: Instant,
 }
 
 impl Reader for Events<'_> {
     fn data(&mut self, bytes: &[u8]) {
         self.response.data(bytes);
+        if let Some(content) = &mut self.content {
+            content.event_data(bytes);
+        }
     }
 
     fn event(&mut self) {
+        if let Some(content) = &mut self.content {
+            content.end_event();
+        }
         if self.response.end_event() {
             self.pace.chunk(self.now);
         }

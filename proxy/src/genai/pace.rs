@@ -35,6 +35,10 @@ impl Pace {
         self.span
     }
 
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
     pub(super) fn attributes(&self, started: Instant, attributes: &mut Vec<KeyValue>) {
         let Some((first, last)) = self.span else {
             return;

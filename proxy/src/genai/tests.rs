@@ -13,7 +13,7 @@ enum Body {
 
 /// The attributes of an exchange whose bodies come in pieces of `size` bytes, without the times.
 fn observe(request: &str, answer: Body, size: usize) -> Vec<String> {
-    let mut exchange = Exchange::new("chat", Instant::now());
+    let mut exchange = Exchange::new("chat", Instant::now(), None);
     for piece in request.as_bytes().chunks(size) {
         exchange.request_body(piece);
     }
@@ -340,7 +340,7 @@ fn a_stream_says_what_the_model_did() {
 
 #[test]
 fn a_request_that_is_sent_again_is_read_again() {
-    let mut exchange = Exchange::new("chat", Instant::now());
+    let mut exchange = Exchange::new("chat", Instant::now(), None);
     exchange.request_body(br#"{"stop":["a"],"model":"m","prompt":"cut h"#);
     exchange.restart_request();
     exchange.request_body(br#"{"stop":["a"],"model":"m"}"#);

@@ -311,7 +311,10 @@ impl<F: Copy> Scanner<F> {
             let text = unescape(raw);
             // A character that was cut in two is no character.
             let cut = self.clipped.then(|| text.trim_end_matches('\u{fffd}'));
-            report(field, Value::Text(cut.unwrap_or(&text)));
+            let text = cut.unwrap_or(&text);
+            // Each broken byte has become three.
+            let end = text.floor_char_boundary(MAX_TEXT_BYTES);
+            report(field, Value::Text(&text[..end]));
         }
         self.value_ended();
     }

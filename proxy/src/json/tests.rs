@@ -253,6 +253,14 @@ fn a_long_value_is_cut_between_characters_and_a_long_key_is_nobodys() {
 }
 
 #[test]
+fn a_value_of_broken_bytes_is_no_longer_than_any_other() {
+    let document = [&br#"{"text":""#[..], &[0xff; MAX_TEXT_BYTES], br#""}"#].concat();
+    let (found, _) = scan(&document, document.len());
+    let cut = "\u{fffd}".repeat(MAX_TEXT_BYTES / 3);
+    assert_eq!(found, [format!("text Text({cut:?})")]);
+}
+
+#[test]
 fn memory_does_not_grow_with_what_passes() {
     let mut scanner = Scanner::new(&TREE);
     let mut report = |_, _: Value<'_>| panic!("nothing is wanted of this");

@@ -49,11 +49,6 @@ impl Endpoint {
         })
     }
 
-    /// What is served.
-    pub(crate) fn metrics(&self) -> Metrics {
-        self.metrics.clone()
-    }
-
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }

@@ -4,8 +4,13 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-use opentelemetry::trace::SpanContext;
-use prometheus_client::encoding::{EncodeLabelKey, LabelKeyEncoder};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{self, Meter};
+use opentelemetry::trace::{SpanContext, SpanId, TraceId};
+use opentelemetry_semantic_conventions::attribute::HTTP_RESPONSE_STATUS_CODE;
+use prometheus_client::encoding::{
+    EncodeLabelKey, EncodeLabelSet, LabelKeyEncoder, LabelSetEncoder,
+};
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
@@ -27,87 +32,159 @@ impl EncodeLabelKey for Key {
     }
 }
 
-/// The trace that an observation belongs to.
-#[derive(Clone, Debug)]
+/// The span that an observation belongs to: the labels of an exemplar, spelled out when it is read.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Trace {
-    trace_id: String,
-    span_id: String,
+    trace_id: TraceId,
+    span_id: SpanId,
 }
 
 impl Trace {
-    /// `None` for a span that nobody will ever see.
-    pub(crate) fn of(span: &SpanContext) -> Option<Self> {
-        span.is_sampled().then(|| Self {
-            trace_id: span.trace_id().to_string(),
-            span_id: span.span_id().to_string(),
-        })
-    }
-
-    fn labels(&self) -> ExemplarLabels {
-        vec![
-            ("trace_id", self.trace_id.clone()),
-            ("span_id", self.span_id.clone()),
-        ]
+    /// Of a span that is exported: another is to be found nowhere.
+    pub(crate) fn of(span: &SpanContext) -> Self {
+        Self {
+            trace_id: span.trace_id(),
+            span_id: span.span_id(),
+        }
     }
 }
 
-type ExemplarLabels = Vec<(&'static str, String)>;
+impl EncodeLabelSet for Trace {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let labels = [
+            ("trace_id", self.trace_id.to_string()),
+            ("span_id", self.span_id.to_string()),
+        ];
+        labels.encode(encoder)
+    }
+}
+
+/// Where instruments are made: Prometheus' registry and, if metrics go out by OTLP, the meter. The
+/// SDK has no exemplars and no text format, Prometheus' library no OTLP, so each has its own series.
+pub(super) struct Instruments<'a> {
+    pub(super) registry: &'a mut Registry,
+    pub(super) meter: Option<&'a Meter>,
+}
+
+/// What an instrument is, and its bounds if it is a histogram.
+pub(super) struct Description {
+    pub(super) name: &'static str,
+    pub(super) help: &'static str,
+    /// In UCUM, as OTLP has it.
+    pub(super) unit: &'static str,
+    pub(super) bounds: &'static [f64],
+}
 
 /// A histogram with the bounds that the conventions give it.
-pub(super) struct Histogram(Family<Labels, HistogramWithExemplars<ExemplarLabels>, Bounds>);
+pub(super) struct Histogram {
+    scraped: Family<Labels, HistogramWithExemplars<Trace>, Bounds>,
+    pushed: Option<metrics::Histogram<f64>>,
+}
 
 #[derive(Clone, Copy)]
 struct Bounds(&'static [f64]);
 
-impl MetricConstructor<HistogramWithExemplars<ExemplarLabels>> for Bounds {
-    fn new_metric(&self) -> HistogramWithExemplars<ExemplarLabels> {
+impl MetricConstructor<HistogramWithExemplars<Trace>> for Bounds {
+    fn new_metric(&self) -> HistogramWithExemplars<Trace> {
         HistogramWithExemplars::new(self.0.iter().copied())
     }
 }
 
 impl Histogram {
-    pub(super) fn new(
-        registry: &mut Registry,
-        (name, help): (&'static str, &'static str),
-        unit: Option<Unit>,
-        bounds: &'static [f64],
-    ) -> Self {
+    pub(super) fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
+        let &Description {
+            name,
+            help,
+            unit,
+            bounds,
+        } = description;
         let family = Family::new_with_constructor(Bounds(bounds));
-        let name = name.replace('.', "_");
-        match unit {
-            Some(unit) => registry.register_with_unit(name, help, unit, family.clone()),
-            None => registry.register(name, help, family.clone()),
+        let registry = &mut instruments.registry;
+        let scraped_name = name.replace('.', "_");
+        let scraped_unit = match unit {
+            "s" => Some(Unit::Seconds),
+            "By" => Some(Unit::Bytes),
+            _ => None,
+        };
+        match scraped_unit {
+            Some(unit) => registry.register_with_unit(scraped_name, help, unit, family.clone()),
+            None => registry.register(scraped_name, help, family.clone()),
         }
-        Self(family)
+        let pushed = instruments.meter.map(|meter| {
+            let builder = meter.f64_histogram(name).with_description(help);
+            let builder = builder.with_unit(unit).with_boundaries(bounds.to_vec());
+            builder.build()
+        });
+        Self {
+            scraped: family,
+            pushed,
+        }
     }
 
-    pub(super) fn observe(&self, value: f64, labels: &Labels, trace: Option<&Trace>) {
-        let exemplar = trace.map(Trace::labels);
+    pub(super) fn observe(&self, value: f64, labels: &Labels, trace: Option<Trace>) {
         let at = std::time::SystemTime::now();
-        self.0
+        self.scraped
             .get_or_create(labels)
-            .observe(value, exemplar, Some(at));
+            .observe(value, trace, Some(at));
+        if let Some(pushed) = &self.pushed {
+            pushed.record(value, &attributes(labels));
+        }
     }
 }
 
 /// A number that goes up and down.
-pub(super) struct UpDown(Family<Labels, Gauge>);
+pub(super) struct UpDown {
+    scraped: Family<Labels, Gauge>,
+    pushed: Option<metrics::UpDownCounter<i64>>,
+}
 
 impl UpDown {
-    pub(super) fn new(registry: &mut Registry, (name, help): (&str, &str)) -> Self {
+    pub(super) fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
+        let &Description {
+            name, help, unit, ..
+        } = description;
         let family = Family::<Labels, Gauge>::default();
-        registry.register(name.replace('.', "_"), help, family.clone());
-        Self(family)
+        let scraped_name = name.replace('.', "_");
+        instruments
+            .registry
+            .register(scraped_name, help, family.clone());
+        let pushed = instruments.meter.map(|meter| {
+            let builder = meter.i64_up_down_counter(name).with_description(help);
+            builder.with_unit(unit).build()
+        });
+        Self {
+            scraped: family,
+            pushed,
+        }
     }
 
     pub(super) fn add(&self, number: i64, labels: &Labels) {
-        self.0.get_or_create(labels).inc_by(number);
+        self.scraped.get_or_create(labels).inc_by(number);
+        if let Some(pushed) = &self.pushed {
+            pushed.add(number, &attributes(labels));
+        }
     }
+}
+
+/// Labels as OTLP has them, with their dots and types.
+fn attributes(labels: &Labels) -> Vec<KeyValue> {
+    let attribute = |(key, value): &(Key, Value)| match value.parse::<i64>() {
+        Ok(code) if key.0 == HTTP_RESPONSE_STATUS_CODE => KeyValue::new(key.0, code),
+        _ => KeyValue::new(key.0, value.clone()),
+    };
+    labels.iter().map(attribute).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn unpushed(registry: &mut Registry) -> Instruments<'_> {
+        Instruments {
+            registry,
+            meter: None,
+        }
+    }
 
     fn encoded(registry: &Registry) -> String {
         let mut text = String::new();
@@ -118,23 +195,34 @@ mod tests {
     #[test]
     fn a_histogram_has_prometheus_names_and_the_trace_of_an_observation() {
         let mut registry = Registry::default();
-        let names = ("http.server.request.duration", "Help");
-        let histogram = Histogram::new(&mut registry, names, Some(Unit::Seconds), &[0.1, 1.0]);
+        let description = Description {
+            name: "http.server.request.duration",
+            help: "Help",
+            unit: "s",
+            bounds: &[0.1, 1.0],
+        };
+        let histogram = Histogram::new(&mut unpushed(&mut registry), &description);
         let labels = vec![(Key("http.request.method"), "GET".into())];
         let trace = Trace {
-            trace_id: "4bf9".to_owned(),
-            span_id: "00f0".to_owned(),
+            trace_id: TraceId::from(0x4bf9),
+            span_id: SpanId::from(0x00f0),
         };
-        histogram.observe(0.5, &labels, Some(&trace));
+        histogram.observe(0.5, &labels, Some(trace));
         let text = encoded(&registry);
-        let bucket = r#"http_server_request_duration_seconds_bucket{le="1.0",http_request_method="GET"} 1 # {trace_id="4bf9",span_id="00f0"} 0.5"#;
+        let bucket = r#"http_server_request_duration_seconds_bucket{le="1.0",http_request_method="GET"} 1 # {trace_id="00000000000000000000000000004bf9",span_id="00000000000000f0"} 0.5"#;
         assert!(text.contains(bucket), "{text}");
     }
 
     #[test]
     fn a_value_cannot_break_out_of_its_quotes() {
         let mut registry = Registry::default();
-        let gauge = UpDown::new(&mut registry, ("a.b", "Help"));
+        let description = Description {
+            name: "a.b",
+            help: "Help",
+            unit: "{request}",
+            bounds: &[],
+        };
+        let gauge = UpDown::new(&mut unpushed(&mut registry), &description);
         gauge.add(1, &vec![(Key("c"), "\"} 9\n# x\\".into())]);
         let text = encoded(&registry);
         assert!(text.contains(r#"a_b{c="\"} 9\n# x\\"} 1"#), "{text}");

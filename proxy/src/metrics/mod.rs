@@ -4,13 +4,9 @@
 //!
 //! Sampling does not touch them: a request counts whether or not anybody keeps its span.
 
-#![allow(
-    deprecated,
-    reason = "the GenAI conventions have moved to a repository that has no crate yet; the names stand"
-)]
-
 mod endpoint;
 mod instrument;
+mod model;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -18,13 +14,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
+use opentelemetry::metrics::Meter;
 use opentelemetry_semantic_conventions::{attribute as semconv, metric};
 use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use instrument::Trace;
-use instrument::{Histogram, Key, Labels, UpDown, Value};
+use instrument::{Description, Histogram, Instruments, Key, Labels, UpDown};
+use model::ModelMetrics;
 
 use crate::genai::Facts;
 
@@ -45,33 +43,6 @@ const BODY_BYTES: &[f64] = &[
     4_194_304.0,
     16_777_216.0,
 ];
-/// Whole operations of a model, s.
-const OPERATION_SECONDS: &[f64] = &[
-    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
-];
-const FIRST_TOKEN_SECONDS: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-];
-const TOKEN_SECONDS: &[f64] = &[
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
-];
-const TOKENS: &[f64] = &[
-    1.0,
-    4.0,
-    16.0,
-    64.0,
-    256.0,
-    1024.0,
-    4096.0,
-    16_384.0,
-    65_536.0,
-    262_144.0,
-    1_048_576.0,
-    4_194_304.0,
-    16_777_216.0,
-    67_108_864.0,
-];
-
 /// Most names of models that have series of their own; clients choose them.
 const MAX_MODELS: usize = 128;
 /// The name of every further one.
@@ -95,14 +66,6 @@ struct HttpMetrics {
     response_body: Histogram,
 }
 
-struct ModelMetrics {
-    request_duration: Histogram,
-    operation_duration: Histogram,
-    time_to_first_token: Histogram,
-    time_per_output_token: Histogram,
-    token_usage: Histogram,
-}
-
 /// A request's fixed attributes.
 pub(crate) struct Request {
     pub(crate) method: Cow<'static, str>,
@@ -112,13 +75,13 @@ pub(crate) struct Request {
 }
 
 /// How a request ended.
-pub(crate) struct Outcome<'a> {
+pub(crate) struct Outcome {
     pub(crate) duration: Duration,
     pub(crate) status: Option<StatusCode>,
     pub(crate) error_type: Option<Cow<'static, str>>,
     pub(crate) request_body_bytes: usize,
     pub(crate) response_body_bytes: usize,
-    pub(crate) trace: Option<&'a Trace>,
+    pub(crate) trace: Option<Trace>,
     /// Of a request to a model.
     pub(crate) facts: Option<Facts>,
 }
@@ -131,11 +94,16 @@ pub(crate) struct InFlight {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// They also go out through `meter`, if there is one.
+    pub(crate) fn new(meter: Option<&Meter>) -> Self {
         let mut registry = Registry::default();
+        let mut instruments = Instruments {
+            registry: &mut registry,
+            meter,
+        };
         Self(Arc::new(Inner {
-            http: HttpMetrics::new(&mut registry),
-            model: ModelMetrics::new(&mut registry),
+            http: HttpMetrics::new(&mut instruments),
+            model: ModelMetrics::new(&mut instruments),
             models: Mutex::default(),
             registry,
         }))
@@ -170,21 +138,20 @@ impl Metrics {
     }
 
     /// `model`, or the name of all those that are too many.
-    fn bounded(&self, model: String) -> Value {
+    fn bounded(&self, model: String) -> String {
         let mut known = self.0.models.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(&model) {
-            return model.into();
+        if !known.contains(&model) {
+            if known.len() >= MAX_MODELS {
+                return OTHER_MODEL.to_owned();
+            }
+            known.insert(model.clone());
         }
-        if known.len() >= MAX_MODELS {
-            return OTHER_MODEL.into();
-        }
-        known.insert(model.clone());
-        model.into()
+        model
     }
 }
 
 impl InFlight {
-    pub(crate) fn finish(mut self, outcome: Outcome<'_>) {
+    pub(crate) fn finish(mut self, outcome: Outcome) {
         let http = &self.metrics.0.http;
         http.active.add(-1, &self.active);
         let status = outcome.status.map(|status| {
@@ -204,20 +171,28 @@ impl InFlight {
         http.response_body
             .observe(bytes(outcome.response_body_bytes), labels, trace);
         if let Some(facts) = outcome.facts {
-            let ended = ModelOutcome {
-                duration: outcome.duration,
-                error_type: outcome.error_type,
-                trace,
-            };
-            self.metrics.0.model.record(&self.metrics, facts, ended);
+            let bounded = |model| self.metrics.bounded(model);
+            // To who asks a model, a refusal is an error too.
+            let refused = outcome.status.filter(StatusCode::is_client_error);
+            let refused = refused.map(|status| status.as_str().to_owned().into());
+            let error_type = outcome.error_type.or(refused);
+            let model = &self.metrics.0.model;
+            model.record(facts.bounded(bounded), outcome.duration, error_type, trace);
         }
     }
 }
 
 impl HttpMetrics {
-    fn new(registry: &mut Registry) -> Self {
-        let mut bytes =
-            |name, help| Histogram::new(registry, (name, help), Some(Unit::Bytes), BODY_BYTES);
+    fn new(instruments: &mut Instruments<'_>) -> Self {
+        let mut bytes = |name, help| {
+            let description = Description {
+                name,
+                help,
+                unit: "By",
+                bounds: BODY_BYTES,
+            };
+            Histogram::new(instruments, &description)
+        };
         Self {
             request_body: bytes(
                 metric::HTTP_SERVER_REQUEST_BODY_SIZE,
@@ -228,107 +203,23 @@ impl HttpMetrics {
                 "Size of response bodies",
             ),
             duration: Histogram::new(
-                registry,
-                (
-                    metric::HTTP_SERVER_REQUEST_DURATION,
-                    "Duration of requests, to their last byte",
-                ),
-                Some(Unit::Seconds),
-                HTTP_SECONDS,
+                instruments,
+                &Description {
+                    name: metric::HTTP_SERVER_REQUEST_DURATION,
+                    help: "Duration of requests, to their last byte",
+                    unit: "s",
+                    bounds: HTTP_SECONDS,
+                },
             ),
             active: UpDown::new(
-                registry,
-                (metric::HTTP_SERVER_ACTIVE_REQUESTS, "Requests in flight"),
+                instruments,
+                &Description {
+                    name: metric::HTTP_SERVER_ACTIVE_REQUESTS,
+                    help: "Requests in flight",
+                    unit: "{request}",
+                    bounds: &[],
+                },
             ),
-        }
-    }
-}
-
-struct ModelOutcome<'a> {
-    duration: Duration,
-    error_type: Option<Cow<'static, str>>,
-    trace: Option<&'a Trace>,
-}
-
-impl ModelMetrics {
-    fn new(registry: &mut Registry) -> Self {
-        let mut seconds = |name, help, bounds| {
-            Histogram::new(registry, (name, help), Some(Unit::Seconds), bounds)
-        };
-        Self {
-            request_duration: seconds(
-                metric::GEN_AI_SERVER_REQUEST_DURATION,
-                "Duration of requests to a model",
-                OPERATION_SECONDS,
-            ),
-            operation_duration: seconds(
-                metric::GEN_AI_CLIENT_OPERATION_DURATION,
-                "Duration of operations of a model",
-                OPERATION_SECONDS,
-            ),
-            time_to_first_token: seconds(
-                metric::GEN_AI_SERVER_TIME_TO_FIRST_TOKEN,
-                "From a request's head to the first chunk of its stream",
-                FIRST_TOKEN_SECONDS,
-            ),
-            time_per_output_token: seconds(
-                metric::GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN,
-                "Time for each token of a stream after the first",
-                TOKEN_SECONDS,
-            ),
-            token_usage: Histogram::new(
-                registry,
-                (
-                    metric::GEN_AI_CLIENT_TOKEN_USAGE,
-                    "Tokens of requests to a model",
-                ),
-                None,
-                TOKENS,
-            ),
-        }
-    }
-
-    fn record(&self, metrics: &Metrics, facts: Facts, outcome: ModelOutcome<'_>) {
-        let mut labels: Labels =
-            vec![(Key(semconv::GEN_AI_OPERATION_NAME), facts.operation.into())];
-        let provider = facts.provider.map(Cow::from);
-        labels.extend(provider.map(|name| (Key(semconv::GEN_AI_PROVIDER_NAME), name)));
-        // What a server has refused to know is no model; its name is whatever somebody sent.
-        let asked = facts
-            .request_model
-            .filter(|_| facts.response_model.is_some());
-        for (key, model) in [
-            (semconv::GEN_AI_REQUEST_MODEL, asked),
-            (semconv::GEN_AI_RESPONSE_MODEL, facts.response_model),
-        ] {
-            labels.extend(model.map(|model| (Key(key), metrics.bounded(model))));
-        }
-        let trace = outcome.trace;
-        for (kind, tokens) in [
-            ("input", facts.input_tokens),
-            ("output", facts.output_tokens),
-        ] {
-            if let Some(tokens) = tokens {
-                let mut labels = labels.clone();
-                labels.push((Key(semconv::GEN_AI_TOKEN_TYPE), kind.into()));
-                self.token_usage.observe(tokens as f64, &labels, trace);
-            }
-        }
-        if let Some(time) = facts.time_to_first_chunk {
-            self.time_to_first_token
-                .observe(time.as_secs_f64(), &labels, trace);
-        }
-        let succeeded = outcome.error_type.is_none();
-        if let (true, Some(time), Some(tokens @ 2..)) =
-            (succeeded, facts.generation, facts.output_tokens)
-        {
-            let seconds = time.as_secs_f64() / (tokens - 1) as f64;
-            self.time_per_output_token.observe(seconds, &labels, trace);
-        }
-        let error = outcome.error_type;
-        labels.extend(error.map(|error| (Key(semconv::ERROR_TYPE), error)));
-        for duration in [&self.request_duration, &self.operation_duration] {
-            duration.observe(outcome.duration.as_secs_f64(), &labels, trace);
         }
     }
 }
@@ -339,7 +230,7 @@ mod tests {
 
     #[test]
     fn models_beyond_the_bound_share_one_name() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(None);
         for number in 0..MAX_MODELS {
             let name = format!("m{number}");
             assert_eq!(metrics.bounded(name.clone()), name);

@@ -21,10 +21,6 @@ use crate::config::Config;
 use crate::reload::Reloaded;
 use crate::tls::UpstreamTrust;
 
-/// How long an upstream connection is kept for the next request. uvicorn closes an idle connection
-/// after five seconds; closing first avoids most requests on connections that are just going away.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-
 /// Requests at once on one connection of HTTP/2, unless the upstream allows fewer.
 const MAX_HTTP2_STREAMS: usize = 128;
 
@@ -37,6 +33,7 @@ pub(crate) struct Upstreams {
     trust: Arc<Reloaded<UpstreamTrust>>,
     connect_timeout: Duration,
     read_timeout: Duration,
+    idle_timeout: Duration,
 }
 
 struct Member {
@@ -71,6 +68,7 @@ impl Upstreams {
             trust,
             connect_timeout: config.connect_timeout,
             read_timeout: config.read_timeout,
+            idle_timeout: config.upstream_idle_timeout,
         }
     }
 
@@ -112,7 +110,7 @@ impl Upstreams {
         peer.options.total_connection_timeout = Some(self.connect_timeout);
         peer.options.read_timeout = Some(self.read_timeout);
         peer.options.write_timeout = Some(self.read_timeout);
-        peer.options.idle_timeout = Some(IDLE_TIMEOUT);
+        peer.options.idle_timeout = Some(self.idle_timeout);
         peer.options.max_h2_streams = MAX_HTTP2_STREAMS;
         peer.options.alpn = match upstream.scheme {
             Scheme::Http => ALPN::H1,
@@ -197,6 +195,7 @@ impl Cursor {
                     host: Arc::clone(&member.upstream.host),
                     port: member.upstream.port,
                     address,
+                    tls: member.upstream.scheme == Scheme::Https,
                 };
                 return Some((peer, destination));
             }

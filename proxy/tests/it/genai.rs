@@ -361,3 +361,40 @@ async fn a_request_that_does_not_stream_is_not_asked() {
     let (received, answer, _) = asked(body, &[USAGE_EVENT]).await;
     assert_eq!((received.as_str(), answer.as_str()), (body, USAGE_EVENT));
 }
+
+#[tokio::test]
+async fn messages_are_on_the_span_when_somebody_asks_for_them() {
+    let upstream = RawUpstream::bind().await;
+    let mut config = config(upstream.address());
+    config.instrumentation = lantern_proxy::Instrumentation::from_vars(|name| {
+        (name == "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT").then(|| "true".to_owned())
+    })
+    .expect("valid variables");
+    let mut proxy = TestProxy::with(config).await;
+    let mut client = proxy.connect().await;
+    let body = r#"{"messages":[{"role":"user","content":"hi"}],"stream":true}"#;
+    client.write(&post("/v1/chat/completions", body)).await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    server.write(SSE_HEAD).await;
+    for event in [TEXT_EVENT, DONE_EVENT, ""] {
+        server.write_chunk(event).await;
+    }
+    client.read_message().await;
+    check(
+        &proxy.spans.next().await,
+        &[
+            (
+                "gen_ai.input.messages",
+                Some(r#"[{"parts":[{"content":"hi","type":"text"}],"role":"user"}]"#),
+            ),
+            (
+                "gen_ai.output.messages",
+                Some(
+                    r#"[{"finish_reason":null,"parts":[{"content":"a","type":"text"}],"role":"assistant"}]"#,
+                ),
+            ),
+            ("lantern.gen_ai.content.truncated", None),
+        ],
+    );
+}

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use opentelemetry::trace::Status;
+use tokio::net::TcpStream;
 
 use crate::support::{
     Echo, Peer, RawUpstream, TestProxy, attribute, config, nobody, refuses_connections, request,
+    within,
 };
 
 const GET: &[&str] = &["GET /v1/models HTTP/1.1", "Host: a"];
@@ -216,6 +218,30 @@ async fn shutdown_lets_a_stream_in_flight_finish_and_keeps_its_span() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_on_its_way_when_the_shutdown_begins_is_answered() {
+    let echo = Echo::start().await;
+    let mut proxy = TestProxy::in_front_of(echo.address).await;
+    let mut silent = proxy.connect().await;
+    // It is accepted after the silent one, and answered.
+    proxy.send(&request(GET, "")).await;
+    proxy.spans.next().await;
+    let mut queued = proxy.connect().await;
+    proxy.begin_shutdown();
+    let closing = async { while TcpStream::connect(proxy.address).await.is_ok() {} };
+    within("the port's end", closing).await;
+    for client in [&mut silent, &mut queued] {
+        client.write(&request(GET, "")).await;
+        let response = client.read_response().await;
+        assert_eq!(response.status, 200);
+        assert_eq!(response.header("connection"), Some("close"));
+    }
+    let mut spans = proxy.stopped().await;
+    for _ in 0..2 {
+        assert_eq!(spans.next().await.status, Status::Unset);
+    }
+}
+
+#[tokio::test]
 async fn shutdown_closes_idle_connections_at_once() {
     let echo = Echo::start().await;
     let proxy = TestProxy::in_front_of(echo.address).await;
@@ -301,7 +327,7 @@ async fn a_connection_over_the_bound_is_refused_and_one_after_it_is_not() {
     drop(first);
     // The proxy sees the end of the first connection in its own time.
     let answered = async { while proxy.send(&request(GET, "")).await.status == 503 {} };
-    crate::support::within("a free place", answered).await;
+    within("a free place", answered).await;
 }
 
 #[tokio::test]

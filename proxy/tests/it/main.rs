@@ -1,10 +1,12 @@
 //! The proxy over real sockets. Each test is client and upstream itself, so that it decides what
 //! happens next and never waits for a time to pass.
 
+mod access;
 mod conformance;
 mod failures;
 mod genai;
 mod lifecycle;
+mod limits;
 mod metrics;
 mod program;
 mod propagation;

@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 
+use tokio::net::TcpSocket;
+
 use crate::support::{Peer, RawUpstream, Response, TestProxy, config, nobody, request};
 
 const COMPLETION: &[&str] = &[
@@ -95,7 +97,11 @@ async fn a_stream_of_a_model_is_measured_by_the_conventions() {
 
 #[tokio::test]
 async fn a_failure_is_measured_with_its_error() {
-    let mut proxy = measured(nobody().await).await;
+    // Bound and not listening: no other test's server can come to be there.
+    let nobody = TcpSocket::new_v4().expect("a socket");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    nobody.bind(any).expect("a free port");
+    let mut proxy = measured(nobody.local_addr().expect("a bound socket")).await;
     proxy
         .send(&request(COMPLETION, r#"{"model":"m1","stream":true}"#))
         .await;
@@ -106,6 +112,29 @@ async fn a_failure_is_measured_with_its_error() {
             r#"http_server_request_duration_seconds_count{http_request_method="POST",url_scheme="http",http_route="/v1/completions",network_protocol_version="1.1",http_response_status_code="502",error_type="upstream_connection_refused"} 1"#,
             // A name that no server has confirmed is none of a model.
             r#"gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="text_completion",error_type="upstream_connection_refused"} 1"#,
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_an_error_of_the_model_and_none_of_the_server() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = measured(upstream.address()).await;
+    let mut client = proxy.connect().await;
+    let body = r#"{"model":"m1","stream":true}"#;
+    client.write(&request(COMPLETION, body)).await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    let refusal = "HTTP/1.1 429 Slow Down\r\ncontent-length: 0\r\n\r\n";
+    server.write(refusal).await;
+    client.read_message().await;
+    proxy.spans.next().await;
+    check(
+        &proxy,
+        &[
+            r#"http_server_request_duration_seconds_count{http_request_method="POST",url_scheme="http",http_route="/v1/completions",network_protocol_version="1.1",http_response_status_code="429"} 1"#,
+            r#"gen_ai_client_operation_duration_seconds_count{gen_ai_operation_name="text_completion",error_type="429"} 1"#,
         ],
     )
     .await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lantern_proxy::Keep;
 use lantern_telemetry::Settings;
 
-use crate::support::{RawUpstream, Spans, TestProxy, attribute, config, request};
+use crate::support::{Peer, RawUpstream, Spans, TestProxy, attribute, config, request};
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -57,6 +57,26 @@ async fn an_unsampled_request_that_fails_is_recorded_with_its_attempt() {
     };
     assert_eq!(attempt.parent_span_id, span.span_context.span_id());
     assert!(told.contains(&attempt.span_context.span_id().to_string()));
+}
+
+#[tokio::test]
+async fn a_request_that_is_kept_is_an_exemplar_of_what_is_measured() {
+    let upstream = RawUpstream::bind().await;
+    let settings = Settings::from_vars(|_| None).expect("no variable, nothing to be wrong");
+    let (telemetry, spans) = Spans::sampled(&settings.recording_unsampled());
+    let mut config = config(upstream.address());
+    config.keep.errors = true;
+    config.metrics = Some(([127, 0, 0, 1], 0).into());
+    let mut proxy = TestProxy::traced_by(config, telemetry, spans).await;
+    exchange(&proxy, &upstream, "00", "").await;
+    let span = proxy.spans.next().await;
+
+    let mut scraper = Peer::connect(proxy.metrics.expect("metrics are served")).await;
+    let lines = ["GET /metrics HTTP/1.1", "Host: a"];
+    scraper.write(&request(&lines, "")).await;
+    let text = scraper.read_response().await.body;
+    let exemplar = format!(r#"span_id="{}""#, span.span_context.span_id());
+    assert!(text.contains(&exemplar), "{text}");
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -221,6 +222,41 @@ async fn a_client_chooses_the_version_of_http_in_the_tls_handshake() {
             Some(version)
         );
     }
+}
+
+#[tokio::test]
+async fn a_connection_over_the_bound_is_refused_in_tls_too() {
+    let authority = Authority::new();
+    let echo = Echo::start().await;
+    let mut config = config(echo.address);
+    config.max_connections = 1;
+    config.tls = Some(ServerTls {
+        identity: authority.sign("proxy"),
+        client_ca: None,
+    });
+    let mut proxy = TestProxy::with(config).await;
+    let first = encrypted(&proxy, authority.client(None, &["http/1.1"])).await;
+    let first = Client::http1(first.expect("a handshake")).await;
+    assert_eq!(first.send(completion()).await.status(), 200);
+    proxy.spans.next().await;
+
+    let second = encrypted(&proxy, authority.client(None, &["http/1.1"])).await;
+    let mut answer = String::new();
+    let mut second = second.expect("a handshake");
+    let reading = second.read_to_string(&mut answer);
+    within("the refusal", reading).await.expect("a clean end");
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
+    let span = proxy.spans.next().await;
+    let error_type = attribute(&span, "error.type");
+    assert_eq!(error_type.as_deref(), Some("too_many_connections"));
+    assert_eq!(attribute(&span, "url.scheme").as_deref(), Some("https"));
+
+    let third = encrypted(&proxy, authority.client(None, &["h2"])).await;
+    drop(third.expect("a handshake"));
+    let span = proxy.spans.next().await;
+    let status = attribute(&span, "http.response.status_code");
+    assert_eq!(status, None, "it was sent none");
 }
 
 #[tokio::test]

@@ -1,19 +1,17 @@
-//! Where spans go: the forms in which users name an OTLP endpoint, and the URL that each means.
+//! Where spans and metrics go: the forms in which users name an OTLP endpoint, and the URL that each means.
 
 use http::Uri;
 
-use super::{ConfigError, Protocol};
+use super::{ConfigError, Protocol, Signal};
 
-/// What OTLP/HTTP appends to an endpoint that was named for all signals.
-const TRACES_PATH: &str = "/v1/traces";
 const DEFAULT_GRPC_URL: &str = "http://localhost:4317";
-const DEFAULT_HTTP_URL: &str = "http://localhost:4318/v1/traces";
+const DEFAULT_HTTP_URL: &str = "http://localhost:4318";
 const ALLOWED: &str = "grpc://host:port, http://host:port, https://host:port or host:port";
 
-/// Whether an endpoint was named for traces alone or for all signals.
+/// Whether an endpoint was named for one signal or for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    Traces,
+    OneSignal,
     AllSignals,
 }
 
@@ -68,6 +66,16 @@ impl Endpoint {
         })
     }
 
+    /// One that was named for all signals, though perhaps with the path that traces have there.
+    pub(super) fn for_all_signals(
+        variable: &str,
+        named: &str,
+        insecure: bool,
+    ) -> Result<Self, ConfigError> {
+        let base = named.strip_suffix(Signal::Traces.path()).unwrap_or(named);
+        Self::parse(variable, base, insecure, Scope::AllSignals)
+    }
+
     /// As it was written.
     pub(super) fn named(&self) -> &str {
         &self.named
@@ -78,22 +86,22 @@ impl Endpoint {
         &self.variable
     }
 
-    /// The URL to send to by `protocol`.
-    fn url(&self, protocol: Protocol) -> String {
+    /// The URL to send `signal` to by `protocol`.
+    fn url(&self, protocol: Protocol, signal: Signal) -> String {
         match (protocol, self.scope) {
             (Protocol::HttpProtobuf, Scope::AllSignals) => {
-                format!("{}{TRACES_PATH}", self.url.trim_end_matches('/'))
+                format!("{}{}", self.url.trim_end_matches('/'), signal.path())
             }
             _ => self.url.clone(),
         }
     }
 }
 
-/// The URL to send to: the endpoint that was named, else the default of `protocol`.
-pub(super) fn resolve(endpoint: Option<&Endpoint>, protocol: Protocol) -> String {
+/// The URL to send `signal` to: the endpoint that was named, else the default of `protocol`.
+pub(super) fn resolve(endpoint: Option<&Endpoint>, protocol: Protocol, signal: Signal) -> String {
     match (endpoint, protocol) {
-        (Some(endpoint), _) => endpoint.url(protocol),
+        (Some(endpoint), _) => endpoint.url(protocol, signal),
         (None, Protocol::Grpc) => DEFAULT_GRPC_URL.to_owned(),
-        (None, Protocol::HttpProtobuf) => DEFAULT_HTTP_URL.to_owned(),
+        (None, Protocol::HttpProtobuf) => format!("{DEFAULT_HTTP_URL}{}", signal.path()),
     }
 }

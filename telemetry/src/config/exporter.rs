@@ -1,4 +1,4 @@
-//! How spans are sent: everything an OTLP exporter needs, whoever exports. The shim's way out reads the
+//! How spans, and metrics, are sent: everything an OTLP exporter needs, whoever exports. The shim's way out reads the
 //! same settings as the exporter of this crate.
 
 use std::fmt;
@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::endpoint::{self, Endpoint};
 use super::tls::{self, PemFile};
 use super::vars::{Var, Vars};
-use super::{ConfigError, endpoint};
+use super::{ConfigError, Signal};
 
 /// The specification's default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,10 +36,9 @@ impl fmt::Display for Protocol {
 }
 
 /// How requests are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
-    /// `none`, the default.
-    #[default]
+    /// `none`, which an exporter of its own spans takes for the default.
     None,
     /// `gzip`.
     Gzip,
@@ -55,8 +55,9 @@ pub struct ExporterSettings {
     pub headers: HeaderMap,
     /// The longest that one export may take, its retries included.
     pub timeout: Duration,
-    /// The compression of requests.
-    pub compression: Compression,
+    /// The compression of requests, where one is named: who passes requests on may else leave them
+    /// as they came.
+    pub compression: Option<Compression>,
     /// Whether an endpoint without a scheme is reached without TLS.
     pub insecure: bool,
     /// The authorities to trust instead of the public ones.
@@ -68,28 +69,49 @@ pub struct ExporterSettings {
 }
 
 impl ExporterSettings {
+    /// How to send to `url`, as given by `flag`. Its other settings are the variables whose names begin
+    /// with `prefix` where those of OTLP begin with `OTEL_EXPORTER_OTLP_`, which are not looked at:
+    /// credentials are for who they were given for.
+    pub fn named(
+        flag: &str,
+        url: &str,
+        prefix: &str,
+        get: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let mut settings = Self::from_vars(&Vars::of_exporter(get, prefix), Signal::Traces)?;
+        let endpoint = Endpoint::for_all_signals(flag, url, settings.insecure)?;
+        settings.endpoint = endpoint::resolve(Some(&endpoint), settings.protocol, Signal::Traces);
+        Ok(settings)
+    }
+
     /// Reads all but the endpoint, which [`super::Settings`] resolves.
-    pub(super) fn from_vars(vars: &Vars<'_>) -> Result<Self, ConfigError> {
+    pub(super) fn from_vars(vars: &Vars<'_>, signal: Signal) -> Result<Self, ConfigError> {
         let protocol = vars
-            .otlp("PROTOCOL")
+            .otlp(signal, "PROTOCOL")
             .map_or(Ok(Protocol::default()), |v| protocol(&v))?;
         let timeout = vars
-            .otlp("TIMEOUT")
+            .otlp(signal, "TIMEOUT")
             .map(|var| var.milliseconds(MAX_TIMEOUT))
             .transpose()?;
         let compression = vars
-            .otlp("COMPRESSION")
+            .otlp(signal, "COMPRESSION")
             .map(|var| compression(&var))
             .transpose()?;
-        let insecure = vars.otlp("INSECURE").map(|var| var.switch()).transpose()?;
-        let headers = vars.otlp("HEADERS").map(|var| headers(&var)).transpose()?;
-        let tls = tls::Files::from_vars(vars)?;
+        let insecure = vars
+            .otlp(signal, "INSECURE")
+            .map(|var| var.switch())
+            .transpose()?;
+        let headers = vars
+            .otlp(signal, "HEADERS")
+            .map(|var| headers(&var))
+            .transpose()?;
+        let tls = tls::Files::from_vars(vars, signal)?;
         Ok(Self {
-            endpoint: endpoint::resolve(None, protocol),
+            endpoint: endpoint::resolve(None, protocol, signal),
             protocol,
             headers: headers.unwrap_or_default(),
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
-            compression: compression.unwrap_or_default(),
+            compression,
             insecure: insecure.unwrap_or(false),
             certificate: tls.certificate,
             client_key: tls.client_key,

@@ -25,11 +25,36 @@ use opentelemetry_semantic_conventions::resource::SERVICE_NAME;
 
 pub use error::ConfigError;
 pub use exporter::{Compression, ExporterSettings, Protocol};
-pub(crate) use sdk::{BatchSettings, OtherSignals, PropagatorKind, SpanLimits};
+pub(crate) use sdk::{BatchSettings, MetricSettings, OtherSignals, PropagatorKind, SpanLimits};
 pub use tls::PemFile;
 
 use endpoint::{Endpoint, Scope};
 use vars::Vars;
+
+/// What is exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    Traces,
+    Metrics,
+}
+
+impl Signal {
+    /// As the variables spell it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Traces => "TRACES",
+            Self::Metrics => "METRICS",
+        }
+    }
+
+    /// What OTLP/HTTP appends to an endpoint that was named for all signals.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Traces => "/v1/traces",
+            Self::Metrics => "/v1/metrics",
+        }
+    }
+}
 
 /// Gives `read` the environment of the process. A variable that it asks for and that is not valid UTF-8
 /// is an error: `read` would take it for unset.
@@ -67,6 +92,8 @@ pub struct Settings {
     records_unsampled: bool,
     batch: BatchSettings,
     limits: SpanLimits,
+    metrics: Option<MetricSettings>,
+    has_metrics: bool,
     propagators: Vec<PropagatorKind>,
     other_signals: OtherSignals,
     log_filter: &'static str,
@@ -85,12 +112,12 @@ impl Settings {
             .get("OTEL_RESOURCE_ATTRIBUTES")
             .map(|var| var.pairs())
             .transpose()?;
-        let exporter = ExporterSettings::from_vars(&vars)?;
+        let exporter = ExporterSettings::from_vars(&vars, Signal::Traces)?;
         let settings = Self {
             sdk_disabled: vars.switch("OTEL_SDK_DISABLED")?,
             traces_exporter: sdk::traces_exporter(&vars)?,
             export_without_endpoint: true,
-            named_endpoint: named_endpoint(&vars, exporter.insecure)?,
+            named_endpoint: named_endpoint(&vars, Signal::Traces, exporter.insecure)?,
             exporter,
             service_name: vars.get("OTEL_SERVICE_NAME").map(|var| var.value),
             resource_attributes: resource.unwrap_or_default(),
@@ -98,6 +125,8 @@ impl Settings {
             records_unsampled: false,
             batch: BatchSettings::from_vars(&vars)?,
             limits: SpanLimits::from_vars(&vars)?,
+            metrics: MetricSettings::from_vars(&vars)?,
+            has_metrics: false,
             propagators: sdk::propagators(&vars)?,
             other_signals: OtherSignals::from_vars(&vars)?,
             log_filter: sdk::log_filter(&vars)?,
@@ -109,7 +138,12 @@ impl Settings {
     /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` it is taken as it is, path included.
     pub fn with_traces_endpoint(mut self, flag: &str, url: &str) -> Result<Self, ConfigError> {
         let insecure = self.exporter.insecure;
-        self.named_endpoint = Some(Endpoint::parse(flag, url.trim(), insecure, Scope::Traces)?);
+        self.named_endpoint = Some(Endpoint::parse(
+            flag,
+            url.trim(),
+            insecure,
+            Scope::OneSignal,
+        )?);
         Ok(self.resolved())
     }
 
@@ -190,6 +224,26 @@ impl Settings {
             .build()
     }
 
+    /// For a program that has metrics: exports them if `OTEL_METRICS_EXPORTER` says so.
+    pub fn with_metrics(mut self) -> Self {
+        self.has_metrics = true;
+        self.other_signals.export_metrics();
+        self
+    }
+
+    /// How metrics are sent; `None` when they are not.
+    pub(crate) fn metrics(&self) -> Option<&MetricSettings> {
+        let exported = self.has_metrics && !self.sdk_disabled;
+        self.metrics.as_ref().filter(|_| exported)
+    }
+
+    /// For a program whose spans have up to so many links: none of them is cut off, unless
+    /// `OTEL_SPAN_LINK_COUNT_LIMIT` says so.
+    pub fn with_links_per_span(mut self, links: usize) -> Self {
+        self.limits.make_room_for_links(links);
+        self
+    }
+
     /// Records spans that are not sampled too, so that those that turn out to matter can be kept: they
     /// end with the attribute [`crate::KEPT`].
     pub fn recording_unsampled(mut self) -> Self {
@@ -223,17 +277,25 @@ impl Settings {
 
     /// With the URL that endpoint and protocol mean together.
     fn resolved(mut self) -> Self {
-        let url = endpoint::resolve(self.named_endpoint.as_ref(), self.exporter.protocol);
+        let url = endpoint::resolve(
+            self.named_endpoint.as_ref(),
+            self.exporter.protocol,
+            Signal::Traces,
+        );
         self.exporter.endpoint = url;
         self
     }
 }
 
-fn named_endpoint(vars: &Vars<'_>, insecure: bool) -> Result<Option<Endpoint>, ConfigError> {
-    let specific = vars.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
+fn named_endpoint(
+    vars: &Vars<'_>,
+    signal: Signal,
+    insecure: bool,
+) -> Result<Option<Endpoint>, ConfigError> {
+    let specific = vars.get(&format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.name()));
     let general = || vars.get("OTEL_EXPORTER_OTLP_ENDPOINT");
     let named = specific
-        .map(|var| (var, Scope::Traces))
+        .map(|var| (var, Scope::OneSignal))
         .or_else(|| general().map(|var| (var, Scope::AllSignals)));
     named
         .map(|(var, scope)| Endpoint::parse(&var.name, &var.value, insecure, scope))

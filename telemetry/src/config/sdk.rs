@@ -3,10 +3,11 @@
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use opentelemetry_sdk::metrics::Temporality;
 use opentelemetry_sdk::trace::Sampler;
 
-use super::ConfigError;
 use super::vars::Vars;
+use super::{ConfigError, ExporterSettings, Signal, endpoint};
 
 /// The queue's memory is reserved at the start, so its length has a bound.
 const MAX_QUEUE_SPANS: u64 = 1 << 18;
@@ -53,6 +54,8 @@ pub(crate) struct SpanLimits {
     pub(crate) attributes_per_span: u32,
     pub(crate) events_per_span: u32,
     pub(crate) links_per_span: u32,
+    /// Whether the environment says how many links.
+    names_links: bool,
     pub(crate) attributes_per_event: u32,
     pub(crate) attributes_per_link: u32,
     /// The most characters of a string value; the SDK lacks this one, the exporter applies it.
@@ -65,7 +68,7 @@ impl SpanLimits {
             let limit = vars.number(names, 0..=u64::from(u32::MAX), DEFAULT_COUNT_LIMIT)?;
             Ok(u32::try_from(limit).expect("the range is that of u32"))
         };
-        let general = "OTEL_ATTRIBUTE_COUNT_LIMIT";
+        let (general, links) = ("OTEL_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT");
         let value_chars = vars
             .first(&[
                 "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
@@ -76,11 +79,20 @@ impl SpanLimits {
         Ok(Self {
             attributes_per_span: count(&["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", general])?,
             events_per_span: count(&["OTEL_SPAN_EVENT_COUNT_LIMIT"])?,
-            links_per_span: count(&["OTEL_SPAN_LINK_COUNT_LIMIT"])?,
+            links_per_span: count(&[links])?,
+            names_links: vars.get(links).is_some(),
             attributes_per_event: count(&["OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", general])?,
             attributes_per_link: count(&["OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", general])?,
             value_chars: value_chars.map(to_usize),
         })
+    }
+
+    /// For spans with so many links, unless the environment says how many.
+    pub(super) fn make_room_for_links(&mut self, links: usize) {
+        if !self.names_links {
+            let links = u32::try_from(links).unwrap_or(u32::MAX);
+            self.links_per_span = self.links_per_span.max(links);
+        }
     }
 }
 
@@ -238,6 +250,21 @@ impl OtherSignals {
         })
     }
 
+    /// Metrics are exported by OTLP after all; what else was asked of them still has no effect.
+    pub(super) fn export_metrics(&mut self) {
+        let name = OTHER_SIGNALS[0].0;
+        let is_met = |asked: &String| {
+            let list = asked
+                .strip_prefix(name)
+                .map(|rest| rest.trim_matches(['=', '\'']));
+            list.is_some_and(|list| {
+                let mut exporters = list.split(',').map(str::trim);
+                exporters.all(|exporter| exporter.eq_ignore_ascii_case("otlp"))
+            })
+        };
+        self.asked.retain(|asked| !is_met(asked));
+    }
+
     /// Says once that nothing will come of it.
     pub(crate) fn tell(&self) {
         if let Some(notice) = self.notice() {
@@ -248,7 +275,55 @@ impl OtherSignals {
     pub(super) fn notice(&self) -> Option<String> {
         let asked = self.asked.join(", ");
         (!asked.is_empty())
-            .then(|| format!("only traces are exported, so this has no effect: {asked}"))
+            .then(|| format!("this program does not export that, so it has no effect: {asked}"))
+    }
+}
+
+/// How metrics are sent.
+#[derive(Clone, Debug)]
+pub(crate) struct MetricSettings {
+    pub(crate) exporter: ExporterSettings,
+    /// From one export to the next.
+    pub(crate) interval: Duration,
+    pub(crate) temporality: Temporality,
+}
+
+impl MetricSettings {
+    /// `None` unless they are asked for: unlike traces they are off by default.
+    pub(super) fn from_vars(vars: &Vars<'_>) -> Result<Option<Self>, ConfigError> {
+        let asked = vars.get(OTHER_SIGNALS[0].0).is_some_and(|var| {
+            let list = var.lowercase();
+            list.split(',').any(|exporter| exporter.trim() == "otlp")
+        });
+        if !asked {
+            return Ok(None);
+        }
+        let mut exporter = ExporterSettings::from_vars(vars, Signal::Metrics)?;
+        let endpoint = super::named_endpoint(vars, Signal::Metrics, exporter.insecure)?;
+        exporter.endpoint =
+            endpoint::resolve(endpoint.as_ref(), exporter.protocol, Signal::Metrics);
+        let interval = vars.get("OTEL_METRIC_EXPORT_INTERVAL");
+        let interval = interval
+            .map(|var| var.milliseconds(MAX_DELAY))
+            .transpose()?;
+        Ok(Some(Self {
+            exporter,
+            interval: interval.unwrap_or(Duration::from_secs(60)),
+            temporality: temporality(vars)?,
+        }))
+    }
+}
+
+fn temporality(vars: &Vars<'_>) -> Result<Temporality, ConfigError> {
+    let preference = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
+    let Some(var) = vars.get(preference) else {
+        return Ok(Temporality::Cumulative);
+    };
+    match var.lowercase().as_str() {
+        "cumulative" => Ok(Temporality::Cumulative),
+        "delta" => Ok(Temporality::Delta),
+        "lowmemory" => Ok(Temporality::LowMemory),
+        _ => Err(var.error("cumulative, delta or lowmemory")),
     }
 }
 

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::vars::{Var, Vars};
-use super::{ConfigError, ExporterSettings};
+use super::{ConfigError, ExporterSettings, Signal};
 
 /// A file is read up to this size: a bundle of every public authority has a quarter of it.
 const MAX_PEM_BYTES: u64 = 1024 * 1024;
@@ -72,10 +72,10 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn from_vars(vars: &Vars<'_>) -> Result<Self, ConfigError> {
-        let certificate = vars.otlp("CERTIFICATE");
-        let key = vars.otlp("CLIENT_KEY");
-        let client_certificate = vars.otlp("CLIENT_CERTIFICATE");
+    pub(super) fn from_vars(vars: &Vars<'_>, signal: Signal) -> Result<Self, ConfigError> {
+        let certificate = vars.otlp(signal, "CERTIFICATE");
+        let key = vars.otlp(signal, "CLIENT_KEY");
+        let client_certificate = vars.otlp(signal, "CLIENT_CERTIFICATE");
         let files = Self {
             certificate: certificate.as_ref().map(read).transpose()?,
             client_key: key.as_ref().map(read).transpose()?,
@@ -88,10 +88,12 @@ impl Files {
         }
         match (&key, &client_certificate) {
             (Some(key), None) => {
-                return Err(key.error("it together with OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"));
+                let other = vars.otlp_name("CLIENT_CERTIFICATE");
+                return Err(key.error(format!("it together with {other}")));
             }
             (None, Some(chain)) => {
-                return Err(chain.error("it together with OTEL_EXPORTER_OTLP_CLIENT_KEY"));
+                let other = vars.otlp_name("CLIENT_KEY");
+                return Err(chain.error(format!("it together with {other}")));
             }
             (Some(key), Some(chain)) => files.check_identity(key, chain)?,
             (None, None) => {}
@@ -120,6 +122,41 @@ impl Files {
 }
 
 impl ExporterSettings {
+    /// Reads the TLS files again. None when they hold what they held before; an error when that cannot
+    /// be used.
+    pub fn with_changed_tls_files(&self) -> Result<Option<Self>, ConfigError> {
+        let path = |name: &str| {
+            let file = match name {
+                "CERTIFICATE" => self.certificate.as_ref(),
+                "CLIENT_KEY" => self.client_key.as_ref(),
+                "CLIENT_CERTIFICATE" => self.client_certificate.as_ref(),
+                _ => None,
+            };
+            file.map(|file| file.path.display().to_string())
+        };
+        let files = Files::from_vars(&Vars::of_exporter(&path, ""), Signal::Traces)?;
+        let known = (
+            &self.certificate,
+            &self.client_key,
+            &self.client_certificate,
+        );
+        if known
+            == (
+                &files.certificate,
+                &files.client_key,
+                &files.client_certificate,
+            )
+        {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            certificate: files.certificate,
+            client_key: files.client_key,
+            client_certificate: files.client_certificate,
+            ..self.clone()
+        }))
+    }
+
     /// The TLS of a client of the endpoint; application protocols are left to it.
     pub(super) fn rustls_config(&self) -> ClientConfig {
         let checked = "the TLS files were checked when they were read";

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
-use super::ConfigError;
+use super::{ConfigError, Signal};
 
 /// A source of variables: the process environment, or a table in a test.
 pub(super) struct Vars<'a> {
     get: &'a dyn Fn(&str) -> Option<String>,
+    /// What the names of the exporter's variables begin with, unless they are OTLP's own.
+    exporter_prefix: Option<&'a str>,
 }
 
 /// A variable that is set to something.
@@ -22,7 +24,18 @@ pub(super) struct Var {
 
 impl<'a> Vars<'a> {
     pub(super) fn new(get: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { get }
+        Self {
+            get,
+            exporter_prefix: None,
+        }
+    }
+
+    /// Those of an exporter whose variables have names of their own.
+    pub(super) fn of_exporter(get: &'a dyn Fn(&str) -> Option<String>, prefix: &'a str) -> Self {
+        Self {
+            get,
+            exporter_prefix: Some(prefix),
+        }
     }
 
     /// The variable `name`, when it is set and not empty.
@@ -39,10 +52,19 @@ impl<'a> Vars<'a> {
         names.iter().find_map(|name| self.get(name))
     }
 
-    /// An OTLP exporter variable: the one for traces, else the one for all signals.
-    pub(super) fn otlp(&self, suffix: &str) -> Option<Var> {
-        self.get(&format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"))
-            .or_else(|| self.get(&format!("OTEL_EXPORTER_OTLP_{suffix}")))
+    /// A variable of the exporter: for OTLP's own the one for `signal`, else the one for all.
+    pub(super) fn otlp(&self, signal: Signal, suffix: &str) -> Option<Var> {
+        if self.exporter_prefix.is_some() {
+            return self.get(&self.otlp_name(suffix));
+        }
+        self.get(&format!("OTEL_EXPORTER_OTLP_{}_{suffix}", signal.name()))
+            .or_else(|| self.get(&self.otlp_name(suffix)))
+    }
+
+    /// The most general name of a variable of the exporter.
+    pub(super) fn otlp_name(&self, suffix: &str) -> String {
+        let prefix = self.exporter_prefix;
+        format!("{}{suffix}", prefix.unwrap_or("OTEL_EXPORTER_OTLP_"))
     }
 
     /// A whole number within `range`, or `default` when unset.

@@ -63,6 +63,24 @@ pub(crate) fn build(
 }
 
 fn grpc(settings: &ExporterSettings, last_failure: LastFailure) -> Result<SpanExporter, String> {
+    let builder = SpanExporter::builder().with_tonic();
+    let builder = grpc_settings(builder, settings, last_failure)?;
+    builder.build().map_err(|error| chain(&error))
+}
+
+fn http(
+    settings: &ExporterSettings,
+    last_failure: LastFailure,
+) -> Result<SpanExporter, ExporterBuildError> {
+    http_settings(SpanExporter::builder().with_http(), settings, last_failure).build()
+}
+
+/// What an exporter by gRPC is told, whatever it exports.
+pub(super) fn grpc_settings<B: WithTonicConfig + WithExportConfig>(
+    builder: B,
+    settings: &ExporterSettings,
+    last_failure: LastFailure,
+) -> Result<B, String> {
     let channel = channel(settings, last_failure).map_err(|error| chain(&error))?;
     let headers = settings.headers.clone();
     // The exporter merges the environment's headers into its metadata; the settings have already
@@ -71,33 +89,33 @@ fn grpc(settings: &ExporterSettings, last_failure: LastFailure) -> Result<SpanEx
         *request.metadata_mut() = MetadataMap::from_headers(headers.clone());
         Ok(request)
     };
-    let mut builder = SpanExporter::builder()
-        .with_tonic()
+    let builder = builder
         .with_channel(channel)
         .with_timeout(settings.timeout)
         .with_interceptor(own_metadata)
         .with_retry_policy(retry_policy());
-    if settings.compression == Compression::Gzip {
-        builder = builder.with_compression(opentelemetry_otlp::Compression::Gzip);
-    }
-    builder.build().map_err(|error| chain(&error))
+    Ok(match settings.compression {
+        Some(Compression::Gzip) => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
+        None | Some(Compression::None) => builder,
+    })
 }
 
-fn http(
+/// What an exporter by HTTP is told, whatever it exports.
+pub(super) fn http_settings<B: WithHttpConfig + WithExportConfig>(
+    builder: B,
     settings: &ExporterSettings,
     last_failure: LastFailure,
-) -> Result<SpanExporter, ExporterBuildError> {
-    let mut builder = SpanExporter::builder()
-        .with_http()
+) -> B {
+    let builder = builder
         .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
         .with_endpoint(&settings.endpoint)
         .with_timeout(settings.timeout)
         .with_http_client(OtlpHttpClient::new(settings, last_failure))
         .with_retry_policy(retry_policy());
-    if settings.compression == Compression::Gzip {
-        builder = builder.with_compression(opentelemetry_otlp::Compression::Gzip);
+    match settings.compression {
+        Some(Compression::Gzip) => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
+        None | Some(Compression::None) => builder,
     }
-    builder.build()
 }
 
 fn retry_policy() -> RetryPolicy {

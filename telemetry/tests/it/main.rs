@@ -5,6 +5,7 @@ mod delivery;
 mod failures;
 mod guard;
 mod log;
+mod metrics;
 mod receiver;
 mod tls;
 

@@ -43,8 +43,12 @@ pub(crate) enum Reply {
 /// One request as it came.
 #[derive(Clone)]
 pub(crate) struct Delivery {
+    /// Decompressed.
     pub(crate) message: Bytes,
-    pub(crate) was_compressed: bool,
+    /// As it came.
+    pub(crate) raw: Bytes,
+    /// What it was compressed by, if it was.
+    pub(crate) coding: String,
     pub(crate) headers: HeaderMap,
     pub(crate) path: String,
 }
@@ -168,6 +172,14 @@ impl Backend {
         format!("http://{}/v1/traces", self.address)
     }
 
+    /// The way to it by `protocol`.
+    pub(crate) fn url(&self, protocol: &str) -> String {
+        match protocol {
+            "grpc" => self.grpc_url(),
+            _ => self.http_url(),
+        }
+    }
+
     pub(crate) fn deliveries(&self) -> Vec<Delivery> {
         self.state.deliveries.lock().expect("no panic").clone()
     }
@@ -231,17 +243,26 @@ async fn answer(
     };
     let body = body.to_bytes();
     let is_grpc = parts.headers["content-type"] == "application/grpc";
-    let (was_compressed, raw) = if is_grpc {
-        (body[0] == 1, body.slice(5..))
+    let (was_compressed, named_by, raw) = if is_grpc {
+        (body[0] == 1, "grpc-encoding", body.slice(5..))
     } else {
-        (parts.headers.get("content-encoding").is_some(), body)
+        (true, "content-encoding", body)
     };
-    let mut message = raw.to_vec();
-    if was_compressed {
-        message.clear();
-        GzDecoder::new(&raw[..])
-            .read_to_end(&mut message)
-            .expect("sound gzip");
+    let named = parts.headers.get(named_by).filter(|_| was_compressed);
+    let coding = named
+        .map_or("", |name| name.to_str().expect("text"))
+        .to_owned();
+    let mut message = Vec::new();
+    match coding.as_str() {
+        "" => message = raw.to_vec(),
+        // The first member alone, as tonic reads it.
+        "gzip" => drop(
+            GzDecoder::new(&raw[..])
+                .read_to_end(&mut message)
+                .expect("sound gzip"),
+        ),
+        "zstd" => message = zstd::decode_all(&raw[..]).expect("sound zstd"),
+        other => panic!("compressed by {other}"),
     }
     let holds = |text: &str| {
         message
@@ -252,7 +273,8 @@ async fn answer(
     let path = parts.uri.path().to_owned();
     let delivery = Delivery {
         message: message.into(),
-        was_compressed,
+        raw,
+        coding,
         headers: parts.headers,
         path,
     };

@@ -13,7 +13,7 @@ use tonic::Status;
 
 pub(crate) const PROTOBUF: &str = "application/x-protobuf";
 pub(crate) const JSON: &str = "application/json";
-const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+pub(crate) const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -37,6 +37,10 @@ pub(crate) fn gzip(bytes: &[u8]) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(bytes).expect("a vector takes it");
     encoder.finish().expect("a vector takes it").into()
+}
+
+pub(crate) fn zstd(bytes: &[u8]) -> Bytes {
+    zstd::encode_all(bytes, 1).expect("compressed").into()
 }
 
 pub(crate) async fn send(request: Request<Full<Bytes>>) -> Answer {
@@ -63,8 +67,18 @@ pub(crate) async fn post(
     encoding: &str,
     body: impl Into<Bytes>,
 ) -> Answer {
-    let mut request =
-        Request::post(format!("http://{address}/v1/traces")).header("content-type", content_type);
+    let url = format!("http://{address}/v1/traces");
+    post_to(&url, content_type, encoding, body).await
+}
+
+/// The same to any URL.
+pub(crate) async fn post_to(
+    url: &str,
+    content_type: &str,
+    encoding: &str,
+    body: impl Into<Bytes>,
+) -> Answer {
+    let mut request = Request::post(url).header("content-type", content_type);
     if !encoding.is_empty() {
         request = request.header("content-encoding", encoding);
     }

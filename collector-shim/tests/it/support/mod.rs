@@ -4,13 +4,16 @@
 pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod process;
+pub(crate) mod signals;
 pub(crate) mod spans;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use lantern_shim::{Ack, Config, Counts, Destination, QueueDir, Shim, ShimHandle};
+use lantern_shim::{
+    Backend, Config, Counts, Destination, LogAck, QueueDir, Shim, ShimHandle, Waiting,
+};
 use lantern_telemetry::{ExporterSettings, Settings};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -109,14 +112,19 @@ pub(crate) fn exporter(url: &str, protocol: &str, more: &[(&str, &str)]) -> Expo
 
 /// A forwarding configuration with its queue on disk.
 pub(crate) fn durable(exporter: ExporterSettings, dir: &Path, queue_max_bytes: usize) -> Config {
-    let queue_dir = QueueDir {
+    durable_for(vec![Backend::only(exporter)], dir, queue_max_bytes)
+}
+
+/// The same for several backends.
+pub(crate) fn durable_for(backends: Vec<Backend>, dir: &Path, queue_max_bytes: usize) -> Config {
+    let waiting = Waiting::OnDisk(QueueDir {
         path: dir.to_owned(),
-        ack: Ack::Disk,
-    };
-    let destination = Destination::Backend {
-        exporter: Box::new(exporter),
+        ack: LogAck::Disk,
+    });
+    let destination = Destination::Backends {
+        backends,
         queue_max_bytes,
-        queue_dir: Some(queue_dir),
+        waiting,
     };
     Config {
         destination,
@@ -126,16 +134,39 @@ pub(crate) fn durable(exporter: ExporterSettings, dir: &Path, queue_max_bytes: u
     }
 }
 
+/// A forwarding configuration that queues nothing.
+pub(crate) fn direct(backends: Vec<Backend>, queue_max_bytes: usize) -> Config {
+    let destination = Destination::Backends {
+        backends,
+        queue_max_bytes,
+        waiting: Waiting::AtSender,
+    };
+    Config {
+        destination,
+        max_request_bytes: queue_max_bytes,
+        ..Config::embedded()
+    }
+}
+
+/// A backend called `name`.
+pub(crate) fn backend(name: &str, exporter: ExporterSettings) -> Backend {
+    let name = name.to_owned();
+    Backend {
+        name,
+        ..Backend::only(exporter)
+    }
+}
+
 /// A forwarding configuration with small bounds.
 pub(crate) fn forwarding(
     exporter: ExporterSettings,
     max_request_bytes: usize,
     queue_max_bytes: usize,
 ) -> Config {
-    let destination = Destination::Backend {
-        exporter: Box::new(exporter),
+    let destination = Destination::Backends {
+        backends: vec![Backend::only(exporter)],
         queue_max_bytes,
-        queue_dir: None,
+        waiting: Waiting::InMemory,
     };
     Config {
         destination,

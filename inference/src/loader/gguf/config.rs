@@ -37,7 +37,11 @@ impl Gguf {
     /// The config.json of the same model. Families refuse what they lack in it, by its fields' names.
     pub(crate) fn config(&self) -> Result<Json, GgufError> {
         let mut config = Map::new();
-        config.insert("model_type".to_owned(), self.architecture.as_str().into());
+        let model_type = match self.architecture.as_str() {
+            "gemma3" => "gemma3_text",
+            other => other,
+        };
+        config.insert("model_type".to_owned(), model_type.into());
         let (fields, embedding) = match self.architecture.as_str() {
             "gpt2" => (GPT2, "transformer.wte.weight"),
             _ => (LLAMA, "model.embed_tokens.weight"),
@@ -45,11 +49,7 @@ impl Gguf {
         for (field, key, needed) in fields {
             match self.own(key) {
                 Some(value) => {
-                    let value = scalar(value).ok_or_else(|| {
-                        let supported = "one number for all layers is";
-                        self.unsupported(&self.key(key), &"a list", supported)
-                    })?;
-                    config.insert((*field).to_owned(), value);
+                    config.insert((*field).to_owned(), self.for_all_layers(key, value)?);
                 }
                 None if *needed => return Err(self.missing(&self.key(key), "a number")),
                 None => {}
@@ -64,11 +64,14 @@ impl Gguf {
         let tied = !self.contains("lm_head.weight");
         config.insert("tie_word_embeddings".to_owned(), tied.into());
         config.insert("eos_token_id".to_owned(), self.end_tokens().into());
-        if self.architecture == "gpt2" {
-            // The converter takes GPT-2's one activation for granted.
-            config.insert("activation_function".to_owned(), "gelu_new".into());
-        } else {
-            self.add_attention(&mut config)?;
+        // The converter takes an architecture's one activation for granted: it is the family's default.
+        match self.architecture.as_str() {
+            "gpt2" => {}
+            "gemma3" => {
+                self.add_attention(&mut config)?;
+                self.add_gemma3(&mut config)?;
+            }
+            _ => self.add_attention(&mut config)?,
         }
         Ok(config.into())
     }
@@ -135,6 +138,32 @@ impl Gguf {
         Ok(())
     }
 
+    /// What only Gemma 3 has. Where the file does not say, as llama.cpp does it.
+    fn add_gemma3(&self, config: &mut Map<String, Json>) -> Result<(), GgufError> {
+        /// Layers of the one size whose scores are scaled by another number than the head's.
+        const LAYERS_OF_27B: u64 = 62;
+        let number = |key| self.number(&self.key(key));
+        let scalar = match (number("block_count"), number("embedding_length")) {
+            (Some(LAYERS_OF_27B), Some(width)) => {
+                let heads = number("attention.head_count").filter(|heads| *heads > 0);
+                width as f64 / heads.unwrap_or(1) as f64
+            }
+            _ => self.head_dim()? as f64,
+        };
+        config.insert("query_pre_attn_scalar".to_owned(), scalar.into());
+        for (field, key) in [
+            ("sliding_window", "attention.sliding_window"),
+            ("sliding_window_pattern", "attention.sliding_window_pattern"),
+            ("rope_local_base_freq", "rope.freq_base_swa"),
+            ("final_logit_softcapping", "final_logit_softcapping"),
+        ] {
+            if let Some(value) = self.own(key) {
+                config.insert(field.to_owned(), self.for_all_layers(key, value)?);
+            }
+        }
+        Ok(())
+    }
+
     fn rope_scaling(&self, dim: usize) -> Result<Option<Json>, GgufError> {
         if let Some(factors) = self.rope_factors()? {
             return self.llama3_scaling(dim, &factors).map(Some);
@@ -195,6 +224,14 @@ impl Gguf {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What may also be a list of one for each layer.
+    fn for_all_layers(&self, key: &str, value: &Value) -> Result<Json, GgufError> {
+        scalar(value).ok_or_else(|| {
+            let supported = "one number for all layers is";
+            self.unsupported(&self.key(key), &"a list", supported)
+        })
     }
 
     /// A key of the architecture's own.

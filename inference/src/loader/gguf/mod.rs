@@ -202,6 +202,12 @@ impl Gguf {
         self.names.stored(name).is_some()
     }
 
+    /// How the tensor that goes by this name is stored.
+    pub(crate) fn dtype(&self, name: &str) -> Option<GgmlDType> {
+        let (stored, _) = self.names.stored(name)?;
+        Some(self.content.tensor_infos[stored].ggml_dtype)
+    }
+
     /// Rows of the tensor that goes by this name.
     fn rows(&self, name: &str) -> Option<usize> {
         let (stored, _) = self.names.stored(name)?;
@@ -228,11 +234,11 @@ impl Gguf {
             .iter()
             .try_fold(1usize, |count, dim| count.checked_mul(*dim));
         let count = count.filter(|count| count.is_multiple_of(dtype.block_size()));
-        let count = count.ok_or_else(|| {
+        let size = count.and_then(|it| (it / dtype.block_size()).checked_mul(dtype.type_size()));
+        let size = size.ok_or_else(|| {
             let problem = format!("tensor {name} of shape {dims:?} cannot be made of {dtype:?}");
             not_understood(&self.path, &problem)
         })?;
-        let size = count / dtype.block_size() * dtype.type_size();
         let start = self.content.tensor_data_offset.saturating_add(info.offset);
         Ok(Stored {
             dtype,

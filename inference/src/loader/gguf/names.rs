@@ -42,6 +42,27 @@ const LLAMA: Spelling = Spelling {
     ],
 };
 
+/// Gemma 3's names.
+const GEMMA3: Spelling = Spelling {
+    top: TOP,
+    layers: "model.layers.",
+    layer: &[
+        ("attn_norm", "input_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("attn_q_norm", "self_attn.q_norm"),
+        ("attn_k_norm", "self_attn.k_norm"),
+        ("post_attention_norm", "post_attention_layernorm"),
+        ("ffn_norm", "pre_feedforward_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+        ("post_ffw_norm", "post_feedforward_layernorm"),
+    ],
+};
+
 const GPT2: Spelling = Spelling {
     top: &[
         ("token_embd", "transformer.wte"),
@@ -68,9 +89,10 @@ impl Names {
     pub(super) fn new(gguf: &Gguf) -> Result<Self, GgufError> {
         let spelling = match gguf.architecture.as_str() {
             "llama" | "qwen2" | "qwen3" => &LLAMA,
+            "gemma3" => &GEMMA3,
             "gpt2" => &GPT2,
             other => {
-                let supported = "gpt2, llama, qwen2 and qwen3 are";
+                let supported = "gemma3, gpt2, llama, qwen2 and qwen3 are";
                 return Err(gguf.unsupported("general.architecture", &other, supported));
             }
         };
@@ -138,6 +160,11 @@ mod tests {
                 &GPT2,
                 "blk.0.ffn_up.weight",
                 Some("transformer.h.0.mlp.c_fc.weight"),
+            ),
+            (
+                &GEMMA3,
+                "blk.3.ffn_norm.weight",
+                Some("model.layers.3.pre_feedforward_layernorm.weight"),
             ),
             (&GPT2, "blk.0.ffn_gate.weight", None),
             (&LLAMA, "rope_freqs.weight", None),

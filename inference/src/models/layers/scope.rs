@@ -44,8 +44,9 @@ impl<'a> Scope<'a> {
     }
 
     /// A token table, (V, E).
-    pub(crate) fn table(&self, name: &str, shape: &[usize]) -> Loaded<Matrix> {
-        Ok(Matrix::Dense(self.tensor(name, shape)?))
+    pub(crate) fn table(&self, name: &str, shape: (usize, usize)) -> Loaded<Matrix> {
+        self.weights
+            .matrix(&format!("{}{name}", self.prefix), shape)
     }
 
     /// A product: `from` -> `to`.
@@ -56,9 +57,9 @@ impl<'a> Scope<'a> {
         with_bias: bool,
     ) -> Loaded<Linear> {
         let layer = self.within(name);
-        let weight = layer.tensor("weight", &[to, from])?;
+        let weight = layer.table("weight", (to, from))?;
         let bias = with_bias.then(|| layer.tensor("bias", &[to])).transpose()?;
-        Ok(dense(weight, bias))
+        Ok(Linear { weight, bias })
     }
 
     /// A product whose weight is stored the other way round, (from, to), as GPT-2's `Conv1D` has it.
@@ -72,7 +73,10 @@ impl<'a> Scope<'a> {
         }
         let layer = self.within(name);
         let weight = layer.tensor("weight", &[from, to])?.t()?.contiguous()?;
-        Ok(dense(weight, Some(layer.tensor("bias", &[to])?)))
+        Ok(Linear {
+            weight: Matrix::Dense(weight),
+            bias: Some(layer.tensor("bias", &[to])?),
+        })
     }
 
     /// A norm of `size` numbers around their mean.
@@ -107,35 +111,33 @@ impl<'a> Scope<'a> {
         })
     }
 
+    /// The same where what is stored is the weight's distance from 1, as in Gemma's own files.
+    pub(crate) fn rms_norm_from_one(&self, name: &str, size: usize, eps: f64) -> Loaded<Norm> {
+        let mut norm = self.rms_norm(name, size, eps)?;
+        if !self.weights.has_whole_norms() {
+            norm.weight = (norm.weight + 1.0)?;
+        }
+        Ok(norm)
+    }
+
     /// E -> V: the token embedding (V, E) again, or `lm_head`, which is outside the decoder.
     pub(crate) fn head(&self, token_embedding: &Matrix, tied: bool) -> Loaded<Linear> {
-        let Matrix::Dense(tokens) = token_embedding;
         let weight = if tied {
-            tokens.clone()
+            token_embedding.clone()
         } else {
-            self.weights.get("lm_head.weight", tokens.dims())?
+            let shape = token_embedding.shape()?;
+            self.weights.matrix("lm_head.weight", shape)?
         };
-        Ok(dense(weight, None))
-    }
-}
-
-fn dense(weight: Tensor, bias: Option<Tensor>) -> Linear {
-    Linear {
-        weight: Matrix::Dense(weight),
-        bias,
+        Ok(Linear { weight, bias: None })
     }
 }
 
 /// Several projections of the same input as one.
 pub(crate) fn in_one_product(parts: &[Linear]) -> Loaded<Linear> {
-    let weights: Vec<_> = parts
-        .iter()
-        .map(|Linear { weight, .. }| {
-            let Matrix::Dense(weight) = weight;
-            weight
-        })
-        .collect();
+    let weights: Vec<_> = parts.iter().map(|part| &part.weight).collect();
     let biases: Option<Vec<_>> = parts.iter().map(|part| part.bias.as_ref()).collect();
-    let bias = biases.map(|biases| Tensor::cat(&biases, 0)).transpose()?;
-    Ok(dense(Tensor::cat(&weights, 0)?, bias))
+    Ok(Linear {
+        weight: Matrix::stack(&weights)?,
+        bias: biases.map(|biases| Tensor::cat(&biases, 0)).transpose()?,
+    })
 }

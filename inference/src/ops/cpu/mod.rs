@@ -19,8 +19,8 @@ use std::collections::VecDeque;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    Attention, Embedding, Epilogue, LayerPages, Linear, Matrix, Norm, NormKind, Ops, Pass,
-    PositionTable, RowResult, StepInputs, StepResult, StepTensors,
+    Attention, Embedding, Epilogue, LayerPages, Linear, Matrix, Norm, Ops, Pass, PositionTable,
+    StepInputs, StepResult, StepTensors, shared,
 };
 
 /// The CPU.
@@ -41,12 +41,8 @@ impl Ops for CpuOps {
         forward: &mut dyn FnMut() -> Result<StepTensors>,
     ) -> Result<()> {
         let StepTensors { hidden, logits } = forward()?;
-        let rows = match logits {
-            Some(logits) => logits.to_dtype(DType::F32)?.to_vec2()?,
-            None => Vec::new(),
-        };
         self.results.borrow_mut().push_back(StepResult {
-            rows: rows.into_iter().map(RowResult::Logits).collect(),
+            rows: shared::rows_of(logits.as_ref())?,
             hidden,
             device_time: None,
             pass: Pass::Eager { reason: "cpu" },
@@ -60,20 +56,19 @@ impl Ops for CpuOps {
     }
 
     fn embed(&self, step: &StepInputs, embedding: &Embedding) -> Result<Tensor> {
-        let Matrix::Dense(table) = &embedding.tokens;
-        let mut rows = look_up(table, &step.tokens)?;
-        if let Some(scale) = embedding.scale {
-            rows = (rows * f64::from(scale))?;
-        }
-        match &embedding.positions {
-            Some(positions) => rows + self.embed_positions(step, positions)?,
-            None => Ok(rows),
-        }
+        let rows = match &embedding.tokens {
+            Matrix::Dense(table) => shared::look_up(table, &step.tokens)?,
+            Matrix::Packed { rows, dtype } => {
+                let shape = (step.tokens.len(), rows.columns());
+                let rows = rows.read_rows(step.tokens.iter().copied());
+                Tensor::from_vec(rows, shape, &Device::Cpu)?.to_dtype(*dtype)?
+            }
+        };
+        shared::finish_embedding(rows, step, embedding)
     }
 
     fn embed_positions(&self, step: &StepInputs, positions: &PositionTable) -> Result<Tensor> {
-        let rows = step.positions.iter().map(|at| at + positions.offset);
-        look_up(&positions.table, &rows.collect::<Vec<_>>())
+        shared::embed_positions(step, positions)
     }
 
     fn project(
@@ -94,20 +89,7 @@ impl Ops for CpuOps {
     }
 
     fn norm(&self, x: &Tensor, norm: &Norm, residual: Option<&Tensor>) -> Result<Tensor> {
-        let normed = match (norm.kind, &norm.bias) {
-            (NormKind::Rms, _) => candle_nn::ops::rms_norm(x, &norm.weight, norm.eps)?,
-            (NormKind::Layer, Some(bias)) => {
-                candle_nn::ops::layer_norm(x, &norm.weight, bias, norm.eps)?
-            }
-            (NormKind::Layer, None) => {
-                let bias = norm.weight.zeros_like()?;
-                candle_nn::ops::layer_norm(x, &norm.weight, &bias, norm.eps)?
-            }
-        };
-        match residual {
-            Some(residual) => residual + normed,
-            None => Ok(normed),
-        }
+        shared::norm(x, norm, residual)
     }
 
     fn attend(
@@ -121,22 +103,18 @@ impl Ops for CpuOps {
     }
 
     fn wanted(&self, x: &Tensor, step: &StepInputs) -> Result<Tensor> {
-        let rows: Vec<u32> = step.wanted.iter().map(|wanted| wanted.row).collect();
-        if rows.len() == step.tokens.len() {
-            return Ok(x.clone());
-        }
-        look_up(x, &rows)
+        shared::wanted(x, step)
     }
-}
-
-/// The rows `ids` of a table: (R, W) -> (T, W).
-fn look_up(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
-    table.index_select(&Tensor::from_slice(ids, ids.len(), &Device::Cpu)?, 0)
 }
 
 /// (T, I) . (O, I)^T -> (T, O)
 fn product(x: &Tensor, weight: &Matrix) -> Result<Tensor> {
     match weight {
         Matrix::Dense(weight) => x.matmul(&weight.t()?),
+        Matrix::Packed { rows, .. } => {
+            let wide = x.to_dtype(DType::F32)?.contiguous()?;
+            let product = number::read::<f32, _>(&wide, |numbers| Ok(rows.product(numbers)))?;
+            Tensor::from_vec(product, (x.dim(0)?, rows.rows()), &Device::Cpu)?.to_dtype(x.dtype())
+        }
     }
 }

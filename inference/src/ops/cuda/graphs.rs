@@ -1,12 +1,13 @@
 //! Decode steps as recorded graphs, one for each of a few batch sizes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, sys};
 use candle_core::{Error, Result};
 
 use crate::ops::{StepInputs, StepTensors};
+use crate::tensor_error::TensorError;
 
 /// Batch sizes that graphs are made for; a batch runs in the next larger one.
 const BATCH_SIZES: [usize; 17] = [
@@ -36,6 +37,8 @@ impl Recorded {
 #[derive(Default)]
 pub(super) struct Graphs {
     recorded: BTreeMap<usize, Recorded>,
+    /// Those that could not be recorded: not tried again.
+    failed: BTreeSet<usize>,
 }
 
 impl Graphs {
@@ -56,25 +59,45 @@ impl Graphs {
         self.recorded.get(&size)
     }
 
-    /// Records what `pass` launches, running none of it.
+    /// Records what `pass` launches, running none of it, so that the next step of this size can be replayed. Where
+    /// that fails, as it does when somebody else in this process waits for the whole device meanwhile, steps of
+    /// this size run as they come.
     pub(super) fn record(
         &mut self,
         size: usize,
         stream: &Arc<CudaStream>,
         pass: impl FnOnce() -> Result<StepTensors>,
-    ) -> Result<()> {
-        use sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as THIS_THREAD;
-        stream.begin_capture(THIS_THREAD).map_err(Error::wrap)?;
-        let tensors = pass();
-        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        let tensors = tensors?;
-        let Some(graph) = graph.map_err(Error::wrap)? else {
-            candle_core::bail!("a recorded pass is empty")
-        };
-        graph.upload().map_err(Error::wrap)?;
-        self.recorded.insert(size, Recorded { graph, tensors });
-        Ok(())
+    ) {
+        if self.failed.contains(&size) {
+            return;
+        }
+        match capture(stream, pass) {
+            Ok(recorded) => {
+                self.recorded.insert(size, recorded);
+            }
+            Err(error) => {
+                let error = TensorError::from(error);
+                tracing::warn!(%error, batch_size = size, "a decode step could not be recorded");
+                self.failed.insert(size);
+            }
+        }
     }
+}
+
+fn capture(
+    stream: &Arc<CudaStream>,
+    pass: impl FnOnce() -> Result<StepTensors>,
+) -> Result<Recorded> {
+    use sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as THIS_THREAD;
+    stream.begin_capture(THIS_THREAD).map_err(Error::wrap)?;
+    let tensors = pass();
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+    let tensors = tensors?;
+    let Some(graph) = graph.map_err(Error::wrap)? else {
+        candle_core::bail!("a recorded pass is empty")
+    };
+    graph.upload().map_err(Error::wrap)?;
+    Ok(Recorded { graph, tensors })
 }
 
 #[cfg(test)]

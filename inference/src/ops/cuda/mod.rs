@@ -10,7 +10,7 @@
 //! - `inputs`: a step's way to the device
 //! - `buffers`, `graphs`: where recorded passes write, and the recordings
 //!
-//! The only module of this crate with `unsafe` code: memory on the device is known by its address alone.
+//! `unsafe` because memory on the device is known by its address alone.
 #![allow(unsafe_code)] // see above
 
 mod buffers;
@@ -201,7 +201,7 @@ impl CudaOps {
         linear: &Linear,
         (epilogue, residual): (Epilogue, Option<&Tensor>),
     ) -> Result<Tensor> {
-        let Matrix::Dense(weight) = &linear.weight;
+        let weight = dense(&linear.weight)?;
         let (rows, inputs) = x.dims2()?;
         let outputs = weight.dim(0)?;
         let (activation, gated) = kernels::epilogue(epilogue);
@@ -341,8 +341,8 @@ impl CudaOps {
         let tensors = self.run_pass(current.clone(), forward, choice)?;
         graphs.record(size, &self.stream, || {
             self.run_pass(current.clone(), forward, choice)
-        })?;
-        let reason = "the first step of its batch size";
+        });
+        let reason = "no graph of its batch size yet";
         Ok((tensors, Pass::Eager { reason }))
     }
 
@@ -377,6 +377,10 @@ impl CudaOps {
 impl Ops for CudaOps {
     fn device(&self) -> &Device {
         &self.device
+    }
+
+    fn runs_ahead(&self) -> bool {
+        true
     }
 
     fn launch(
@@ -470,7 +474,7 @@ impl Ops for CudaOps {
     }
 
     fn embed(&self, _: &StepInputs, embedding: &Embedding) -> Result<Tensor> {
-        let Matrix::Dense(table) = &embedding.tokens;
+        let table = dense(&embedding.tokens)?;
         let tokens = (table, embedding.scale.unwrap_or(1.0));
         self.look_up(Some(tokens), embedding.positions.as_ref())
     }
@@ -569,6 +573,14 @@ impl Ops for CudaOps {
                 .gather(addresses, (int(count)?, int(size)?), dtype)?
         };
         Ok(out)
+    }
+}
+
+/// The matrix as the kernels take it: the loader packs none for a GPU.
+fn dense(matrix: &Matrix) -> Result<&Tensor> {
+    match matrix {
+        Matrix::Dense(weight) => Ok(weight),
+        Matrix::Packed { .. } => candle_core::bail!("packed matrices are for CPUs"),
     }
 }
 

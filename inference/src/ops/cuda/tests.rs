@@ -319,7 +319,7 @@ fn a_replayed_step_chooses_what_the_step_before_carries_over() -> Result<()> {
         assert_eq!(result.rows, expected.collect::<Vec<_>>(), "round {round}");
     }
     let first = Pass::Eager {
-        reason: "the first step of its batch size",
+        reason: "no graph of its batch size yet",
     };
     assert_eq!(passes, [first, Pass::Graph, Pass::Graph, Pass::Graph]);
     Ok(())

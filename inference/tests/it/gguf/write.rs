@@ -23,7 +23,8 @@ pub(super) fn texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> Value {
 }
 
 /// Numbers of config.json, and where they are in the metadata.
-const NUMBERS: [(&str, &str); 14] = [
+const NUMBERS: [(&str, &str); 15] = [
+    ("sliding_window", "attention.sliding_window"),
     ("hidden_size", "embedding_length"),
     ("n_embd", "embedding_length"),
     ("intermediate_size", "feed_forward_length"),
@@ -41,7 +42,9 @@ const NUMBERS: [(&str, &str); 14] = [
 ];
 
 /// Parts of tensors' names, in the order in which they are replaced.
-const NAMES: [(&str, &str); 24] = [
+const NAMES: [(&str, &str); 26] = [
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
     ("transformer.", ""),
     ("model.embed_tokens", "token_embd"),
     ("model.norm", "output_norm"),
@@ -126,7 +129,12 @@ impl File {
     }
 
     fn of(config: &Json, tensors: &HashMap<String, Tensor>, dtype: GgmlDType) -> Self {
-        let family = config["model_type"].as_str().unwrap();
+        let gemma = config["model_type"] == "gemma3_text";
+        let family = if gemma {
+            "gemma3"
+        } else {
+            config["model_type"].as_str().unwrap()
+        };
         let mut file = Self {
             metadata: BTreeMap::new(),
             tensors: BTreeMap::new(),
@@ -134,6 +142,11 @@ impl File {
         file.set("general.architecture", Value::String(family.to_owned()));
         file.set("tokenizer.ggml.eos_token_id", Value::U32(2));
         let rope = &config["rope_parameters"];
+        let rope = rope.get("full_attention").unwrap_or(rope);
+        if gemma {
+            // The golden's layers: the second of every two sees all.
+            file.set("gemma3.attention.sliding_window_pattern", Value::U32(2));
+        }
         for (field, key) in NUMBERS {
             let value = config.get(field).or_else(|| rope.get(field));
             let value = match value {
@@ -153,7 +166,10 @@ impl File {
         }
         let heads = |field: &str| config[field].as_u64().map(|heads| heads as usize);
         for (name, tensor) in tensors {
-            let tensor = tensor.to_dtype(DType::F32).unwrap();
+            let mut tensor = tensor.to_dtype(DType::F32).unwrap();
+            if gemma && name.contains("norm") {
+                tensor = (tensor + 1.0).unwrap();
+            }
             let tensor = match name.as_str() {
                 _ if family == "gpt2" && name.contains(".c_") && tensor.rank() == 2 => tensor.t(),
                 name if family == "llama" && name.contains(".q_proj.") => {
@@ -172,7 +188,12 @@ impl File {
                 GgmlDType::F32
             };
             let stored = QTensor::quantize(&tensor, dtype).unwrap();
-            file.tensors.insert(stored_name(name), stored);
+            let name = if gemma {
+                name.replace("post_attention_layernorm", "post_attention_norm")
+            } else {
+                name.clone()
+            };
+            file.tensors.insert(stored_name(&name), stored);
         }
         file
     }

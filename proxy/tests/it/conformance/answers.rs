@@ -120,7 +120,10 @@ pub(super) const CASES: &[Case] = &[
         ),
         name: "GET /health",
         has: &[("http.response.body.size", "6")],
-        attempt_has: &[("http.response.body.size", "6")],
+        attempt_has: &[
+            ("http.response.body.size", "6"),
+            ("network.protocol.version", "1.1"),
+        ],
         ..BASE
     },
     Case {

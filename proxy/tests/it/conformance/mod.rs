@@ -7,12 +7,16 @@ mod requests;
 
 use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http_body_util::Full;
 use lantern_proxy::Instrumentation;
 use opentelemetry::trace::{SpanId, SpanKind, Status};
 use opentelemetry_sdk::trace::SpanData;
+use tokio::net::TcpStream;
 
-use crate::support::{Echo, Peer, RawUpstream, Response, TestProxy, attribute, config, request};
+use crate::support::{
+    Client, Echo, Peer, RawUpstream, Response, TestProxy, attribute, config, request,
+};
 
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT_ID: &str = "00f067aa0ba902b7";
@@ -266,7 +270,7 @@ fn check_attempt(case: &Case, span: &SpanData, attempt: &SpanData, upstream: Soc
         assert_eq!(attribute(attempt, key), attribute(span, key), "{title}");
     }
     let (ip, port) = (upstream.ip(), upstream.port());
-    let path = attribute(span, "url.path").unwrap_or_else(|| "*".to_owned());
+    let path = attribute(span, "url.path").unwrap_or_default();
     let query = attribute(span, "url.query").map(|query| format!("?{query}"));
     let url = format!("http://{ip}:{port}{path}{}", query.unwrap_or_default());
     for (key, value) in [
@@ -328,6 +332,43 @@ async fn a_trusted_proxy_is_believed_and_its_scheme_goes_on() {
         ("server.port", "8443"),
     ];
     check_attributes("trusted", &proxy.spans.next().await, &has, &[]);
+}
+
+#[tokio::test]
+async fn http2_on_either_side_is_on_its_span_and_its_answer_has_the_same_headers() {
+    let echo = Echo::start().await;
+    for (scheme, version) in [("http", "1.1"), ("h2c", "2")] {
+        let mut config = config(echo.address);
+        let url = format!("{scheme}://{}", echo.address);
+        config.upstreams = vec![lantern_proxy::Upstream::parse(&url).expect("a URL")];
+        let mut proxy = TestProxy::with(config).await;
+        let stream = TcpStream::connect(proxy.address).await.expect("it listens");
+        let client = Client::http2(stream).await;
+        let request = Request::get("http://llm.example:81/v1/models?limit=2")
+            .header("x-request-id", "req_1")
+            .body(Full::default())
+            .expect("a request");
+        let response = client.send(request).await;
+        assert_eq!(response.headers()["x-request-id"], "req_1");
+        let span = proxy.spans.next().await;
+        let trace_id = span.span_context.trace_id().to_string();
+        let traceresponse = response.headers()["traceresponse"].to_str().expect("text");
+        assert!(traceresponse.contains(&trace_id), "{traceresponse}");
+        let has = [
+            ("network.protocol.version", "2"),
+            ("server.address", "llm.example"),
+            ("server.port", "81"),
+            ("url.path", "/v1/models"),
+            ("url.query", "limit=2"),
+            ("http.response.status_code", "200"),
+        ];
+        check_attributes(scheme, &span, &has, &["error.type"]);
+        let [attempt] = &proxy.spans.attempts()[..] else {
+            panic!("one attempt");
+        };
+        let has = [("network.protocol.version", version)];
+        check_attributes(scheme, attempt, &has, &["error.type"]);
+    }
 }
 
 #[test]

@@ -55,6 +55,12 @@ impl Peer {
             .expect("an open connection");
     }
 
+    /// Writes unless the other side has closed the connection.
+    pub(crate) async fn try_write(&mut self, text: &str) -> bool {
+        let written = within("a write", self.stream.write_all(text.as_bytes())).await;
+        written.is_ok()
+    }
+
     pub(crate) async fn write_chunk(&mut self, text: &str) {
         self.write(&format!("{:x}\r\n{text}\r\n", text.len())).await;
     }

@@ -231,14 +231,14 @@ fn transport_options_are_read() {
             ),
             (
                 &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")],
-                "10s Gzip false",
+                "10s Some(Gzip) false",
             ),
             (
                 &[
                     ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
                     ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "none"),
                 ],
-                "10s None false",
+                "10s Some(None) false",
             ),
             (&[("OTEL_EXPORTER_OTLP_INSECURE", "TRUE")], "10s None true"),
         ],

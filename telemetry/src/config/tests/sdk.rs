@@ -261,7 +261,7 @@ fn traces_are_exported_unless_something_says_no() {
 fn signals_that_are_not_exported_may_be_named_and_the_user_is_told() {
     let shown = |settings: &Settings| settings.other_signals().notice().unwrap_or_default();
     let (metrics, logs) = ("OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER");
-    let both = "only traces are exported, so this has no effect: OTEL_METRICS_EXPORTER='otlp', \
+    let both = "this program does not export that, so it has no effect: OTEL_METRICS_EXPORTER='otlp', \
                 OTEL_LOGS_EXPORTER='otlp,console'";
     check(
         shown,
@@ -271,7 +271,7 @@ fn signals_that_are_not_exported_may_be_named_and_the_user_is_told() {
             (&[(metrics, "otlp"), (logs, "otlp,console")], both),
             (
                 &[(metrics, "Prometheus")],
-                "only traces are exported, so this has no effect: OTEL_METRICS_EXPORTER='Prometheus'",
+                "this program does not export that, so it has no effect: OTEL_METRICS_EXPORTER='Prometheus'",
             ),
         ],
     );
@@ -307,4 +307,93 @@ fn log_level_becomes_a_filter() {
         &[(name, "loud")],
         "OTEL_LOG_LEVEL='loud' is not supported: use none, error, warn, info, debug or trace",
     )]);
+}
+
+#[test]
+fn metrics_have_an_endpoint_of_their_own_and_are_off_unless_asked_for() {
+    let metrics = ("OTEL_METRICS_EXPORTER", "otlp");
+    let http = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+    let shown = |settings: &Settings| match settings.clone().with_metrics().metrics() {
+        Some(metrics) => format!("{} {:?}", metrics.exporter.endpoint, metrics.interval),
+        None => "off".to_owned(),
+    };
+    check(
+        shown,
+        &[
+            (&[], "off"),
+            (&[("OTEL_METRICS_EXPORTER", "none")], "off"),
+            (&[metrics, ("OTEL_SDK_DISABLED", "true")], "off"),
+            (&[metrics], "http://localhost:4317 60s"),
+            (
+                &[("OTEL_METRICS_EXPORTER", "prometheus, OTLP")],
+                "http://localhost:4317 60s",
+            ),
+            (&[metrics, http], "http://localhost:4318/v1/metrics 60s"),
+            (
+                &[
+                    metrics,
+                    http,
+                    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://a:1/base/"),
+                ],
+                "http://a:1/base/v1/metrics 60s",
+            ),
+            (
+                &[
+                    metrics,
+                    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://a:1"),
+                    ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "grpc://b:2"),
+                    ("OTEL_METRIC_EXPORT_INTERVAL", "1500"),
+                ],
+                "http://b:2 1.5s",
+            ),
+        ],
+    );
+    check_refused(&[
+        (
+            &[metrics, ("OTEL_METRIC_EXPORT_INTERVAL", "0")],
+            "OTEL_METRIC_EXPORT_INTERVAL='0' is not supported: use a time from 1 to 3600000 \
+             milliseconds",
+        ),
+        (
+            &[
+                metrics,
+                (
+                    "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+                    "sometimes",
+                ),
+            ],
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE='sometimes' is not supported: use \
+             cumulative, delta or lowmemory",
+        ),
+    ]);
+}
+
+#[test]
+fn a_program_with_metrics_is_told_only_of_what_has_no_effect() {
+    let shown = |settings: &Settings| {
+        let settings = settings.clone().with_metrics();
+        settings.other_signals().notice().unwrap_or_default()
+    };
+    let (metrics, logs) = ("OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER");
+    check(
+        shown,
+        &[
+            (&[(metrics, "otlp")], ""),
+            (
+                &[(metrics, "otlp"), (logs, "otlp")],
+                "this program does not export that, so it has no effect: OTEL_LOGS_EXPORTER='otlp'",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_program_has_room_for_its_links_unless_the_environment_says_how_many() {
+    let links = |vars: Table<'_>, links| {
+        let settings = parse(vars).unwrap().with_links_per_span(links);
+        settings.limits().links_per_span
+    };
+    assert_eq!(links(&[], 300), 300);
+    assert_eq!(links(&[], 3), 128, "never fewer than by default");
+    assert_eq!(links(&[("OTEL_SPAN_LINK_COUNT_LIMIT", "2")], 300), 2);
 }

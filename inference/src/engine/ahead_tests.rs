@@ -1,0 +1,279 @@
+//! The engine on a device that is slower than the host and keeps its tokens to itself until they are collected.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+
+use candle_core::{DType, Device, Result, Tensor};
+use futures::StreamExt;
+use futures::executor::block_on;
+
+use super::*;
+use crate::engine::request::{FinishReason, Request, RequestStream};
+use crate::engine::scheduler::Limits;
+use crate::engine::{Engine, EngineConfig, EngineStats};
+use crate::models::CausalLm;
+use crate::ops::{
+    Attention, Embedding, Epilogue, KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages, Linear, Norm,
+    Ops, Pass, PositionTable, StepInputs, StepTensors,
+};
+use crate::sampling_params::SamplingParams;
+
+const VOCAB_SIZE: u32 = 97;
+const EOS: u32 = 0;
+const MAX_MODEL_LEN: usize = 160;
+
+/// What follows a token.
+fn next(token: u32) -> u32 {
+    (token + 1) % VOCAB_SIZE
+}
+
+/// Follows every token by the next one, and remembers what each slot of its pages has.
+#[derive(Default)]
+struct Ahead {
+    pages: RefCell<HashMap<usize, u32>>,
+    /// Tokens chosen by the step launched last.
+    chosen: RefCell<Vec<u32>>,
+    launched: RefCell<VecDeque<Vec<RowResult>>>,
+    /// The most steps that were under way at once.
+    depth: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Ahead {
+    /// A span's tokens so far must be in its pages, in order.
+    fn check(&self, step: &StepInputs) {
+        let pages = self.pages.borrow();
+        for span in &step.spans {
+            let table = step.table(span);
+            let token = |at: usize| {
+                let block = table[at / KV_BLOCK_TOKENS] as usize;
+                pages[&(block * KV_BLOCK_TOKENS + at % KV_BLOCK_TOKENS)]
+            };
+            for at in 1..span.context + span.len {
+                assert_eq!(token(at), next(token(at - 1)), "at {at} of {span:?}");
+            }
+        }
+    }
+}
+
+impl Ops for Ahead {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, step: &StepInputs, _: &mut dyn FnMut() -> Result<StepTensors>) -> Result<()> {
+        let mut tokens = step.tokens.clone();
+        for carried in &step.carried {
+            tokens[carried.row as usize] = self.chosen.borrow()[carried.from as usize];
+        }
+        let slots = step.slots.iter().map(|slot| *slot as usize);
+        self.pages
+            .borrow_mut()
+            .extend(slots.zip(tokens.iter().copied()));
+        self.check(step);
+        let mut rows = Vec::new();
+        let mut chosen = Vec::new();
+        for wanted in &step.wanted {
+            let token = next(tokens[wanted.row as usize]);
+            chosen.push(token);
+            rows.push(match wanted.choice {
+                Choice::Greedy => RowResult::Token(token),
+                Choice::Host => {
+                    let logits = (0..VOCAB_SIZE).map(|id| f32::from(id == token) * 99.0);
+                    RowResult::Logits(logits.collect())
+                }
+            });
+        }
+        *self.chosen.borrow_mut() = chosen;
+        let mut launched = self.launched.borrow_mut();
+        launched.push_back(rows);
+        self.depth.fetch_max(launched.len(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn collect(&self) -> Result<StepResult> {
+        Ok(StepResult {
+            rows: self.launched.borrow_mut().pop_front().expect("launched"),
+            hidden: Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?,
+            device_time: None,
+            pass: Pass::Graph,
+        })
+    }
+
+    fn embed(&self, _: &StepInputs, _: &Embedding) -> Result<Tensor> {
+        unreachable!("no forward pass is run")
+    }
+
+    fn embed_positions(&self, _: &StepInputs, _: &PositionTable) -> Result<Tensor> {
+        unreachable!("no forward pass is run")
+    }
+
+    fn project(&self, _: &Tensor, _: Option<&Norm>, _: &Linear, _: Epilogue) -> Result<Tensor> {
+        unreachable!("no forward pass is run")
+    }
+
+    fn project_add(&self, _: &Tensor, _: &Linear, _: &Tensor) -> Result<Tensor> {
+        unreachable!("no forward pass is run")
+    }
+
+    fn norm(&self, _: &Tensor, _: &Norm, _: Option<&Tensor>) -> Result<Tensor> {
+        unreachable!("no forward pass is run")
+    }
+
+    fn attend(&self, _: &Tensor, _: &Attention, _: &StepInputs, _: &LayerPages) -> Result<Tensor> {
+        unreachable!("no forward pass is run")
+    }
+
+    fn wanted(&self, _: &Tensor, _: &StepInputs) -> Result<Tensor> {
+        unreachable!("no forward pass is run")
+    }
+}
+
+struct NoModel;
+
+impl CausalLm for NoModel {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn kv_shape(&self) -> KvShape {
+        KvShape {
+            layers: 0,
+            heads: 1,
+            head_dim: 1,
+            dtype: DType::F32,
+        }
+    }
+
+    fn forward(&self, _: &dyn Ops, _: &StepInputs, _: &KvPages) -> Result<Tensor> {
+        unreachable!("no forward pass is run")
+    }
+
+    fn logits(&self, _: &dyn Ops, _: &Tensor) -> Result<Tensor> {
+        unreachable!("no forward pass is run")
+    }
+}
+
+/// Sequences of the first token to run.
+fn request(first: u32, prompt: usize, max_tokens: usize, host: bool) -> Request {
+    let prompt_tokens = std::iter::successors(Some(first), |token| Some(next(*token)));
+    Request {
+        prompt_tokens: prompt_tokens.take(prompt).collect(),
+        params: SamplingParams {
+            temperature: 0.0,
+            max_tokens,
+            logprobs: host.then_some(0),
+            ..SamplingParams::default()
+        },
+        span: opentelemetry::trace::SpanContext::NONE,
+    }
+}
+
+/// Runs requests on a device of so many blocks; each is cut off after so many tokens, if it is.
+fn run(kv_blocks: usize, requests: Vec<(Request, Option<usize>)>) -> (EngineStats, usize) {
+    let config = EngineConfig::default();
+    let (engine, submissions) = Engine::channel(config, MAX_MODEL_LEN);
+    let device = Ahead::default();
+    let depth = Arc::clone(&device.depth);
+    let limits = Limits {
+        max_num_seqs: 6,
+        max_num_batched_tokens: 48,
+        max_model_len: MAX_MODEL_LEN,
+        kv_blocks,
+        prefix_caching: true,
+    };
+    let work = Work {
+        runner: ModelRunner::new(Box::new(NoModel), Box::new(device), kv_blocks).unwrap(),
+        scheduler: Scheduler::new(limits),
+        vocabulary: Vocabulary {
+            size: VOCAB_SIZE as usize,
+            eos_token_ids: vec![EOS],
+        },
+        observer: None,
+    };
+    let streams: Vec<_> = requests
+        .into_iter()
+        .map(|(request, cut)| (engine.submit(request.clone()).unwrap(), request, cut))
+        .collect();
+    let shared = Arc::clone(&engine.shared);
+    let thread = start(work, submissions, shared).unwrap();
+    for (stream, request, cut) in streams {
+        match cut {
+            Some(tokens) => drop(block_on(stream.take(1 + tokens).collect::<Vec<_>>())),
+            None => check(stream, &request),
+        }
+    }
+    engine.shut_down();
+    thread.join().unwrap();
+    (engine.stats(), depth.load(Ordering::Relaxed))
+}
+
+/// The tokens must follow the prompt, up to the end of sequence or the length.
+fn check(stream: RequestStream, request: &Request) {
+    let events: Vec<_> = block_on(stream.collect());
+    let mut last = *request.prompt_tokens.last().expect("a prompt");
+    let (mut tokens, mut finished) = (0, None);
+    for event in &events {
+        match event {
+            Event::Token { id, .. } => {
+                assert_eq!(*id, next(last), "{events:?}");
+                assert_ne!(last, EOS, "nothing follows the end");
+                last = *id;
+                tokens += 1;
+            }
+            Event::Finished { reason, .. } => finished = Some(*reason),
+            _ => {}
+        }
+    }
+    let room = MAX_MODEL_LEN - request.prompt_tokens.len();
+    let length = request.params.max_tokens.min(room);
+    match finished.expect("it ends") {
+        FinishReason::Eos => assert_eq!(last, EOS),
+        FinishReason::Length => assert_eq!(tokens, length),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn all_given_back(stats: &EngineStats) {
+    assert_eq!((stats.running, stats.waiting), (0, 0));
+    assert_eq!(stats.kv_cache_usage, 0.0);
+}
+
+#[test]
+fn the_host_is_one_step_ahead_and_the_tokens_are_the_same() {
+    let requests = vec![
+        (request(1, 5, 20, false), None),
+        (request(80, 40, 30, false), None), // to the end of sequence
+        (request(1, 70, 1, false), None),
+        (request(3, 100, 500, false), None), // to the end of the context
+    ];
+    let (stats, depth) = run(64, requests);
+    assert_eq!(depth, 2);
+    all_given_back(&stats);
+}
+
+#[test]
+fn a_sequence_whose_tokens_the_host_chooses_waits_for_them() {
+    let (stats, depth) = run(64, vec![(request(1, 5, 20, true), None)]);
+    assert_eq!(depth, 1);
+    all_given_back(&stats);
+    let mixed = (0..6).map(|index| (request(7 * index + 1, 9, 25, index % 2 == 0), None));
+    all_given_back(&run(64, mixed.collect()).0);
+}
+
+#[test]
+fn preempted_and_cancelled_sequences_lose_nothing_of_what_was_under_way() {
+    let requests = (0..60u32).map(|index| {
+        let cut = (index % 5 == 3).then_some(index as usize % 7);
+        let length = 1 + index as usize * 13 % 50;
+        (request(1 + index % 3, length, 90, index % 11 == 0), cut)
+    });
+    let (stats, depth) = run(16, requests.collect());
+    assert_eq!(depth, 2);
+    assert!(stats.preemptions > 0, "{stats:?}");
+    assert!(stats.prefix_cache_hits > 0, "{stats:?}");
+    all_given_back(&stats);
+}
