@@ -5,8 +5,8 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, PinnedHostSlice, result,
 };
 
-use super::kernels::Address;
-use crate::ops::StepInputs;
+use super::kernels::{Address, TILE_ROWS};
+use crate::ops::{Span, StepInputs};
 
 /// Of rows that fill up a recorded batch: their keys and values are kept nowhere. As `NO_SLOT` of the kernels.
 const NO_SLOT: u32 = u32::MAX;
@@ -22,12 +22,26 @@ enum Section {
     Wanted,
     CarriedRows,
     CarriedFrom,
+    SingleRows,
+    TileRows,
+    TileLengths,
     Tables,
 }
 
 /// Numbers that inputs of so many rows and blocks take.
 fn len(rows: usize, blocks: usize) -> usize {
     Section::Tables as usize * rows + blocks
+}
+
+/// Rows of spans with more than one, as they are attended with together: where they start, and how many.
+pub(super) fn tiles(step: &StepInputs) -> impl Iterator<Item = (u32, u32)> {
+    let long = step.spans.iter().filter(|span| span.len > 1);
+    long.flat_map(|span| {
+        (0..span.len).step_by(TILE_ROWS).map(|at| {
+            let len = TILE_ROWS.min(span.len - at);
+            ((span.start + at) as u32, len as u32)
+        })
+    })
 }
 
 /// Lays a step out for a buffer made for `capacity` rows, filled up to `rows`; returns how much of `out` it took.
@@ -65,6 +79,11 @@ fn lay_out(step: &StepInputs, rows: usize, capacity: usize, out: &mut [u32]) -> 
         Section::CarriedFrom,
         &mut carried.iter().map(|carried| carried.from),
     );
+    let starts = |span: &Span| span.start as u32;
+    let singles = step.spans.iter().filter(|span| span.len == 1);
+    write(Section::SingleRows, &mut singles.map(starts));
+    write(Section::TileRows, &mut tiles(step).map(|(start, _)| start));
+    write(Section::TileLengths, &mut tiles(step).map(|(_, len)| len));
     write(Section::Tables, &mut step.blocks.iter().copied());
     len(capacity, step.blocks.len())
 }
@@ -154,6 +173,15 @@ impl Inputs {
         self.at(Section::Wanted)
     }
 
+    pub(super) fn single_rows(&self) -> Address {
+        self.at(Section::SingleRows)
+    }
+
+    /// Where tiles start, and how many rows they have.
+    pub(super) fn tiles(&self) -> (Address, Address) {
+        (self.at(Section::TileRows), self.at(Section::TileLengths))
+    }
+
     /// Rows that take their tokens from the step before, and which they take.
     pub(super) fn carried(&self) -> (Address, Address) {
         (self.at(Section::CarriedRows), self.at(Section::CarriedFrom))
@@ -180,6 +208,22 @@ mod tests {
         assert_eq!(out[12..15], [0, 1, 0], "span of each row");
         assert_eq!(out[16..18], [0, 1], "where tables start");
         assert_eq!(out[20..22], [0, 1], "rows wanted");
-        assert_eq!(out[32..], [5, 6, 9], "tables");
+        assert_eq!(out[32..34], [0, 1], "rows that are alone");
+        assert_eq!(out[44..], [5, 6, 9], "tables");
+    }
+
+    #[test]
+    fn prompts_are_cut_into_tiles_and_single_rows_left_out() {
+        let mut step = StepInputs::default();
+        let blocks: Vec<u32> = (0..9).collect();
+        step.push(&[7], 3, &blocks);
+        step.push(&[1; TILE_ROWS + 5], 0, &blocks);
+        step.push(&[1; 2], 9, &blocks);
+        let expected = [
+            (1, TILE_ROWS as u32),
+            (1 + TILE_ROWS as u32, 5),
+            (6 + TILE_ROWS as u32, 2),
+        ];
+        assert_eq!(tiles(&step).collect::<Vec<_>>(), expected);
     }
 }

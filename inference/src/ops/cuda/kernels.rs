@@ -79,7 +79,11 @@ pub(super) struct AttentionArguments {
     pub(super) scale: f32,
     pub(super) window: c_int,
     pub(super) rows: c_int,
-    pub(super) longest: c_int,
+    pub(super) single_rows: Address,
+    pub(super) singles: c_int,
+    pub(super) tiles: c_int,
+    pub(super) tile_rows: Address,
+    pub(super) tile_lengths: Address,
     pub(super) heads: c_int,
     pub(super) kv_heads: c_int,
     pub(super) dim: c_int,
@@ -87,9 +91,23 @@ pub(super) struct AttentionArguments {
     pub(super) splits: c_int,
 }
 
+/// Rows of a prompt that are attended with together.
+pub(super) const TILE_ROWS: usize = 64;
+
 unsafe extern "C" {
+    fn lantern_product_fits(rows: c_int, inputs: c_int, dtype: c_int) -> c_int;
     fn lantern_product_norms(rows: c_int, inputs: c_int, dtype: c_int) -> c_int;
     fn lantern_product(product: *const Product, stream: Address) -> Status;
+    fn lantern_activate(
+        x: Address,
+        out: Address,
+        rows: c_int,
+        results: c_int,
+        activation: c_int,
+        gated: c_int,
+        dtype: c_int,
+        stream: Address,
+    ) -> Status;
     fn lantern_norm(
         x: Address,
         residual: Address,
@@ -237,7 +255,13 @@ impl Launcher {
         Self(stream.cu_stream().expose_provenance() as Address)
     }
 
-    /// Whether a product takes a norm of its activations along.
+    /// Whether there is a kernel for a product of so many rows.
+    pub(super) fn product_fits(rows: c_int, inputs: c_int, dtype: c_int) -> bool {
+        // SAFETY: a function of numbers.
+        unsafe { lantern_product_fits(rows, inputs, dtype) != 0 }
+    }
+
+    /// Whether it takes a norm of its activations along.
     pub(super) fn product_norms(rows: c_int, inputs: c_int, dtype: c_int) -> bool {
         // SAFETY: a function of numbers.
         unsafe { lantern_product_norms(rows, inputs, dtype) != 0 }
@@ -246,6 +270,19 @@ impl Launcher {
     pub(super) unsafe fn product(self, product: &Product) -> Result<()> {
         // SAFETY: the caller vouches for the addresses.
         checked("product", unsafe { lantern_product(product, self.0) })
+    }
+
+    pub(super) unsafe fn activate(
+        self,
+        [x, out]: [Address; 2],
+        (rows, results): (c_int, c_int),
+        (activation, gated): (c_int, c_int),
+        dtype: c_int,
+    ) -> Result<()> {
+        // SAFETY: the caller vouches for the addresses.
+        let status =
+            unsafe { lantern_activate(x, out, rows, results, activation, gated, dtype, self.0) };
+        checked("activate", status)
     }
 
     pub(super) unsafe fn norm(

@@ -1,6 +1,7 @@
 // Attention over pages: which kernel takes which step, and a plain one for all types and sizes.
 
-#include "decode.cuh"
+#include "attention.h"
+#include "place.cuh"
 
 namespace lantern {
 namespace {
@@ -119,23 +120,34 @@ cudaError_t run_plain(const LanternAttention &p, cudaStream_t stream) {
     return launch(plain_attention<T>, ceil_div(p.rows * p.heads, WARPS), WARPS * WARP, 0, stream, p);
 }
 
+// Whether there are kernels for heads like these.
+bool fits(const LanternAttention &p) {
+    const int group = p.heads / p.kv_heads;
+    const bool grouped = group == 1 || group == 2 || group == 4 || group == 8;
+    const bool sized = p.dim == 64 || p.dim == 128 || (p.dim == 256 && group <= 4);
+    return grouped && sized;
+}
+
 template <class T>
 cudaError_t run(const LanternAttention &p, cudaStream_t stream) {
-    if (!decode::fits(p)) {
+    if (!fits(p)) {
         return run_plain<T>(p, stream);
     }
-    if (p.longest == 1) {
-        return decode::run<T, false>(p, stream);
+    if (p.tiles == 0) {
+        return attend_singles<T>(p, false, stream);
     }
-    const cudaError_t error = run_place<T>(p, stream);
-    return error == cudaSuccess ? decode::run<T, true>(p, stream) : error;
+    cudaError_t error = run_place<T>(p, stream);
+    if (error == cudaSuccess && p.singles > 0) {
+        error = attend_singles<T>(p, true, stream);
+    }
+    return error == cudaSuccess ? attend_tiles<T>(p, stream) : error;
 }
 
 }  // namespace
 }  // namespace lantern
 
 extern "C" int lantern_attention_splits(int rows, int kv_heads) {
-    constexpr int ENOUGH_BLOCKS = 264, MOST = 32;
+    constexpr int ENOUGH_BLOCKS = 132, MOST = 32;
     const int splits = ENOUGH_BLOCKS / (rows * kv_heads);
     return splits < 1 ? 1 : splits > MOST ? MOST : splits;
 }
@@ -150,17 +162,6 @@ extern "C" cudaError_t lantern_attention(const LanternAttention *attention, cuda
             return lantern::run<__half>(*attention, stream);
         case LANTERN_BF16:
             return lantern::run<__nv_bfloat16>(*attention, stream);
-        default:
-            return lantern::run_plain<float>(*attention, stream);
-    }
-}
-
-extern "C" cudaError_t lantern_plain_attention(const LanternAttention *attention, cudaStream_t stream) {
-    switch (attention->type) {
-        case LANTERN_F16:
-            return lantern::run_plain<__half>(*attention, stream);
-        case LANTERN_BF16:
-            return lantern::run_plain<__nv_bfloat16>(*attention, stream);
         default:
             return lantern::run_plain<float>(*attention, stream);
     }

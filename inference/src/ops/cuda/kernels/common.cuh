@@ -113,6 +113,19 @@ __device__ inline void mma(__nv_bfloat16, float (&c)[4], const uint32_t (&a)[4],
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Four 8 x 8 matrices of 16-bit numbers, a row of one at each lane's address.
+__device__ inline void load_matrices(uint32_t (&out)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(address));
+}
+
+__device__ inline void load_matrices_transposed(uint32_t (&out)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(address));
+}
+
 // Lets the next kernel of the stream start: it reads nothing that kernels write before it has waited.
 __device__ inline void start_dependents() {
 #if __CUDA_ARCH__ >= 900

@@ -1,6 +1,4 @@
-// Attention of one row at a time: of steps in which every sequence has one row as fast as keys and values can be
-// read. Rows of prompts are taken the same way, once all of a step's keys and values are in the pages (PLACED); they
-// read what they share from the L2 cache.
+// Attention of single rows, each of a sequence of its own, as fast as keys and values can be read.
 //
 // A block takes the heads that share one head of keys in one row, or, where rows are few and contexts long, a part of its
 // context. A head of one token lies on DIM / 8 lanes, so a warp reads 16-byte neighbours of 2 or more tokens at
@@ -15,7 +13,6 @@ namespace lantern {
 namespace decode {
 
 constexpr int UNIT_LOADS = 4;     // of keys, and as many of values, in one unit
-constexpr int MIN_SPLIT = 256;    // tokens: a part that is shorter is not worth the meeting
 
 // The softmax of GROUP heads over the tokens seen so far; 8 numbers of each head.
 template <int GROUP>
@@ -135,8 +132,8 @@ struct Lanes {
 
 // What parts of a context give, to meet: per row, kv head, part and head of the group, best, total and DIM sums.
 template <int DIM, int GROUP>
-__device__ float *part_of(const LanternAttention &p, int row, int kv_head, int part) {
-    const size_t index = (static_cast<size_t>(row) * p.kv_heads + kv_head) * p.splits + part;
+__device__ float *part_of(const LanternAttention &p, int kv_head, int part) {
+    const size_t index = (static_cast<size_t>(blockIdx.y) * p.kv_heads + kv_head) * p.splits + part;
     return p.scratch + index * GROUP * (DIM + 2);
 }
 
@@ -147,7 +144,7 @@ __device__ void meet_parts(const LanternAttention &p, int row, int kv_head, int 
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        uint32_t *arrived = p.arrivals + row * p.kv_heads + kv_head;
+        uint32_t *arrived = p.arrivals + blockIdx.y * p.kv_heads + kv_head;
         last = atomicAdd(arrived, 1) == static_cast<uint32_t>(parts - 1);
         if (last) {
             *arrived = 0;
@@ -162,7 +159,7 @@ __device__ void meet_parts(const LanternAttention &p, int row, int kv_head, int 
         const int g = i / DIM, d = i % DIM;
         float best = -INFINITY, total = 0.f, sum = 0.f;
         for (int part = 0; part < parts; ++part) {
-            const float *from = part_of<DIM, GROUP>(p, row, kv_head, part) + g * (DIM + 2);
+            const float *from = part_of<DIM, GROUP>(p, kv_head, part) + g * (DIM + 2);
             const float its_best = __ldcg(from);
             const float raised = fmaxf(best, its_best);
             const float keep = exp2f(best - raised), take = exp2f(its_best - raised);
@@ -175,18 +172,23 @@ __device__ void meet_parts(const LanternAttention &p, int row, int kv_head, int 
     }
 }
 
-// Grid: kv heads, rows, parts.
-template <class T, int DIM, int GROUP, int WARPS, bool PLACED>
-__global__ void __launch_bounds__(WARPS *WARP) attend(const LanternAttention p) {
+// Grid: kv heads, rows, parts. With four blocks on a multiprocessor, which caps the registers at 128, 256 rows of
+// 512 tokens take 1239 us of a step of OPT-125m, without 1343, with five 1354 (H200). `placed`: rows are those of `single_rows`, and their keys and values are in the pages.
+template <class T, int DIM, int GROUP, int WARPS>
+__global__ void __launch_bounds__(WARPS *WARP, GROUP == 1 && WARPS == 4 ? 4 : 1)
+    attend(const LanternAttention p, bool placed) {
     using Unit = Lanes<T, DIM, GROUP>;
     constexpr int HEAD = Unit::HEAD;
+    // Tokens: a part that is shorter is not worth the meeting. What is under way at a time, or half of it where
+    // each token is more work.
+    constexpr int MIN_SHARE = 2 * WARPS * Unit::UNIT / (GROUP > 1 ? 2 : 1);
     __shared__ float met[WARPS][GROUP][DIM + 2];
     start_dependents();
-    if (PLACED) {
+    if (placed) {
         wait_for_predecessors();
     }
 
-    const int kv_head = blockIdx.x, row = blockIdx.y;
+    const int kv_head = blockIdx.x, row = placed ? p.single_rows[blockIdx.y] : blockIdx.y;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int mine = lane / HEAD, part = lane % HEAD;
     const uint32_t position = p.positions[row];
@@ -194,13 +196,12 @@ __global__ void __launch_bounds__(WARPS *WARP) attend(const LanternAttention p) 
     // Tokens before the row's own: [first, context). With a window the row itself is one of those it sees.
     const int context = position;
     const int first = p.window > 0 ? max(0, context + 1 - p.window) : 0;
-    const int wanted = min(p.splits, max(1, (context - first) / MIN_SPLIT));
+    const int wanted = min(p.splits, max(1, (context - first) / MIN_SHARE));
     const int share = max(1, ((context - first + wanted - 1) / wanted + PAGE_TOKENS - 1) / PAGE_TOKENS) * PAGE_TOKENS;
     // Fewer where whole pages make the shares larger: a part without tokens would have nothing to meet with.
     const int parts = max(1, (context - first + share - 1) / share);
     if (static_cast<int>(blockIdx.z) >= parts) {
-        wait_for_predecessors();
-        return;
+        return;  // the first part's block waits for the kernel before this one
     }
     const int begin = first + blockIdx.z * share, end = min(context, begin + share);
 
@@ -212,12 +213,12 @@ __global__ void __launch_bounds__(WARPS *WARP) attend(const LanternAttention p) 
 
     wait_for_predecessors();
     const T *own = static_cast<const T *>(p.qkv) + static_cast<size_t>(row) * (p.heads + 2 * p.kv_heads) * DIM;
-    const Placer<T, DIM> placer(p, part, position, !PLACED);
+    const Placer<T, DIM> placer(p, part, position, !placed);
     float queries[GROUP][8];
 #pragma unroll
     for (int g = 0; g < GROUP; ++g) {
         unpack8<T>(load16(own + (kv_head * GROUP + g) * DIM + part * 8), queries[g]);
-        if (!PLACED) {
+        if (!placed) {
             placer.place(queries[g], p.query_norm, part);
         }
 #pragma unroll
@@ -230,11 +231,11 @@ __global__ void __launch_bounds__(WARPS *WARP) attend(const LanternAttention p) 
         float key[8], value[8];
         unpack8<T>(load16(own + (p.heads + kv_head) * DIM + part * 8), key);
         unpack8<T>(load16(own + (p.heads + p.kv_heads + kv_head) * DIM + part * 8), value);
-        if (!PLACED) {
+        if (!placed) {
             placer.place(key, p.key_norm, part);
         }
         const uint4 rounded = pack8<T>(key);
-        if (!PLACED && mine == 0 && p.slots[row] != NO_SLOT) {
+        if (!placed && mine == 0 && p.slots[row] != NO_SLOT) {
             const size_t slot = p.slots[row];
             const size_t at = ((slot / PAGE_TOKENS * p.kv_heads + kv_head) * PAGE_TOKENS + slot % PAGE_TOKENS) * DIM;
             *reinterpret_cast<uint4 *>(static_cast<T *>(p.keys) + at + part * 8) = rounded;
@@ -306,7 +307,7 @@ __global__ void __launch_bounds__(WARPS *WARP) attend(const LanternAttention p) 
             const size_t at = (static_cast<size_t>(row) * p.heads + kv_head * GROUP) * DIM + i;
             static_cast<T *>(p.out)[at] = from_float<T>(sum / total);
         } else {
-            float *to = part_of<DIM, GROUP>(p, row, kv_head, blockIdx.z) + g * (DIM + 2);
+            float *to = part_of<DIM, GROUP>(p, kv_head, blockIdx.z) + g * (DIM + 2);
             if (d == 0) {
                 to[0] = best;
                 to[1] = total;
@@ -319,51 +320,46 @@ __global__ void __launch_bounds__(WARPS *WARP) attend(const LanternAttention p) 
     }
 }
 
-template <class T, int DIM, int GROUP, bool PLACED>
-cudaError_t start(const LanternAttention &p, cudaStream_t stream) {
+template <class T, int DIM, int GROUP>
+cudaError_t start(const LanternAttention &p, bool placed, cudaStream_t stream) {
     constexpr int FEW_BLOCKS = 264;  // two for each multiprocessor of a large GPU
     // What registers and shared memory allow.
     constexpr int MANY_WARPS = GROUP * DIM <= 128 ? 16 : GROUP * DIM <= 512 ? 8 : 4;
-    const dim3 grid(p.kv_heads, p.rows, p.splits);
-    if (!PLACED && p.kv_heads * p.rows <= FEW_BLOCKS) {
-        return launch(attend<T, DIM, GROUP, MANY_WARPS, false>, grid, MANY_WARPS * WARP, 0, stream, p);
+    const int rows = placed ? p.singles : p.rows;
+    const dim3 grid(p.kv_heads, rows, p.splits);
+    if (p.kv_heads * rows <= FEW_BLOCKS) {
+        return launch(attend<T, DIM, GROUP, MANY_WARPS>, grid, MANY_WARPS * WARP, 0, stream, p, placed);
     }
-    return launch(attend<T, DIM, GROUP, 4, PLACED>, grid, 4 * WARP, 0, stream, p);
+    return launch(attend<T, DIM, GROUP, 4>, grid, 4 * WARP, 0, stream, p, placed);
 }
 
-template <class T, int DIM, bool PLACED>
-cudaError_t choose(const LanternAttention &p, cudaStream_t stream) {
+template <class T, int DIM>
+cudaError_t choose(const LanternAttention &p, bool placed, cudaStream_t stream) {
     switch (p.heads / p.kv_heads) {
         case 1:
-            return start<T, DIM, 1, PLACED>(p, stream);
+            return start<T, DIM, 1>(p, placed, stream);
         case 2:
-            return start<T, DIM, 2, PLACED>(p, stream);
+            return start<T, DIM, 2>(p, placed, stream);
         case 4:
-            return start<T, DIM, 4, PLACED>(p, stream);
+            return start<T, DIM, 4>(p, placed, stream);
         default:
             if constexpr (DIM <= 128) {
-                return start<T, DIM, 8, PLACED>(p, stream);
+                return start<T, DIM, 8>(p, placed, stream);
             }
             return cudaErrorInvalidValue;
     }
 }
 
-inline bool fits(const LanternAttention &p) {
-    const int group = p.heads / p.kv_heads;
-    const bool grouped = group == 1 || group == 2 || group == 4 || group == 8;
-    const bool sized = p.dim == 64 || p.dim == 128 || (p.dim == 256 && group <= 4);
-    return p.type != LANTERN_F32 && grouped && sized;
-}
-
-template <class T, bool PLACED>
-cudaError_t run(const LanternAttention &p, cudaStream_t stream) {
+// `placed`: see `attend`.
+template <class T>
+cudaError_t run(const LanternAttention &p, bool placed, cudaStream_t stream) {
     switch (p.dim) {
         case 64:
-            return choose<T, 64, PLACED>(p, stream);
+            return choose<T, 64>(p, placed, stream);
         case 128:
-            return choose<T, 128, PLACED>(p, stream);
+            return choose<T, 128>(p, placed, stream);
         default:
-            return choose<T, 256, PLACED>(p, stream);
+            return choose<T, 256>(p, placed, stream);
     }
 }
 

@@ -43,9 +43,16 @@ struct LanternProduct {
     int type;
 };
 
-// Whether `lantern_product` takes the norm along; if not, `norm.kind` must be LANTERN_NO_NORM.
+// Whether there is a kernel for such a product, and whether it takes a norm along; if not, `norm.kind` must be
+// LANTERN_NO_NORM.
+int lantern_product_fits(int rows, int inputs, int type);
 int lantern_product_norms(int rows, int inputs, int type);
 cudaError_t lantern_product(const LanternProduct *product, cudaStream_t stream);
+
+// out = activation(x), or activation of x's first half times its second if gated: out (rows, results). `out` may be
+// `x` if it is not gated.
+cudaError_t lantern_activate(const void *x, void *out, int rows, int results, int activation, int gated, int type,
+                             cudaStream_t stream);
 
 // out = residual + norm(x), (rows, size); `residual` may be null.
 cudaError_t lantern_norm(const void *x, const void *residual, void *out, const LanternNorm *norm, int rows,
@@ -69,6 +76,9 @@ cudaError_t lantern_embed(const LanternEmbedding *embedding, cudaStream_t stream
 // out[i] = x[rows[i]], rows of `size` numbers.
 cudaError_t lantern_gather(const void *x, const uint32_t *rows, void *out, int count, int size, int type,
                            cudaStream_t stream);
+
+// Rows of a prompt that are attended with together.
+#define LANTERN_TILE_ROWS 64
 
 // Causal attention over pages. Row r of `qkv` (rows, (heads + 2 kv_heads) * dim) belongs to span `span_of[r]`;
 // its keys and values go to `slots[r]`, nowhere if that is ~0; its place is `positions[r]`.
@@ -94,17 +104,22 @@ struct LanternAttention {
     // A row sees so many tokens; 0: all.
     int window;
     int rows;
-    // Rows of the longest span; 1: decode.
-    int longest;
+    // Rows of spans that have one alone, and how many; not read if there are no tiles: then all rows are.
+    const uint32_t *single_rows;
+    int singles;
+    // Of longer spans, up to LANTERN_TILE_ROWS rows each: where they start, and how many they are.
+    int tiles;
+    const uint32_t *tile_rows;
+    const uint32_t *tile_lengths;
     int heads;
     int kv_heads;
     int dim;
     int type;
-    // Into how many parts long contexts are split at decode.
+    // Into how many parts long contexts of single rows are split.
     int splits;
 };
 
-// How many parts decode should be split into for a batch of so many rows on this device.
+// How many parts contexts should be split into when so many rows decode.
 int lantern_attention_splits(int rows, int kv_heads);
 size_t lantern_attention_scratch_bytes(int rows, int heads, int dim, int splits);
 cudaError_t lantern_attention(const LanternAttention *attention, cudaStream_t stream);

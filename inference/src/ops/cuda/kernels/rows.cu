@@ -1,5 +1,6 @@
 // What is done row by row: embeddings, norms, gathering, the choice of tokens.
 
+#include "activation.cuh"
 #include "common.cuh"
 #include "interface.h"
 
@@ -74,6 +75,20 @@ __global__ void norm(const T *x, const T *residual, T *out, const LanternNorm no
             value += to_float(residual[start + i]);
         }
         out[start + i] = from_float<T>(value);
+    }
+}
+
+// Grid: rows, parts of a row.
+template <class T>
+__global__ void activate(const T *x, T *out, int results, int activation, bool gated) {
+    start_dependents();
+    wait_for_predecessors();
+    const T *row = x + static_cast<size_t>(blockIdx.x) * results * (gated ? 2 : 1);
+    const int i = blockIdx.y * blockDim.x + threadIdx.x;
+    if (i < results) {
+        const float rest = gated ? to_float(row[results + i]) : 0.f;
+        const float value = combined(to_float(row[i]), rest, activation, gated);
+        out[static_cast<size_t>(blockIdx.x) * results + i] = from_float<T>(value);
     }
 }
 
@@ -152,6 +167,15 @@ extern "C" cudaError_t lantern_norm(const void *x, const void *residual, void *o
         using T = Pointee<decltype(typed)>;
         return launch(norm<T>, rows, ROW_THREADS, 0, stream, static_cast<const T *>(x),
                       static_cast<const T *>(residual), static_cast<T *>(out), *by, size);
+    });
+}
+
+extern "C" cudaError_t lantern_activate(const void *x, void *out, int rows, int results, int activation, int gated,
+                                        int type, cudaStream_t stream) {
+    return with_type(type, [&](auto *typed) {
+        using T = Pointee<decltype(typed)>;
+        return launch(activate<T>, dim3(rows, ceil_div(results, ROW_THREADS)), ROW_THREADS, 0, stream,
+                      static_cast<const T *>(x), static_cast<T *>(out), results, activation, gated != 0);
     });
 }
 
