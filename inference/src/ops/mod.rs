@@ -54,6 +54,11 @@ pub trait Ops: Send {
         false
     }
 
+    /// Batch sizes whose first step of one row for each sequence takes longer, because it is recorded; ascending.
+    fn recorded_batch_sizes(&self) -> &[usize] {
+        &[]
+    }
+
     /// Starts a step: its inputs go to the device, then `forward` runs, or what was recorded of it. At
     /// most one step more is launched before [`Ops::collect`] has the one before it. What steps read and write of
     /// the pages happens in the order of their launches: a block may belong to another sequence by the next one, and

@@ -10,7 +10,7 @@ use crate::ops::{StepInputs, StepTensors};
 use crate::tensor_error::TensorError;
 
 /// Batch sizes that graphs are made for; a batch runs in the next larger one.
-const BATCH_SIZES: [usize; 17] = [
+pub(super) const BATCH_SIZES: [usize; 17] = [
     1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 512,
 ];
 

@@ -1,8 +1,8 @@
 //! The operations on a CUDA device: kernels of ours, and decode steps as graphs.
 //!
 //! Everything is launched on the one stream that the device was opened with, so work is ordered without events.
-//! Decode steps of a batch size run as they come the first time, are recorded then, and replayed after: one
-//! upload, one graph. Greedy tokens are chosen on the device, and the next step may take them from there.
+//! Decode steps of a batch size run as they come the first time, which is before there are requests, are recorded
+//! then, and replayed after: one upload, one graph. Greedy tokens are chosen on the device, and the next step may take them from there.
 //!
 //! # Layout
 //! - `kernels/`: the kernels; `interface.h` is what they offer
@@ -192,6 +192,10 @@ impl Ops for CudaOps {
 
     fn runs_ahead(&self) -> bool {
         true
+    }
+
+    fn recorded_batch_sizes(&self) -> &[usize] {
+        &graphs::BATCH_SIZES
     }
 
     fn launch(

@@ -55,7 +55,8 @@ struct Rows {
     __device__ Rows(const LanternAttention &p, int first_row, int rows, int mine, int head) {
         const int lane = threadIdx.x % WARP;
         const auto of = [&](int row) {
-            const size_t start = static_cast<size_t>(first_row + min(row, rows - 1)) * (p.heads + 2 * p.kv_heads) + head;
+            const size_t there = first_row + min(row, rows - 1);
+            const size_t start = there * (p.heads + 2 * p.kv_heads) + head;
             return static_cast<const T *>(p.qkv) + start * DIM + lane % 4 * 2;
         };
         const T *low = of(mine), *high = of(mine + 8);

@@ -3,9 +3,11 @@
 // A warp takes 8 outputs and a share of the inputs, and reads its weights straight into the registers in which
 // the tensor cores want them: the sum over inputs may run in any order, so each lane takes 8 neighbours of one
 // weight row (16 bytes) and the activations are taken in the same order. No shuffles, and the weights do not
-// pass through shared memory. The first two chunks are asked for before the kernel waits for the
-// one before it, which hides most of a launch (with one: 252 us for a step of OPT-125m alone instead of 240, 5379
-// instead of 4688 of Llama-3-8B, H200, the latter with shorter parts of contexts too). Warps that share outputs meet in shared memory.
+// pass through shared memory. The first two chunks are asked for before the kernel waits for the one before it,
+// which hides most of a launch. Warps that share outputs meet in shared memory.
+//
+// Of a step at context 512 on an H200: with one chunk asked for early OPT-125m took 252 us at batch 1, with two 240;
+// Llama-3-8B's products 4.8 ms and 4.4.
 #pragma once
 
 #include "activation.cuh"
