@@ -9,11 +9,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use lantern_telemetry::ExporterSettings;
+use lantern_telemetry::config::Connector;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -33,7 +32,7 @@ type Framed = Full<Chain<Bytes, Bytes>>;
 
 /// See the module.
 pub(super) struct GrpcClient {
-    client: Client<HttpsConnector<HttpConnector>, Framed>,
+    client: Client<Connector, Framed>,
     uris: PerSignal<Uri>,
     headers: HeaderMap,
 }

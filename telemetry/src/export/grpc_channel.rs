@@ -6,14 +6,12 @@ use std::task::{Context, Poll};
 
 use http::Uri;
 use http::uri::Scheme;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::connect::HttpConnector;
 use tonic::codegen::Service;
 use tonic::transport::{Channel, Endpoint};
 
 use super::last_failure::LastFailure;
 use crate::chain;
-use crate::config::ExporterSettings;
+use crate::config::{Connector, ExporterSettings};
 
 /// A channel to the endpoint of `settings`; it connects when it is first used.
 pub(super) fn channel(
@@ -22,7 +20,7 @@ pub(super) fn channel(
 ) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(settings.endpoint.clone())?;
     let uri = endpoint.uri().clone();
-    let connector = Connector {
+    let connector = Remembering {
         connector: settings.connector(),
         uri: uri.clone(),
         last_failure,
@@ -37,16 +35,16 @@ pub(super) fn channel(
         .connect_with_connector_lazy(connector))
 }
 
-struct Connector {
-    connector: HttpsConnector<HttpConnector>,
+struct Remembering {
+    connector: Connector,
     uri: Uri,
     last_failure: LastFailure,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type Stream = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+type Stream = <Connector as Service<Uri>>::Response;
 
-impl Service<Uri> for Connector {
+impl Service<Uri> for Remembering {
     type Response = Stream;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;

@@ -40,7 +40,7 @@ pub(crate) fn build_metrics(
     let built = match exporter.protocol {
         Protocol::Grpc => grpc_settings(builder.with_tonic(), exporter, last_failure.clone())
             .and_then(|builder| builder.build().map_err(|error| chain(&error))),
-        Protocol::HttpProtobuf => {
+        Protocol::HttpProtobuf | Protocol::HttpJson => {
             http_settings(builder.with_http(), exporter, last_failure.clone())
                 .build()
                 .map_err(|error| chain(&error))

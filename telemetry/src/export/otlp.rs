@@ -40,7 +40,7 @@ pub(crate) fn build(
 ) -> Result<OtlpExporter, ConfigError> {
     let mut exporter = match settings.protocol {
         Protocol::Grpc => grpc(settings, last_failure.clone()),
-        Protocol::HttpProtobuf => {
+        Protocol::HttpProtobuf | Protocol::HttpJson => {
             http(settings, last_failure.clone()).map_err(|error| chain(&error))
         }
     };
@@ -107,7 +107,10 @@ pub(super) fn http_settings<B: WithHttpConfig + WithExportConfig>(
     last_failure: LastFailure,
 ) -> B {
     let builder = builder
-        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+        .with_protocol(match settings.protocol {
+            Protocol::HttpJson => opentelemetry_otlp::Protocol::HttpJson,
+            Protocol::Grpc | Protocol::HttpProtobuf => opentelemetry_otlp::Protocol::HttpBinary,
+        })
         .with_endpoint(&settings.endpoint)
         .with_timeout(settings.timeout)
         .with_http_client(OtlpHttpClient::new(settings, last_failure))
