@@ -51,6 +51,10 @@ bench NAME *OPTIONS:
 fuzz TARGET RUNS="100000" *OPTIONS:
     fuzz/run.sh {{TARGET}} {{RUNS}} {{OPTIONS}}
 
+# Every way through the shim between real neighbours: the Python SDK, Jaeger, the Collector; attribute for attribute
+matrix:
+    tests/matrix/run.sh
+
 # The container stack, really run: a request's trace must be whole in Jaeger, by both protocols
 compose-test:
     tests/compose.sh

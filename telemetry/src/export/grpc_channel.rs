@@ -8,8 +8,6 @@ use std::task::{Context, Poll};
 use bytes::{BufMut as _, Bytes};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, Uri};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::connect::HttpConnector;
 use prost::Message as _;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -21,7 +19,7 @@ use tonic::{Request, Status};
 use super::last_failure::LastFailure;
 use super::otlp::Response;
 use crate::chain;
-use crate::config::{Compression, ExporterSettings};
+use crate::config::{Compression, Connector, ExporterSettings};
 
 const EXPORT: PathAndQuery =
     PathAndQuery::from_static("/opentelemetry.proto.collector.trace.v1.TraceService/Export");
@@ -110,7 +108,7 @@ pub(super) fn channel(
 ) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(settings.endpoint.clone())?;
     let uri = endpoint.uri().clone();
-    let connector = Connector {
+    let connector = Remembering {
         connector: settings.connector(),
         uri: uri.clone(),
         last_failure,
@@ -125,16 +123,16 @@ pub(super) fn channel(
         .connect_with_connector_lazy(connector))
 }
 
-struct Connector {
-    connector: HttpsConnector<HttpConnector>,
+struct Remembering {
+    connector: Connector,
     uri: Uri,
     last_failure: LastFailure,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type Stream = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+type Stream = <Connector as Service<Uri>>::Response;
 
-impl Service<Uri> for Connector {
+impl Service<Uri> for Remembering {
     type Response = Stream;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;

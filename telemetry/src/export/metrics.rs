@@ -50,7 +50,7 @@ pub(crate) fn build_metrics(
     let built = match exporter.protocol {
         Protocol::Grpc => grpc_settings(builder.with_tonic(), exporter, last_failure.clone())
             .and_then(|builder| builder.build().map_err(|error| chain(&error))),
-        Protocol::HttpProtobuf => {
+        Protocol::HttpProtobuf | Protocol::HttpJson => {
             http_settings(builder.with_http(), exporter, last_failure.clone())
                 .build()
                 .map_err(|error| chain(&error))
@@ -107,7 +107,10 @@ fn http_settings<B: WithHttpConfig + WithExportConfig>(
     last_failure: LastFailure,
 ) -> B {
     let builder = builder
-        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+        .with_protocol(match settings.protocol {
+            Protocol::HttpJson => opentelemetry_otlp::Protocol::HttpJson,
+            Protocol::Grpc | Protocol::HttpProtobuf => opentelemetry_otlp::Protocol::HttpBinary,
+        })
         .with_endpoint(&settings.endpoint)
         .with_timeout(settings.timeout)
         .with_http_client(OtlpHttpClient::new(settings, last_failure))

@@ -9,8 +9,10 @@ use flate2::write::GzEncoder;
 use http::Request;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use opentelemetry_http::HttpClient as _;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_sdk::Resource;
 use prost::Message as _;
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tracing::instrument::WithSubscriber as _;
@@ -43,6 +45,7 @@ enum Transport {
     Http {
         client: Box<OtlpHttpClient>,
         endpoint: String,
+        is_json: bool,
         is_gzip: bool,
     },
 }
@@ -97,9 +100,10 @@ impl OtlpClient {
                 GrpcClient::new(settings, last_failure.clone())
                     .map_err(|error| refused(chain(&error)))?,
             )),
-            Protocol::HttpProtobuf => Transport::Http {
+            Protocol::HttpProtobuf | Protocol::HttpJson => Transport::Http {
                 client: Box::new(OtlpHttpClient::new(settings, last_failure.clone())),
                 endpoint: settings.endpoint.clone(),
+                is_json: settings.protocol == Protocol::HttpJson,
                 is_gzip: settings.compression == Some(Compression::Gzip),
             },
         };
@@ -147,9 +151,18 @@ impl Transport {
     /// The bytes as they are sent, each time.
     fn prepared(&self, request: Bytes) -> Bytes {
         match self {
-            Self::Http { is_gzip: true, .. } => gzip(&request).expect("memory takes all").into(),
             // Its frames are compressed as they are written.
-            Self::Grpc(_) | Self::Http { .. } => request,
+            Self::Grpc(_) => request,
+            Self::Http {
+                is_json, is_gzip, ..
+            } => {
+                let request = if *is_json { json(request) } else { request };
+                if *is_gzip {
+                    gzip(&request).expect("memory takes all").into()
+                } else {
+                    request
+                }
+            }
         }
     }
 
@@ -162,10 +175,16 @@ impl Transport {
             Self::Http {
                 client,
                 endpoint,
+                is_json,
                 is_gzip,
             } => {
+                let content_type = if *is_json {
+                    "application/json"
+                } else {
+                    "application/x-protobuf"
+                };
                 let mut builder = Request::post(endpoint)
-                    .header(CONTENT_TYPE, "application/x-protobuf")
+                    .header(CONTENT_TYPE, content_type)
                     .header(USER_AGENT, AGENT);
                 if *is_gzip {
                     builder = builder.header(CONTENT_ENCODING, "gzip");
@@ -185,7 +204,12 @@ impl Transport {
                 let (status, headers) = (response.status(), response.headers());
                 if status.is_success() {
                     // It was taken; an answer that cannot be read does not change that.
-                    return Ok(Response::decode(&**response.body()).unwrap_or_default());
+                    let answer = &**response.body();
+                    return Ok(if *is_json {
+                        Response::of_json(answer)
+                    } else {
+                        Response::decode(answer).unwrap_or_default()
+                    });
                 }
                 Err(Failure {
                     words: status.to_string(),
@@ -208,6 +232,20 @@ impl Failure {
 }
 
 impl Response {
+    /// OTLP/JSON writes large integers as text, and takes them as numbers too.
+    fn of_json(answer: &[u8]) -> Self {
+        let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
+        let partial = &answer["partialSuccess"];
+        let spans = &partial["rejectedSpans"];
+        let written = || spans.as_str().and_then(|text| text.parse().ok());
+        Self {
+            partial_success: Some(PartialSuccess {
+                rejected_spans: spans.as_i64().or_else(written).unwrap_or(0),
+                error_message: partial["errorMessage"].as_str().unwrap_or("").to_owned(),
+            }),
+        }
+    }
+
     fn rejection(self) -> Rejection {
         let partial = self.partial_success.unwrap_or_default();
         Rejection {
@@ -215,6 +253,13 @@ impl Response {
             message: partial.error_message,
         }
     }
+}
+
+/// The same request in OTLP/JSON.
+fn json(request: Bytes) -> Bytes {
+    let request = ExportTraceServiceRequest::decode(request).expect("it was encoded here");
+    let json = serde_json::to_vec(&request);
+    json.expect("a request has a JSON").into()
 }
 
 fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
