@@ -32,6 +32,7 @@ use tokio::time::{Sleep, sleep};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Failure;
+use crate::http2::Watch;
 use crate::refusal::{Ends, Refusals};
 use crate::transport::Transport;
 
@@ -95,6 +96,8 @@ pub(crate) struct ClientConnection {
     digest: Arc<ProxyDigest>,
     refusals: Refusals,
     ends: Ends,
+    /// What is refused within a connection of HTTP/2.
+    http2: Option<Box<Watch>>,
     /// The beginning of a request that has not been taken.
     head: Vec<u8>,
     /// How long a head may take, and when the one that has begun must be there.
@@ -133,6 +136,7 @@ impl ClientConnection {
         let digest = ProxyDigest::new(response, Some(Box::new(Arc::clone(&phase))));
         Self {
             tls: transport.tls_digest().map(Arc::new),
+            http2: transport.is_http2().then(|| Box::new(Watch::new())),
             stream: BufWriter::with_capacity(WRITE_BUFFER_BYTES, transport),
             socket: Arc::new(socket),
             accepted: SystemTime::now(),
@@ -150,7 +154,7 @@ impl ClientConnection {
 
     /// Whether what comes, or was kept, belongs to a request that nobody has taken.
     fn awaits_request(&mut self) -> bool {
-        if self.stream.get_ref().is_http2() {
+        if self.http2.is_some() {
             // Its requests are refused within it.
             return false;
         }
@@ -162,6 +166,14 @@ impl ClientConnection {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Records what HTTP/2 has refused by these bytes, which were written.
+    fn watch_written(&mut self, bytes: &[u8]) {
+        let refused = self.http2.as_mut().map_or(0, |http2| http2.written(bytes));
+        for _ in 0..refused {
+            self.refusals.record_http2(self.ends);
         }
     }
 
@@ -237,6 +249,9 @@ impl AsyncRead for ClientConnection {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if read.is_ready() {
             self.keep_head(&buf.filled()[filled..]);
+            if let Some(http2) = &mut self.http2 {
+                http2.read(&buf.filled()[filled..]);
+            }
         }
         if read.is_pending() && !self.stream.buffer().is_empty() {
             // Nothing to read and nothing more to add: what is buffered must not wait.
@@ -260,7 +275,9 @@ impl AsyncWrite for ClientConnection {
         if self.refuses(buf) {
             return self.poll_refusal(cx).map_ok(|()| buf.len());
         }
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.watch_written(&buf[..written]);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -272,7 +289,14 @@ impl AsyncWrite for ClientConnection {
             let bytes = bufs.iter().map(|buf| buf.len()).sum();
             return self.poll_refusal(cx).map_ok(|()| bytes);
         }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        let mut rest = written;
+        for buf in bufs {
+            let bytes = rest.min(buf.len());
+            self.watch_written(&buf[..bytes]);
+            rest -= bytes;
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use http::Method;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
+use http::{Method, Version};
 use pingora::http::RequestHeader;
 
 use crate::access::{Access, X_API_KEY};
@@ -27,10 +27,14 @@ impl Entrance {
         }
     }
 
-    /// Lets a request in by its head.
+    /// Lets a request in by its head. What HTTP itself asks of one, pingora has checked, but for the name of the
+    /// server. <https://www.rfc-editor.org/rfc/rfc9112.html#section-3.2>
     pub(crate) fn admit(&self, head: &Parts, ctx: &mut RequestContext) -> Result<(), Failure> {
         if head.method == Method::CONNECT {
             return Err(Failure::MethodNotAllowed);
+        }
+        if head.version == Version::HTTP_11 && !head.headers.contains_key(HOST) {
+            return Err(Failure::InvalidRequest);
         }
         if let Some(access) = &self.access {
             Self::admit_by_key(access, head, ctx)?;

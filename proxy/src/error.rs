@@ -109,7 +109,8 @@ impl Failure {
             return Self::OutOfDescriptors;
         }
         match (error.esource(), error.etype()) {
-            (ErrorSource::Downstream, ConnectionClosed | ReadError | WriteError)
+            // A stream of HTTP/2 that is reset, by whomever: what is malformed in it never gets here.
+            (ErrorSource::Downstream, ConnectionClosed | ReadError | WriteError | H2Error)
             // pingora leaves the source of some failed writes to the client unset.
             | (ErrorSource::Unset, WriteError) => Self::ClientDisconnected,
             (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Self::ClientTimeout,
@@ -295,6 +296,7 @@ mod tests {
                 Failure::ClientDisconnected,
             ),
             (PingoraError::new_down(ReadTimedout), Failure::ClientTimeout),
+            (PingoraError::new_down(H2Error), Failure::ClientDisconnected),
             (
                 PingoraError::new_down(InvalidHTTPHeader),
                 Failure::InvalidRequest,

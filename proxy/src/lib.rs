@@ -23,7 +23,7 @@
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
 //!   `attempt`: the CLIENT spans. `origin`, `route`, `redact` and `headers` find out what goes onto
 //!   them; `propagation`: trace headers in and out; `identity`: what the client is told of them.
-//! - `refusal`: requests that pingora never hands over.
+//! - `refusal`: requests that pingora never hands over; `http2`: those that are refused within a connection of HTTP/2.
 //! - `bodies`: what passes between the heads; `sse` and `json` read it byte by byte, `genai` knows what
 //!   the APIs mean by it.
 //! - `metrics`: what is measured of all requests, for Prometheus. [`Keep`]: which unsampled ones leave
@@ -97,6 +97,7 @@ mod forwarded;
 pub mod fuzzing;
 mod genai;
 mod headers;
+mod http2;
 mod identity;
 mod instrumentation;
 mod json;

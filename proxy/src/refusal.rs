@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
 
 use crate::answer::Answer;
 use crate::error::Failure;
@@ -58,8 +58,18 @@ impl Refusals {
 
     /// Records a request of which `head` was read, and that nobody answers.
     pub(crate) fn record(&self, failure: Failure, ends: Ends, head: &[u8]) {
-        let head = readable_head(head);
-        if let Some(span) = &mut self.0.begin(&arrival(&head, ends)).span {
+        self.record_head(failure, ends, &readable_head(head));
+    }
+
+    /// Records a request of HTTP/2 that was refused within its connection, whose head nobody can read.
+    pub(crate) fn record_http2(&self, ends: Ends) {
+        let mut head = readable_head(&[]);
+        head.version = Version::HTTP_2;
+        self.record_head(Failure::InvalidRequest, ends, &head);
+    }
+
+    fn record_head(&self, failure: Failure, ends: Ends, head: &Parts) {
+        if let Some(span) = &mut self.0.begin(&arrival(head, ends)).span {
             span.finish(Some(failure), Transferred::default());
         }
     }

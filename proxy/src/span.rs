@@ -254,7 +254,7 @@ impl RequestSpan {
 
     /// The tokens that the request has taken so far; `None` unless its bodies are read.
     pub(crate) fn tokens(&self) -> Option<u64> {
-        self.bodies.as_ref().map(Bodies::tokens)
+        self.bodies.as_deref().map(Bodies::tokens)
     }
 
     /// Ends the span; only the first call counts.

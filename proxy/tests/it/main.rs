@@ -6,6 +6,7 @@ mod asking;
 mod conformance;
 mod failures;
 mod genai;
+mod http2;
 mod lifecycle;
 mod limits;
 mod metrics;

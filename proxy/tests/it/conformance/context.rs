@@ -256,4 +256,89 @@ pub(super) const CASES: &[Case] = &[
         )],
         ..BASE
     },
+    Case {
+        title: "a tracestate of 32 members passes whole",
+        lines: &[
+            "GET /health HTTP/1.1",
+            "Host: a",
+            "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "tracestate: a=1,b=1,c=1,d=1,e=1,f=1,g=1,h=1,i=1,j=1,k=1,l=1,m=1,n=1,o=1,p=1,q=1,r=1,s=1,t=1,u=1,v=1,w=1,x=1,y=1,z=1,aa=1,ab=1,ac=1,ad=1,ae=1,af=1",
+        ],
+        name: "GET /health",
+        continues: true,
+        sent: &[(
+            "tracestate",
+            Some(
+                "a=1,b=1,c=1,d=1,e=1,f=1,g=1,h=1,i=1,j=1,k=1,l=1,m=1,n=1,o=1,p=1,q=1,r=1,s=1,t=1,u=1,v=1,w=1,x=1,y=1,z=1,aa=1,ab=1,ac=1,ad=1,ae=1,af=1",
+            ),
+        )],
+        ..BASE
+    },
+    Case {
+        title: "an empty tracestate is none",
+        lines: &[
+            "GET /health HTTP/1.1",
+            "Host: a",
+            "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "tracestate: ",
+        ],
+        name: "GET /health",
+        continues: true,
+        sent: &[("tracestate", None)],
+        ..BASE
+    },
+    Case {
+        title: "a key with a tenant in a tracestate",
+        lines: &[
+            "GET /health HTTP/1.1",
+            "Host: a",
+            "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "tracestate: fw529a3039@dt=FfZ/4-:;,congo=t61",
+        ],
+        name: "GET /health",
+        continues: true,
+        sent: &[("tracestate", Some("fw529a3039@dt=FfZ/4-:;,congo=t61"))],
+        ..BASE
+    },
+    Case {
+        title: "white space around a traceparent is none of it",
+        lines: &[
+            "GET /health HTTP/1.1",
+            "Host: a",
+            "traceparent: \t 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01 ",
+        ],
+        name: "GET /health",
+        continues: true,
+        ..BASE
+    },
+    Case {
+        title: "what is no hexadecimal digit is malformed",
+        lines: &[
+            "GET /health HTTP/1.1",
+            "Host: a",
+            "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e473g-00f067aa0ba902b7-01",
+        ],
+        name: "GET /health",
+        ..BASE
+    },
+    Case {
+        title: "parts that are not divided by dashes are malformed",
+        lines: &[
+            "GET /health HTTP/1.1",
+            "Host: a",
+            "traceparent: 00_4bf92f3577b34da6a3ce929d0e0e4736_00f067aa0ba902b7_01",
+        ],
+        name: "GET /health",
+        ..BASE
+    },
+    Case {
+        title: "a future version has a dash behind its flags or nothing",
+        lines: &[
+            "GET /health HTTP/1.1",
+            "Host: a",
+            "traceparent: cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01.more",
+        ],
+        name: "GET /health",
+        ..BASE
+    },
 ];

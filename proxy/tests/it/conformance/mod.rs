@@ -2,6 +2,7 @@
 
 mod answers;
 mod context;
+mod http2;
 mod refused;
 mod requests;
 

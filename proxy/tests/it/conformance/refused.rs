@@ -54,6 +54,40 @@ pub(super) const CASES: &[Case] = &[
         ..REFUSED
     },
     Case {
+        title: "a request that names no server",
+        lines: &["GET /health HTTP/1.1"],
+        name: "GET /health",
+        ..REFUSED
+    },
+    Case {
+        title: "a request that names two",
+        lines: &["GET /health HTTP/1.1", "Host: a", "Host: b"],
+        name: "GET /health",
+        ..REFUSED
+    },
+    Case {
+        title: "a header over two lines",
+        lines: &["GET /health HTTP/1.1", "Host: a", "Accept: a", " b"],
+        name: "GET /health",
+        ..REFUSED
+    },
+    Case {
+        title: "chunks that are not the last of the codings",
+        lines: &[
+            "POST /health HTTP/1.1",
+            "Host: a",
+            "Transfer-Encoding: chunked, gzip",
+        ],
+        name: "POST /health",
+        ..REFUSED
+    },
+    Case {
+        title: "a space before a colon",
+        lines: &["GET /health HTTP/1.1", "Host: a", "Accept : a"],
+        name: "GET /health",
+        ..REFUSED
+    },
+    Case {
         title: "a version from the future",
         lines: &["GET /health HTTP/9.9", "Host: a"],
         name: "GET /health",

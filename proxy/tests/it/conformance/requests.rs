@@ -58,6 +58,27 @@ pub(super) const CASES: &[Case] = &[
         ..BASE
     },
     Case {
+        title: "a length beside chunks does not count, and what it smuggles is not served",
+        lines: &[
+            "POST /tokenize HTTP/1.1",
+            "Host: a",
+            "Content-Length: 4",
+            "Transfer-Encoding: chunked",
+        ],
+        body: "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
+        name: "POST /tokenize",
+        sent: &[("content-length", None)],
+        ..BASE
+    },
+    Case {
+        title: "a client of HTTP/1.0 need not name the server",
+        lines: &["GET /health HTTP/1.0"],
+        name: "GET /health",
+        has: &[("network.protocol.version", "1.0")],
+        lacks: &["http.request.body.size"],
+        ..BASE
+    },
+    Case {
         title: "a route with a parameter",
         lines: &["GET /v1/models/facebook/opt-125m HTTP/1.1", "Host: a"],
         name: "GET /v1/models/{model}",
