@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Result;
+use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::Setup;
@@ -204,6 +205,9 @@ pub(crate) struct CopyArgs {
     /// Where their bytes go
     #[arg(long)]
     to: SocketAddr,
+    /// Bytes read and written at once, each way
+    #[arg(long, default_value_t = 8 * 1024)]
+    buffer_bytes: usize,
 }
 
 /// Copies until it is killed.
@@ -211,12 +215,13 @@ pub(crate) async fn copy(args: &CopyArgs) -> Result<()> {
     let listener = TcpListener::bind(args.listen).await?;
     loop {
         let (mut client, _) = listener.accept().await?;
-        let to = args.to;
+        let (to, buffer_bytes) = (args.to, args.buffer_bytes);
         tokio::spawn(async move {
             let mut upstream = TcpStream::connect(to).await?;
             client.set_nodelay(true)?;
             upstream.set_nodelay(true)?;
-            tokio::io::copy_bidirectional(&mut client, &mut upstream).await
+            let (client, upstream) = (&mut client, &mut upstream);
+            copy_bidirectional_with_sizes(client, upstream, buffer_bytes, buffer_bytes).await
         });
     }
 }

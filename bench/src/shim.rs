@@ -120,9 +120,15 @@ enum Target {
     Ours(&'static str),
     Collector,
     Rotel,
+    /// Bytes from one socket to the other, on tokio: what a relay costs that does nothing.
+    Copy,
 }
 
-const TARGETS: [Target; 5] = [
+/// Read and written at once by the byte copy: more is no faster.
+const COPY_BYTES: usize = 128 * 1024;
+
+/// Those that relay OTLP.
+const RELAYS: [Target; 5] = [
     Target::Ours("disk"),
     Target::Ours("backend"),
     Target::Ours("memory"),
@@ -136,6 +142,7 @@ impl Target {
             Target::Ours(ack) => format!("lantern --ack {ack}"),
             Target::Collector => "collector".to_owned(),
             Target::Rotel => "rotel".to_owned(),
+            Target::Copy => "byte copy".to_owned(),
         }
     }
 
@@ -174,6 +181,11 @@ impl Target {
             Target::Rotel => (
                 setup.programs.peer("rotel"),
                 rotel(way, listens, sink),
+                Vec::new(),
+            ),
+            Target::Copy => (
+                Some(std::env::current_exe()?),
+                copy(listens, sink),
                 Vec::new(),
             ),
         };
@@ -258,14 +270,29 @@ fn rotel(way: Way, listens: SocketAddr, sink: SocketAddr) -> Vec<String> {
     std::iter::once("start".to_owned()).chain(flags).collect()
 }
 
+fn copy(listens: SocketAddr, to: SocketAddr) -> Vec<String> {
+    let flags = [
+        ("--listen", listens.to_string()),
+        ("--to", to.to_string()),
+        ("--buffer-bytes", COPY_BYTES.to_string()),
+    ];
+    let flags = flags
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value]);
+    std::iter::once("copy".to_owned()).chain(flags).collect()
+}
+
 /// Runs all of it.
 pub(crate) async fn run(setup: &Setup, args: &Args) -> Result<Report> {
     let mut tables = Vec::new();
     for way in [Way::GrpcToGrpc, Way::GrpcToHttp, Way::GzipToGzip] {
         let load = load(args, way)?;
         let mut table = Table::new(format!("{}, {} spans a request", way.title(), args.spans));
+        let mut targets = RELAYS.to_vec();
+        // It cannot change the protocol.
+        targets.extend((!way.is_http()).then_some(Target::Copy));
         setup
-            .in_turns(&mut table, &TARGETS, Target::name, async |target, dir| {
+            .in_turns(&mut table, &targets, Target::name, async |target, dir| {
                 relayed(setup, target, way, &load, dir).await
             })
             .await?;
@@ -278,7 +305,7 @@ pub(crate) async fn run(setup: &Setup, args: &Args) -> Result<Report> {
     );
     let mut table = Table::new(title);
     setup
-        .in_turns(&mut table, &TARGETS, Target::name, async |target, dir| {
+        .in_turns(&mut table, &RELAYS, Target::name, async |target, dir| {
             overloaded(setup, target, args, &load, dir).await
         })
         .await?;

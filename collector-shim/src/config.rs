@@ -26,12 +26,21 @@ mod ways;
 /// A year: what is longer is a mistake, and would be past what the clock can tell.
 const MAX_DRAIN_SECONDS: u64 = 365 * 86_400;
 
+/// Nobody's sender waits for longer.
+const MAX_QUEUE_WAIT_SECONDS: u64 = 3_600;
+
 const MIB: usize = 1024 * 1024;
 
 /// The default of `--max-request-bytes`: what the OTLP specification recommends.
 pub const DEFAULT_MAX_REQUEST_BYTES: usize = 64 * MIB;
-/// The default of `--queue-max-bytes`.
-pub const DEFAULT_QUEUE_MAX_BYTES: usize = 256 * MIB;
+/// The most that `--max-request-bytes` can be: a length in gRPC has 32 bits.
+pub(crate) const LARGEST_REQUEST_BYTES: usize = u32::MAX as usize;
+/// The default of `--queue-max-bytes` for a queue on disk.
+pub const DEFAULT_QUEUE_DIR_MAX_BYTES: usize = 256 * MIB;
+/// The same in memory, so that a shim whose backend is away takes 64 MiB in all.
+pub const DEFAULT_QUEUE_MAX_BYTES: usize = 32 * MIB;
+/// The default of `--queue-wait-seconds`: well within the 10 s that SDKs give a request.
+pub const DEFAULT_QUEUE_WAIT: Duration = Duration::from_secs(2);
 /// The default of `--store-max-bytes`.
 pub const DEFAULT_STORE_MAX_BYTES: usize = 256 * MIB;
 /// The default of `--drain-timeout-seconds`.
@@ -68,9 +77,16 @@ pub struct Args {
     #[arg(long, value_name = "NAME=URL")]
     pub backend: Vec<String>,
 
-    /// With a backend: how much may wait for it before senders are told to come back
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_QUEUE_MAX_BYTES)]
-    pub queue_max_bytes: usize,
+    /// With a backend: how much may wait for it before senders are told to come back; 33554432, or
+    /// 268435456 with --queue-dir. One request may be larger when no other waits in memory
+    #[arg(long, value_name = "BYTES")]
+    pub queue_max_bytes: Option<usize>,
+
+    /// With a backend: how long a request waits for room in a queue that is full before its sender is
+    /// told to come back
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_QUEUE_WAIT.as_secs(),
+        value_parser = clap::value_parser!(u64).range(0..=MAX_QUEUE_WAIT_SECONDS))]
+    pub queue_wait_seconds: u64,
 
     /// With a backend: what waits for it is kept in this directory and survives a crash
     #[arg(long, value_name = "DIR")]
@@ -163,6 +179,8 @@ pub struct Config {
     pub limits: Limits,
     /// How slow a sender may be.
     pub pace: Pace,
+    /// How long a request waits for room in a queue that is full.
+    pub queue_wait: Duration,
     /// Which traces are sent on; None sends all.
     pub tail: Option<TailPolicy>,
     /// Where the spans go.
@@ -205,6 +223,7 @@ impl Config {
             door: Door::default(),
             limits: limits::DEFAULTS.ports(),
             pace: limits::DEFAULTS.pace(),
+            queue_wait: DEFAULT_QUEUE_WAIT,
             tail: None,
             destination: Destination::Store {
                 max_bytes: DEFAULT_STORE_MAX_BYTES,
@@ -243,7 +262,7 @@ impl Args {
         } else {
             Destination::Backends {
                 backends,
-                queue_max_bytes: self.queue_max_bytes,
+                queue_max_bytes: self.queue_max_bytes(),
                 waiting: self.waiting()?,
             }
         };
@@ -265,6 +284,7 @@ impl Args {
             },
             limits: self.limits.ports(),
             pace: self.limits.pace(),
+            queue_wait: Duration::from_secs(self.queue_wait_seconds),
             door: self.door.into_door()?,
             destination,
         })
@@ -323,6 +343,14 @@ impl Args {
         })
     }
 
+    fn queue_max_bytes(&self) -> usize {
+        let default = match self.queue_dir {
+            Some(_) => DEFAULT_QUEUE_DIR_MAX_BYTES,
+            None => DEFAULT_QUEUE_MAX_BYTES,
+        };
+        self.queue_max_bytes.unwrap_or(default)
+    }
+
     fn waiting(&self) -> Result<Waiting, ConfigError> {
         let ack = match (self.ack, &self.queue_dir) {
             (None | Some(Ack::Memory), None) => return Ok(Waiting::InMemory),
@@ -341,9 +369,9 @@ impl Args {
         let path = self.queue_dir.clone().unwrap_or_default();
         // Segments are freed whole, so that one delivered in part still takes its room.
         let least = 2 * self.max_request_bytes;
-        if self.queue_max_bytes < least {
+        if self.queue_max_bytes() < least {
             let allowed = format!("{least} (twice --max-request-bytes) or more with --queue-dir");
-            let value = self.queue_max_bytes.to_string();
+            let value = self.queue_max_bytes().to_string();
             return Err(ConfigError::new("--queue-max-bytes", value, allowed));
         }
         Ok(Waiting::OnDisk(QueueDir { path, ack }))
@@ -366,17 +394,13 @@ impl Args {
     }
 
     fn check_bounds(&self) -> Result<(), ConfigError> {
-        let largest = u32::MAX as usize;
-        if self.max_request_bytes == 0 || self.max_request_bytes > largest {
-            let allowed = format!("1 to {largest}");
+        if self.max_request_bytes == 0 || self.max_request_bytes > LARGEST_REQUEST_BYTES {
+            let allowed = format!("1 to {LARGEST_REQUEST_BYTES}");
             let value = self.max_request_bytes.to_string();
             return Err(ConfigError::new("--max-request-bytes", value, allowed));
         }
-        // A queue smaller than a request would refuse that request for ever.
-        if self.queue_max_bytes < self.max_request_bytes {
-            let allowed = format!("{} (--max-request-bytes) or more", self.max_request_bytes);
-            let value = self.queue_max_bytes.to_string();
-            return Err(ConfigError::new("--queue-max-bytes", value, allowed));
+        if self.queue_max_bytes == Some(0) {
+            return Err(ConfigError::new("--queue-max-bytes", "0", "1 or more"));
         }
         if self.drain_timeout_seconds > MAX_DRAIN_SECONDS {
             let value = self.drain_timeout_seconds.to_string();
@@ -562,10 +586,10 @@ mod tests {
 
     #[test]
     fn bounds_that_cannot_work_are_refused_by_name() {
-        let error = config(&["--queue-max-bytes", "10"], None).expect_err("too small");
+        let error = config(&["--queue-max-bytes", "0"], None).expect_err("too small");
         assert_eq!(
             error.to_string(),
-            "--queue-max-bytes='10' is not supported: use 67108864 (--max-request-bytes) or more"
+            "--queue-max-bytes='0' is not supported: use 1 or more"
         );
         assert!(config(&["--max-request-bytes", "0"], None).is_err());
         let flags = ["--queue-dir", "q", "--queue-max-bytes", "67108864"];

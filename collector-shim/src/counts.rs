@@ -76,7 +76,7 @@ pub(crate) struct Counters {
     pub(crate) damaged_records: Counter,
     pub(crate) torn_bytes: Counter,
     pub(crate) dead_letters: Counter,
-    /// Requests that could not be kept as dead letters.
+    /// Requests that could not be kept as dead letters, or had to go to make room for newer ones.
     pub(crate) lost_letters: Counter,
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::coding::Coding;
 use crate::counts::{Counters, Transport};
 use crate::exporter::{Accepted, Direct, MAX_BATCH_BYTES, Outlet};
-use crate::queue::{OfferError, Payload, Queue};
+use crate::queue::{OfferError, Patience, Payload, Queue};
 use crate::signal::{Signal, Signals};
 use crate::store::{self, Store};
 use crate::wire;
@@ -41,6 +41,8 @@ pub(crate) struct Intake {
     pub(crate) outlets: Vec<Arc<Outlet>>,
     /// The largest request, before decompression and after.
     pub(crate) max_request_bytes: usize,
+    /// With a queue that is full.
+    pub(crate) patience: Patience,
 }
 
 /// A request as it came, and what is in it.
@@ -209,7 +211,7 @@ impl Intake {
             items,
             transport,
         } = checked;
-        let offered = queue.offer(payloads).await;
+        let offered = self.patience.offer(queue, payloads).await;
         self.count(signal, transport, items, offered.is_ok());
         match offered {
             Ok(()) => Ok(Accepted::default()),
@@ -249,8 +251,10 @@ fn payloads(request: Incoming, items: u64) -> Result<Vec<Payload>, wire::WireErr
     let parts = wire::split(&plain, MAX_BATCH_BYTES)?;
     parts
         .into_iter()
-        .map(|bytes| {
-            let items = wire::tally(signal, &bytes)?.items;
+        .map(|part| {
+            let items = wire::tally(signal, &part)?.items;
+            // A part waits for itself, and is not to keep all the others in memory.
+            let bytes = Bytes::copy_from_slice(&part);
             Ok(Payload::plain(signal, bytes, items))
         })
         .collect()

@@ -17,7 +17,7 @@ use crate::config::{Config, Destination};
 use crate::handle::ShimHandle;
 use crate::intake::{Intake, Sink};
 use crate::log::QueueDirError;
-use crate::queue::{Level, Queue};
+use crate::queue::{Level, Patience, Queue};
 use crate::receiver::{Receiver, grpc, http};
 use crate::report;
 use crate::signal::Signal;
@@ -126,6 +126,7 @@ impl Shim {
             counters: Arc::clone(&handle.counters),
             signals: config.signals,
             max_request_bytes: config.max_request_bytes,
+            patience: Patience::new(config.queue_wait),
         };
         let _following = follow(&config, &handle);
         let receiver = Receiver::new(intake, config.door, config.pace);

@@ -16,6 +16,8 @@ use crate::loader::{Gguf, ModelFiles, ModelSource};
 const NAME: &str = "chat";
 /// Deepest recursion of a template's macros.
 const RECURSION_LIMIT: usize = 64;
+/// Steps of one rendering, of which one pays for 64 bytes of text as well.
+const FUEL: u64 = 4_000_000;
 
 /// Why a chat is not turned into a prompt.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,38 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: Option<String>,
     eos_token: Option<String>,
+    tool_format: Option<ToolFormat>,
+}
+
+/// How a template has calls of tools written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToolFormat {
+    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`: Hermes's, Qwen's and others'.
+    Hermes,
+    /// `{"name": …, "parameters": …}` as the whole answer: Llama 3's.
+    Llama,
+}
+
+impl ToolFormat {
+    /// By what the template says to the model; none where it knows no tools.
+    fn of(template: &str) -> Option<Self> {
+        let says = |text| template.contains(text);
+        if !says("tools") {
+            None
+        } else if says("<tool_call>") {
+            Some(Self::Hermes)
+        } else {
+            says("\"parameters\"").then_some(Self::Llama)
+        }
+    }
+
+    /// Where a call has its arguments.
+    pub fn arguments_key(self) -> &'static str {
+        match self {
+            Self::Hermes => "arguments",
+            Self::Llama => "parameters",
+        }
+    }
 }
 
 /// One chat.
@@ -66,6 +100,8 @@ pub struct ChatTemplate {
 pub struct ChatRequest {
     /// The messages, as the request has them.
     pub messages: Value,
+    /// What the model may call, as the request has it.
+    pub tools: Option<Value>,
     /// End with the beginning of an answer.
     pub add_generation_prompt: bool,
     /// Go on with the last message in place of answering it.
@@ -106,10 +142,12 @@ impl ChatTemplate {
             .build();
         environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
         environment.set_recursion_limit(RECURSION_LIMIT);
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
+        let tool_format = ToolFormat::of(&source);
         let syntax = |error: Error| ChatTemplateError::Syntax(error.to_string());
         environment
             .add_template_owned(NAME, source)
@@ -118,7 +156,13 @@ impl ChatTemplate {
             environment,
             bos_token,
             eos_token,
+            tool_format,
         })
+    }
+
+    /// How calls of tools are written; none where the template knows no tools.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.tool_format
     }
 }
 
@@ -181,6 +225,7 @@ impl ChatRequest {
         let last = last.unwrap_or_default().trim().to_owned();
         let given = context! {
             messages => JinjaValue::from(Serde(&messages)),
+            tools => self.tools.map(|tools| JinjaValue::from(Serde(tools))),
             add_generation_prompt => self.add_generation_prompt,
             bos_token => template.bos_token.as_deref().unwrap_or_default(),
             eos_token => template.eos_token.as_deref().unwrap_or_default(),
@@ -257,7 +302,22 @@ fn normalized(at: usize, message: Value) -> Result<Value, ChatTemplateError> {
         Some(_) => return Err(wrong(".content must be a string or a list of text parts")),
     };
     message.insert("content".to_owned(), json!(content));
+    if let Some(Value::Array(calls)) = message.get_mut("tool_calls") {
+        calls.iter_mut().for_each(read_arguments);
+    }
     Ok(Value::Object(message))
+}
+
+/// Templates write arguments as JSON themselves; the API has them as its text.
+fn read_arguments(call: &mut Value) {
+    let arguments = call.pointer_mut("/function/arguments");
+    if let Some(arguments) = arguments
+        && let Some(parsed) = arguments
+            .as_str()
+            .and_then(|it| serde_json::from_str(it).ok())
+    {
+        *arguments = parsed;
+    }
 }
 
 /// The text of one part; of any other kind there is none.
@@ -307,6 +367,10 @@ fn read_json(path: &Path) -> Result<Value, ChatTemplateError> {
 
 /// What a template said itself through `raise_exception` stands alone.
 fn render_error(error: &Error) -> ChatTemplateError {
+    if error.kind() == ErrorKind::OutOfFuel {
+        let message = format!("it takes more than {FUEL} steps");
+        return ChatTemplateError::Render(message);
+    }
     let raised = error.kind() == ErrorKind::InvalidOperation;
     let detail = error.detail().filter(|_| raised).map(str::to_owned);
     ChatTemplateError::Render(detail.unwrap_or_else(|| error.to_string()))

@@ -7,6 +7,7 @@
 //! - [`generation`]: from prompts to engine requests, from tokens to text
 //! - [`spans`], [`metrics`]: what requests tell about themselves; [`step_spans`]: what steps do
 //! - [`engine`]: scheduler, model runner and sampler on the thread that owns the device
+//! - [`grammar`]: structured output, between the API that compiles it and the sampler that obeys it
 //! - [`ops`]: the fused operations of models, one implementation for each kind of device
 //! - [`models`], [`loader`], [`tokenizer`]: from files to logits and tokens
 
@@ -16,6 +17,7 @@ pub mod config;
 pub mod cpu_threads;
 pub mod engine;
 pub mod generation;
+pub mod grammar;
 pub mod loader;
 pub mod metrics;
 pub mod models;

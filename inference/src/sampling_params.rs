@@ -3,6 +3,8 @@
 //! The API layer (`api`) builds these from OpenAI's and vLLM's fields and refuses what is out of
 //! range; the engine (`engine`) reads them and checks nothing again.
 
+use crate::grammar::Constraint;
+
 /// How to choose tokens for one sequence, and when to stop.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
@@ -30,6 +32,8 @@ pub struct SamplingParams {
     pub ignore_eos: bool,
     /// Token ids that end the sequence beside the model's own end of sequence.
     pub stop_token_ids: Vec<u32>,
+    /// What the output must be; the sequence ends where it does. `min_tokens` and `ignore_eos` are not for these.
+    pub constraint: Option<Constraint>,
     /// Report the sampled token's log probability and this many of the most likely tokens.
     pub logprobs: Option<usize>,
     /// The same for every prompt token, before the first output token.
@@ -52,6 +56,7 @@ impl Default for SamplingParams {
             min_tokens: 0,
             ignore_eos: false,
             stop_token_ids: Vec::new(),
+            constraint: None,
             logprobs: None,
             prompt_logprobs: None,
         }

@@ -2,7 +2,9 @@
 //!
 //! # Layout
 //! - `gguf`: a tokenizer out of a GGUF's metadata; here: out of files
+//! - `bytes`: what each token stands for
 
+mod bytes;
 mod gguf;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,8 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Model};
 
 use crate::loader::{GgufError, ModelFiles, ModelSource, TokenizerFiles};
+
+pub use bytes::TokenBytes;
 
 /// Why a tokenizer could not be made or used.
 #[derive(Debug, thiserror::Error)]

@@ -17,10 +17,9 @@
 //! - `tls`: certificates and keys on both sides; `reload`: what is made again when its files change.
 //! - `service`: a request's life in pingora's phases, and what is known of it between them (`request`);
 //!   `forwarded`: what the upstream is told of the client; `answer`: our own answers, to requests that
-//!   failed; `access`: who may ask, by API key;
-//!   `limits`: what is too much; `retry`: what may be sent
-//!   again; `upstream`: where a request goes, by load
-//!   or by prompt, and who is out.
+//!   failed; `retry`: what may be sent again; `upstream`: where a request goes, by load or by prompt, and
+//!   who is out.
+//! - `entrance`: lets requests in; `access` knows who may ask, by API key, `limits` what is too much.
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
 //!   `attempt`: the CLIENT spans. `origin`, `route`, `redact` and `headers` find out what goes onto
 //!   them; `propagation`: trace headers in and out; `identity`: what the client is told of them.
@@ -30,7 +29,8 @@
 //! - `metrics`: what is measured of all requests, for Prometheus. [`Keep`]: which unsampled ones leave
 //!   their spans.
 //! - `usage`: asks upstreams for a stream's usage, where that is wanted.
-//! - `program`: arguments to exit, for `lantern-proxy` and for `lantern proxy`.
+//! - `program`: arguments to exit, for `lantern-proxy` and for `lantern proxy`; `upgrade`: a new program in
+//!   place of a running one; `sockets`: those that listened before the program began.
 //! - [`Error`], and what a failed request looks like to its client and on its span (`error`).
 //!
 //! # What a span says
@@ -89,6 +89,7 @@ mod bodies;
 mod clients;
 mod config;
 mod connection;
+mod entrance;
 mod error;
 mod forwarded;
 #[cfg(feature = "fuzzing")]
@@ -114,10 +115,12 @@ mod retry;
 mod route;
 mod server;
 mod service;
+mod sockets;
 mod span;
 mod sse;
 mod tls;
 mod transport;
+mod upgrade;
 mod upstream;
 mod usage;
 

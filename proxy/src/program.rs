@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use lantern_telemetry::{Settings, Telemetry, process};
 
-use crate::{Args, Proxy};
+use crate::sockets::Sockets;
+use crate::{Args, Proxy, upgrade};
 
 /// The service that the proxy's spans belong to unless `OTEL_SERVICE_NAME` says otherwise.
 pub const DEFAULT_SERVICE_NAME: &str = "lantern-proxy";
@@ -34,6 +35,10 @@ Examples:
 Every flag is also a variable, LANTERN_PROXY_ and its name: LANTERN_PROXY_READ_TIMEOUT_SECONDS=60.
 A flag goes before its variable, a variable before the file.
 
+Signals: SIGTERM and the first SIGINT let requests in flight finish. SIGUSR2 starts the program at the same
+path with the same arguments, hands it the sockets and, once it is ready, ends this one like SIGTERM; if it
+never is, this one goes on. Sockets of systemd (LISTEN_FDS) are taken by the addresses they listen on.
+
 Environment (the standard OpenTelemetry variables, among them):
   OTEL_SERVICE_NAME                     name of this service [default: lantern-proxy]
   OTEL_EXPORTER_OTLP_TRACES_ENDPOINT    where spans go [default: http://localhost:4317]
@@ -49,7 +54,7 @@ Environment (the standard OpenTelemetry variables, among them):
   OTEL_PYTHON_FASTAPI_EXCLUDED_URLS, OTEL_PYTHON_EXCLUDED_URLS
                                         regular expressions; a URL that matches leaves no span";
 
-/// Proxies until SIGINT or SIGTERM; or, with `--check`, prints the settings.
+/// Proxies until SIGINT or SIGTERM, or until another program has taken over; or, with `--check`, prints the settings.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut settings = Settings::from_env()?.with_metrics();
     if let Some(description) = args.checked()? {
@@ -64,12 +69,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let shutdown = process::shutdown_on_signals();
     let telemetry = Telemetry::start(&settings, DEFAULT_SERVICE_NAME)?;
     let upstreams: Vec<_> = config.upstreams.iter().map(ToString::to_string).collect();
-    let proxy = Proxy::bind(config, &telemetry).await?;
+    let mut sockets = Sockets::inherited()?;
+    let mut proxy = Proxy::bind_or_take(config, &telemetry, &mut sockets).await?;
+    let handover = proxy.handover()?;
+    upgrade::on_signal(handover, shutdown.clone())?;
     tracing::info!(
         listen = %proxy.local_addr(),
+        metrics = proxy.metrics_addr().map(tracing::field::display),
         upstreams = upstreams.join(" "),
         "proxying"
     );
+    sockets.ready();
     let served = proxy.run(shutdown).await;
     telemetry.shutdown_or_warn(FLUSH_LIMIT).await;
     Ok(served?)

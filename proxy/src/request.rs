@@ -1,10 +1,11 @@
 //! What is known of a request between pingora's phases.
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use pingora::proxy::Session;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::access::Guest;
+use crate::answer::Answer;
 use crate::error::Failure;
 use crate::limits::Admission;
 use crate::observer::Observed;
@@ -50,6 +51,24 @@ impl RequestContext {
     pub(crate) fn end_attempt(&mut self, failure: Option<Failure>) {
         if let Some(attempt) = self.span().and_then(RequestSpan::attempt) {
             attempt.end(failure);
+        }
+    }
+
+    /// Answers a request that failed, unless the upstream's answer has begun or nobody is there.
+    pub(crate) async fn answer(&self, session: &mut Session, failure: Failure) {
+        let written = session.response_written();
+        if written.is_some_and(|response| is_final(response.status)) {
+            return;
+        }
+        let Some(observed) = &self.observed else {
+            return;
+        };
+        let is_head = session.req_header().method == Method::HEAD;
+        let answer = Answer::to(failure, self.retry_after, &observed.identity, is_head);
+        if let Some(answer) = answer
+            && let Err(error) = answer.write(session.as_downstream_mut()).await
+        {
+            tracing::debug!(%error, "the client left before its error answer");
         }
     }
 

@@ -4,7 +4,9 @@
 //! pingora's own server would take over the process: signals, runtimes, listening sockets. Its
 //! HTTP engine alone can be handed connections, so several proxies fit into one process.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +29,8 @@ use crate::observer::Observer;
 use crate::refusal::Refusals;
 use crate::reload::Reloaded;
 use crate::service::{MAX_ATTEMPTS, Service};
+use crate::sockets::Sockets;
+use crate::upgrade::Handover;
 use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
@@ -41,27 +45,35 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// A proxy that is bound and not yet serving.
 pub struct Proxy {
     listener: TcpListener,
+    /// What it listens on once more, for a program that takes its place.
+    handed: Arc<Vec<OwnedFd>>,
     local_addr: SocketAddr,
     clients: Clients,
     background: JoinSet<()>,
     /// Requests of HTTP/2 have tasks of their own.
     requests: TaskTracker,
     metrics: Option<Endpoint>,
+    /// Ends the scraping of the metrics.
+    scraping: CancellationToken,
     drain_timeout: Duration,
 }
 
 impl Proxy {
     /// Binds the address of `config`. Spans go to `telemetry`, which must outlive the proxy.
     pub async fn bind(config: Config, telemetry: &Telemetry) -> Result<Self, Error> {
+        Self::bind_or_take(config, telemetry, &mut Sockets::default()).await
+    }
+
+    /// As [`Proxy::bind`], on those of the addresses that `sockets` have no listener for.
+    pub(crate) async fn bind_or_take(
+        config: Config,
+        telemetry: &Telemetry,
+        sockets: &mut Sockets,
+    ) -> Result<Self, Error> {
         if config.upstreams.is_empty() {
             return Err(Error::NoUpstream);
         }
-        let failed = |source| Error::Bind {
-            address: config.listen,
-            source,
-        };
-        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
-        let local_addr = listener.local_addr().map_err(failed)?;
+        let (listener, local_addr) = sockets.listen(config.listen).await?;
         let conf = ServerConf {
             max_retries: MAX_ATTEMPTS,
             upstream_keepalive_pool_size: POOLED_CONNECTIONS,
@@ -71,7 +83,10 @@ impl Proxy {
         let is_measured = meter.is_some() || config.metrics.is_some();
         let measured = is_measured.then(|| Metrics::new(meter.as_ref()));
         let metrics = match (config.metrics, &measured) {
-            (Some(address), Some(metrics)) => Some(Endpoint::bind(address, metrics.clone()).await?),
+            (Some(address), Some(metrics)) => {
+                let (listener, local_addr) = sockets.listen(address).await?;
+                Some(Endpoint::new(listener, local_addr, metrics.clone()))
+            }
             _ => None,
         };
         let observer = Arc::new(Observer::new(&config, telemetry, measured));
@@ -117,12 +132,27 @@ impl Proxy {
         app.handle_init_modules();
         Ok(Self {
             listener,
+            handed: Arc::default(),
             local_addr,
             clients: Clients::new(Arc::new(app), front, leaving, config.max_connections),
             background,
             requests,
             metrics,
+            scraping: CancellationToken::new(),
             drain_timeout: config.drain_timeout,
+        })
+    }
+
+    /// What another program takes to go on in this one's place.
+    pub(crate) fn handover(&mut self) -> io::Result<Handover> {
+        let metrics = self.metrics.as_ref().map(Endpoint::listener);
+        let listeners = [Some(self.listener.as_fd()), metrics];
+        let listeners = listeners.into_iter().flatten();
+        let listeners = listeners.map(|listener| listener.try_clone_to_owned());
+        self.handed = Arc::new(listeners.collect::<io::Result<_>>()?);
+        Ok(Handover {
+            listeners: Arc::downgrade(&self.handed),
+            scraping: self.scraping.clone(),
         })
     }
 
@@ -141,18 +171,19 @@ impl Proxy {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let Self {
             listener,
+            handed,
             mut clients,
             // Ends with this function.
             background: _background,
             requests,
             metrics,
+            scraping,
             drain_timeout,
             ..
         } = self;
-        let scraped = CancellationToken::new();
-        let scraping = metrics.map(|metrics| tokio::spawn(metrics.serve(scraped.clone())));
+        let scraped = metrics.map(|metrics| tokio::spawn(metrics.serve(scraping.clone())));
         // However this ends, the port is closed.
-        let _scraped = scraped.clone().drop_guard();
+        let _scraping = scraping.clone().drop_guard();
         let failed_log = LimitedLog::default();
         loop {
             let accepted = tokio::select! {
@@ -171,6 +202,8 @@ impl Proxy {
                 }
             }
         }
+        // From here on the port is closed with the listener.
+        drop(handed);
         clients.take_last(listener);
         clients.drain(drain_timeout).await;
         requests.close();
@@ -178,9 +211,9 @@ impl Proxy {
             tracing::warn!(requests = requests.len(), "aborted requests have not ended");
         }
         // Last, so that the last requests are measured.
-        scraped.cancel();
-        if let Some(scraping) = scraping {
-            report(scraping.await);
+        scraping.cancel();
+        if let Some(scraped) = scraped {
+            report(scraped.await);
         }
         Ok(())
     }

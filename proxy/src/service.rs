@@ -15,22 +15,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
-use http::{HeaderName, Method, Version};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderName, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error as PingoraError, ErrorType, Result};
+use pingora::{Error as PingoraError, Result};
 use tokio_util::task::TaskTracker;
 
-use crate::access::{Access, X_API_KEY};
-use crate::answer::Answer;
-use crate::bodies::{has_type, is_plain};
+use crate::access::Access;
 use crate::config::{ClientTimeouts, Config};
 use crate::connection::ConnectionPhase;
+use crate::entrance::Entrance;
 use crate::error::{Failure, UNRESOLVED};
 use crate::forwarded;
 use crate::identity::X_REQUEST_ID;
@@ -61,11 +60,9 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub(crate) struct Service {
     observer: Arc<Observer>,
     upstreams: Arc<Upstreams>,
-    gate: Arc<Gate>,
+    entrance: Entrance,
     requests: TaskTracker,
     client: ClientTimeouts,
-    /// `None`: everybody is let in.
-    access: Option<Access>,
     asks_for_usage: bool,
     /// Whether the proxy takes no more connections, so that answers say that theirs ends.
     leaving: Arc<AtomicBool>,
@@ -82,10 +79,9 @@ impl Service {
         Self {
             observer,
             upstreams,
-            gate: Arc::new(Gate::new(config.limits, requests.clone())),
+            entrance: Entrance::new(access, Gate::new(config.limits, requests.clone())),
             requests,
             client: config.client,
-            access,
             asks_for_usage: config.ask_for_usage,
             leaving: Arc::default(),
         }
@@ -152,30 +148,10 @@ impl ProxyHttp for Service {
         session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<bool> {
-        if session.req_header().method == Method::CONNECT {
-            return Err(Failure::MethodNotAllowed.into_error());
-        }
-        if let Some(access) = &self.access {
-            let admitted = access.admit(session.req_header());
-            let name = match &admitted {
-                Ok(guest) => guest.as_ref().map(|guest| &guest.name),
-                Err(denied) => denied.name.as_ref(),
-            };
-            if let (Some(span), Some(name)) = (ctx.span(), name) {
-                span.set_api_key(name);
-            }
-            match admitted {
-                Ok(guest) => ctx.guest = guest,
-                Err(denied) => {
-                    ctx.retry_after = denied.retry_after;
-                    return Err(denied.failure.into_error());
-                }
-            }
-        }
-        let admitted = self.gate.admit(session.req_header());
-        ctx.admission = Some(admitted.map_err(Failure::into_error)?);
+        let admitted = self.entrance.admit(session.req_header(), ctx);
+        admitted.map_err(Failure::into_error)?;
         let key = if self.upstreams.balances_by_prefix() {
-            prefix_key(session).await?
+            PrefixKey::read(session).await?
         } else {
             None
         };
@@ -238,11 +214,7 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         let observed = ctx.observed.as_mut().expect("the request has begun");
-        if self.access.is_some() {
-            // The key is the proxy's, and none of the upstream's business.
-            request.remove_header(&AUTHORIZATION);
-            request.remove_header(&X_API_KEY);
-        }
+        self.entrance.keep_key(request);
         request.insert_header(X_REQUEST_ID, observed.identity.request_id.clone())?;
         if let Some(span) = &mut observed.span {
             if let Some(context) = span.attempt_context() {
@@ -386,19 +358,7 @@ impl ProxyHttp for Service {
         } else {
             tracing::warn!(cause = failure.as_str(), %error, "request failed");
         }
-        let unanswered = session
-            .response_written()
-            .is_none_or(|response| !is_final(response.status));
-        let identity = ctx.observed.as_ref().map(|observed| &observed.identity);
-        let is_head = session.req_header().method == Method::HEAD;
-        let answer = identity
-            .filter(|_| unanswered)
-            .and_then(|identity| Answer::to(failure, ctx.retry_after, identity, is_head));
-        if let Some(answer) = answer
-            && let Err(error) = answer.write(session.as_downstream_mut()).await
-        {
-            tracing::debug!(%error, "the client left before its error answer");
-        }
+        ctx.answer(session, failure).await;
         ctx.finish(session, Some(failure));
         if failure.status().is_some() {
             // Whatever the outcome, the connection is closed next.
@@ -444,36 +404,4 @@ impl ProxyHttp for Service {
         tracing::debug!(%error, "another attempt");
         true
     }
-}
-
-/// The key of the prompt that the request's body starts with, if it does. Only what comes with the first
-/// read decides, at most the 64 KiB that pingora keeps for a retry: from there the upstream gets it.
-async fn prefix_key(session: &mut Session) -> Result<Option<u64>> {
-    let head = session.req_header();
-    if head.method != Method::POST
-        || !has_type(&head.headers, b"application/json")
-        || !is_plain(&head.headers)
-        // It sends no body before the upstream has said that it wants one.
-        || head.headers.contains_key(EXPECT)
-    {
-        return Ok(None);
-    }
-    let client = session.as_downstream_mut();
-    client.enable_retry_buffering();
-    let mut key = PrefixKey::new();
-    while let Some(bytes) = client
-        .read_request_body()
-        .await
-        .map_err(|error| error.into_down())?
-    {
-        key.push(&bytes);
-        if !bytes.is_empty() {
-            break;
-        }
-    }
-    if client.retry_buffer_truncated() {
-        let context = "one read gave more of the body than can be kept";
-        return Err(PingoraError::explain(ErrorType::InternalError, context));
-    }
-    Ok(key.finish())
 }

@@ -38,6 +38,10 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// An HTTP/2 connection that says nothing is pinged, and closed when no answer comes.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_LIMIT: Duration = Duration::from_secs(20);
+/// What may come on an HTTP/2 connection before it is read: several large requests at once, each in
+/// one frame where the client makes use of it. A body in one piece need not be put together.
+const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+const FRAME_BYTES: u32 = 512 * 1024;
 
 /// What a port speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,6 +291,8 @@ fn builder(
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(limits.header_bytes)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_LIMIT);
     match version {

@@ -9,6 +9,7 @@ mod configuration;
 mod instrument;
 mod one_trace;
 mod python_clients;
+mod shared_steps;
 mod shutdown;
 mod support;
 mod up;

@@ -67,6 +67,8 @@ impl Backend {
 pub(super) const FLAG: &str = "--backend";
 /// What the names of the variables of a backend begin with, before its own.
 const PREFIX: &str = "LANTERN_BACKEND";
+/// What tells `…_CLIENT_CERTIFICATE` from `…_CERTIFICATE`, as it would stand in a name.
+const CLIENT_SUFFIX: &str = "-client";
 /// Longer than any sensible name.
 const MAX_NAME_CHARS: usize = 64;
 
@@ -80,6 +82,16 @@ pub(super) fn read(
         let backend = backend(flag, get)?;
         if backends.iter().any(|other| other.name == backend.name) {
             let allowed = "a name that no other backend has";
+            return Err(ConfigError::new(FLAG, flag, allowed));
+        }
+        if let Some(other) = backends
+            .iter()
+            .find(|other| share_variables(other, &backend))
+        {
+            let allowed = format!(
+                "another name beside {:?}: a variable such as …_CLIENT_CERTIFICATE would be for both",
+                other.name
+            );
             return Err(ConfigError::new(FLAG, flag, allowed));
         }
         backends.push(backend);
@@ -100,6 +112,15 @@ fn backend(flag: &str, get: &dyn Fn(&str) -> Option<String>) -> Result<Backend, 
         way: Way::read(url, &prefix, get)?,
         signals: signals(&format!("{prefix}SIGNALS"), get)?,
     })
+}
+
+/// Whether the certificate of one of them is called what the client certificate of the other is.
+fn share_variables(one: &Backend, other: &Backend) -> bool {
+    let is_client_of = |one: &Backend, other: &Backend| {
+        let rest = one.name.strip_prefix(&*other.name);
+        rest == Some(CLIENT_SUFFIX)
+    };
+    is_client_of(one, other) || is_client_of(other, one)
 }
 
 /// A name stands in the queue's cursors, in metrics and, in capitals, in variables.
@@ -185,6 +206,9 @@ mod tests {
             check(&[flag], &[], &format!("--backend='{flag}'"));
         }
         check(&["a=http://a", "a=http://b"], &[], "--backend='a=http://b'");
+        let (one, other) = ("a=http://a", "a-client=http://b");
+        check(&[one, other], &[], "--backend='a-client=http://b'");
+        check(&[other, one], &[], "--backend='a=http://a'");
         check(&["a=ftp://a"], &[], "--backend='ftp://a'");
         let protocol = ("LANTERN_BACKEND_A_PROTOCOL", "smtp");
         check(

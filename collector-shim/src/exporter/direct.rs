@@ -14,6 +14,9 @@ use crate::counts::Counters;
 use crate::intake::{RETRY_DELAY, Refusal};
 use crate::queue::Payload;
 
+/// What a request takes at least while its sender waits: two streams, two tasks, their headers.
+const LEAST_BYTES: usize = 4 * 1024;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Direct {
@@ -52,10 +55,11 @@ impl Direct {
     /// the signal and another does.
     pub(crate) async fn send(&self, payloads: &[Payload]) -> Result<Accepted, Refusal> {
         let bytes: usize = payloads.iter().map(|payload| payload.bytes.len()).sum();
-        let permits = u32::try_from(bytes).ok();
+        // One that is larger than the bound takes all of it, and so is alone.
+        let permits = u32::try_from(bytes.max(LEAST_BYTES).min(self.max_bytes)).ok();
         let Some(_room) = permits.and_then(|bytes| self.room.try_acquire_many(bytes).ok()) else {
             let max_bytes = self.max_bytes;
-            let reason = format!("{max_bytes} bytes are on their way to the backend already");
+            let reason = format!("up to {max_bytes} bytes are on their way to the backend already");
             return Err(Refusal::unavailable(reason));
         };
         let mut accepted = Accepted::default();

@@ -9,13 +9,15 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use hyper_rustls::MaybeHttpsStream;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use lantern_telemetry::ExporterSettings;
-use lantern_telemetry::config::Connector;
+use lantern_telemetry::{ExporterSettings, config};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+use tower::util::MapResponse;
 
+use super::batched::Batched;
 use super::{
     Accepted, Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, Rejection,
     USER_AGENT, chain, retry, shortened,
@@ -29,6 +31,9 @@ const FRAME_HEADER_BYTES: usize = 5;
 
 /// The frame's header and the message, not copied together.
 type Framed = Full<Chain<Bytes, Bytes>>;
+
+type Stream = MaybeHttpsStream<config::Stream>;
+type Connector = MapResponse<config::Connector, fn(Stream) -> Batched<Stream>>;
 
 /// See the module.
 pub(super) struct GrpcClient {
@@ -46,7 +51,7 @@ impl GrpcClient {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .http2_keep_alive_timeout(KEEP_ALIVE_LIMIT)
             .http2_keep_alive_while_idle(true)
-            .build(settings.connector());
+            .build(Connector::new(settings.connector(), Batched::new));
         let mut headers = settings.headers.clone();
         headers
             .entry(header::USER_AGENT)

@@ -9,6 +9,7 @@
 mod accepted;
 mod as_json;
 mod balance;
+mod batched;
 mod direct;
 mod files;
 mod grpc;

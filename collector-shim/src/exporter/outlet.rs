@@ -232,11 +232,11 @@ impl Outlet {
     }
 
     async fn send_whole(&self, carrier: &Carrier, payload: &Payload) -> Answer {
-        let payload = &match self.encoded(payload) {
+        let payload = &match self.encoded(payload).await {
             Ok(payload) => payload,
             Err(rejection) => return Answer::Refused(rejection),
         };
-        let (coding, bytes) = self.coded(payload);
+        let (coding, bytes) = self.coded(payload).await;
         let answer = self.attempt(carrier, payload.signal, coding, bytes).await;
         let Some(decompresses) = self.decompresses(coding) else {
             self.learn(payload.signal, &answer);
@@ -260,7 +260,8 @@ impl Outlet {
         payload: &Payload,
         refused: Coding,
     ) -> Answer {
-        let (signal, plain) = (payload.signal, payload.decompressed());
+        let signal = payload.signal;
+        let plain = recoded(payload, Coding::Identity).await;
         let answer = self.attempt(carrier, signal, Coding::Identity, plain).await;
         if let (Answer::Accepted(_), Some(decompresses)) = (&answer, self.decompresses(refused)) {
             let endpoint = &self.endpoint;
@@ -277,14 +278,14 @@ impl Outlet {
     }
 
     /// `payload` as JSON where that is what is taken.
-    fn encoded<'p>(&self, payload: &'p Payload) -> Result<Cow<'p, Payload>, Rejection> {
+    async fn encoded<'p>(&self, payload: &'p Payload) -> Result<Cow<'p, Payload>, Rejection> {
         let Some(as_json) = &self.as_json else {
             return Ok(Cow::Borrowed(payload));
         };
         let gzipped = payload.coding != Coding::Identity
             && self.compression != Some(Compression::None)
             && !self.gzip.no.load(Relaxed);
-        let encoded = as_json.encode(&self.endpoint, payload, gzipped);
+        let encoded = as_json.encode(&self.endpoint, payload, gzipped).await;
         encoded.map(Cow::Owned)
     }
 
@@ -312,21 +313,21 @@ impl Outlet {
 
     /// `payload` as it is to leave: as it came, unless the settings or the backend want it
     /// otherwise.
-    fn coded(&self, payload: &Payload) -> (Coding, Bytes) {
+    async fn coded(&self, payload: &Payload) -> (Coding, Bytes) {
+        let coding = self.coding_for(payload.coding);
+        (coding, recoded(payload, coding).await)
+    }
+
+    fn coding_for(&self, came_in: Coding) -> Coding {
         let is_refused = self
-            .decompresses(payload.coding)
+            .decompresses(came_in)
             .is_some_and(|decompresses| decompresses.no.load(Relaxed));
         let wants_gzip = self.compression == Some(Compression::Gzip) && !self.gzip.no.load(Relaxed);
-        match payload.coding {
-            Coding::Identity if wants_gzip => (Coding::Gzip, coding::gzip(&payload.bytes).into()),
-            Coding::Identity => (Coding::Identity, payload.bytes.clone()),
-            Coding::Zstd if is_refused && wants_gzip => {
-                (Coding::Gzip, coding::gzip(&payload.decompressed()).into())
-            }
-            _ if is_refused || self.compression == Some(Compression::None) => {
-                (Coding::Identity, payload.decompressed())
-            }
-            coding => (coding, payload.bytes.clone()),
+        match came_in {
+            Coding::Identity if wants_gzip => Coding::Gzip,
+            Coding::Zstd if is_refused && wants_gzip => Coding::Gzip,
+            _ if is_refused || self.compression == Some(Compression::None) => Coding::Identity,
+            coding => coding,
         }
     }
 
@@ -361,6 +362,21 @@ impl Outlet {
     fn known(&self) -> MutexGuard<'_, PerSignal<Known>> {
         self.known.lock().expect(LOCK)
     }
+}
+
+/// The request of `payload` in `coding`: identity, gzip, or what it came in. What takes time to bring
+/// about is done beside the threads that serve connections.
+async fn recoded(payload: &Payload, coding: Coding) -> Bytes {
+    if coding == payload.coding {
+        return payload.bytes.clone();
+    }
+    let payload = payload.clone();
+    let recode = move || match coding {
+        Coding::Gzip => coding::gzip(&payload.decompressed()).into(),
+        Coding::Identity | Coding::Zstd => payload.decompressed(),
+    };
+    let recoded = tokio::task::spawn_blocking(recode).await;
+    recoded.expect("what came in can be decompressed, and anything compressed")
 }
 
 /// Whether the request might have been taken plain.

@@ -7,6 +7,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use super::writing;
+
 const FILE: &str = "cursor";
 const NEW_FILE: &str = "cursor.new";
 const VERSION: &str = "lantern-cursors-1";
@@ -35,7 +37,7 @@ pub(super) fn read(dir: &Path) -> io::Result<Cursors> {
 /// Replaces the cursors. After a crash at any moment the old ones or the new ones are there.
 pub(super) fn write(dir: &Path, cursors: &Cursors) -> io::Result<()> {
     let new = dir.join(NEW_FILE);
-    let mut file = File::create(&new)?;
+    let mut file = writing().create(true).truncate(true).open(&new)?;
     file.write_all(render(cursors).as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, dir.join(FILE))?;

@@ -6,7 +6,8 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
+use std::convert::Infallible;
+use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use crate::coding::Coding;
+use super::writing;
+use crate::coding::{self, Coding};
+use crate::config::LARGEST_REQUEST_BYTES;
 use crate::queue::Payload;
 use crate::signal::Signal;
 
@@ -89,6 +92,9 @@ impl Letters {
 fn parse(line: &[u8]) -> Option<Letter> {
     let line: Line<'_> = serde_json::from_slice(line).ok()?;
     let request = STANDARD.decode(line.request).ok()?;
+    // Nothing else guards a letter's bytes, and whoever reads it counts on them.
+    let unbounded = |_| Ok::<_, Infallible>(());
+    coding::decompress(line.coding, &request, LARGEST_REQUEST_BYTES, unbounded).ok()?;
     Some(Letter {
         written_at: UNIX_EPOCH.checked_add(Duration::from_secs(line.time_unix_s))?,
         reason: line.reason.into_owned(),
@@ -115,13 +121,13 @@ impl DeadLetters {
         }
     }
 
-    /// Writes one letter; it is on disk when this returns.
+    /// Writes one letter; it is on disk when this returns. How many older ones had to go for it.
     pub(super) fn write(
         &mut self,
         backend: &str,
         payload: &Payload,
         reason: &str,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -136,23 +142,28 @@ impl DeadLetters {
         };
         let mut line = serde_json::to_vec(&line)?;
         line.push(b'\n');
-        let mut file = self.file(line.len() as u64)?;
-        file.write_all(&line)?;
-        file.sync_data()
+        let (mut file, dropped) = self.file(line.len() as u64)?;
+        let bytes = file.metadata()?.len();
+        let written = file.write_all(&line).and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            // Half a letter is none, and would only take what room there is.
+            file.set_len(bytes)?;
+            return Err(error);
+        }
+        Ok(dropped)
     }
 
-    /// The file to append `more` bytes to. It is opened for each letter: they are rare.
-    fn file(&self, more: u64) -> io::Result<File> {
+    /// The file to append `more` bytes to, and how many letters have made room for it. It is opened for
+    /// each letter: they are rare.
+    fn file(&self, more: u64) -> io::Result<(File, u64)> {
         let half = self.max_bytes / 2;
         if more > half {
             let message = format!("a letter of {more} bytes where {half} are allowed");
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
         }
         let path = self.dir.join(FILE);
-        let mut options = OpenOptions::new();
-        let options = options.create(true).read(true).append(true);
-        let open = || options.open(&path);
-        let mut file = open()?;
+        let open = || writing().create(true).read(true).append(true).open(&path);
+        let (mut file, mut dropped) = (open()?, 0);
         let mut bytes = file.metadata()?.len();
         if !ends_with_line(&file, bytes)? {
             file.write_all(b"\n")?;
@@ -160,9 +171,10 @@ impl DeadLetters {
         }
         if bytes + more > half {
             let older = self.dir.join(OLDER_FILE);
-            if older.exists() {
+            dropped = count_lines(&older)?;
+            if dropped > 0 {
                 let (dir, max_bytes) = (self.dir.display(), self.max_bytes);
-                tracing::warn!(%dir, max_bytes, "too many dead letters, the older half goes");
+                tracing::warn!(%dir, max_bytes, dropped, "too many dead letters, the older half goes");
             }
             fs::rename(&path, older)?;
             file = open()?;
@@ -170,8 +182,22 @@ impl DeadLetters {
         if bytes == 0 || bytes + more > half {
             File::open(&self.dir)?.sync_all()?;
         }
-        Ok(file)
+        Ok((file, dropped))
     }
+}
+
+/// Of a file that need not be there.
+fn count_lines(path: &Path) -> io::Result<u64> {
+    let mut file = match File::open(path) {
+        Ok(file) => BufReader::new(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let mut lines = 0;
+    while file.skip_until(b'\n')? > 0 {
+        lines += 1;
+    }
+    Ok(lines)
 }
 
 /// Whether a line may follow. A crash may have cut the last one off.
@@ -193,9 +219,10 @@ mod tests {
     fn letters_hold_reason_and_bytes_and_the_oldest_go_first() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut letters = DeadLetters::new(dir.path(), 4_000);
+        let mut dropped = 0;
         for number in 0..100_u64 {
             let payload = Payload::plain(Signal::Logs, Bytes::from(vec![number as u8; 30]), number);
-            letters
+            dropped += letters
                 .write("eu", &payload, "not \"yours\"")
                 .expect("written");
         }
@@ -216,6 +243,7 @@ mod tests {
         let (kept, damaged_lines) = read();
         assert_eq!(damaged_lines, 0);
         assert!(kept.len() > 5);
+        assert_eq!(kept.len() as u64 + dropped, 100);
         for (letter, number) in kept.iter().rev().zip((0..100_u64).rev()) {
             assert_eq!(letter.payload.signal, Signal::Logs);
             assert_eq!(letter.backend, "eu");
@@ -236,5 +264,24 @@ mod tests {
         assert_eq!((&last.payload, damaged_lines), (&next, 1));
         let large = Payload::plain(Signal::Logs, Bytes::from(vec![0; 4_000]), 1);
         assert!(letters.write("eu", &large, "no").is_err());
+    }
+    #[test]
+    fn a_letter_whose_bytes_are_damaged_is_passed_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut letters = DeadLetters::new(dir.path(), MAX_BYTES);
+        let compressed = coding::gzip(b"a request");
+        let broken = [&compressed[..4], b"something else"].concat();
+        for bytes in [compressed, broken] {
+            let payload = Payload {
+                coding: Coding::Gzip,
+                ..Payload::plain(Signal::Logs, bytes.into(), 1)
+            };
+            letters.write("eu", &payload, "no").expect("written");
+        }
+        let mut read = Letters::open(dir.path()).expect("readable");
+        let letter = read.next().expect("readable").expect("one is sound");
+        assert_eq!(&letter.payload.decompressed()[..], b"a request");
+        assert!(read.next().expect("readable").is_none());
+        assert_eq!(read.damaged_lines, 1);
     }
 }

@@ -24,14 +24,16 @@ mod state;
 mod tests;
 mod writer;
 
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use lantern_telemetry::LimitedLog;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::config::{LogAck, QueueDir};
 use crate::counts::Counters;
@@ -43,6 +45,10 @@ pub use recovery::QueueDirError;
 pub(crate) use recovery::lock;
 use state::{Job, Shared};
 use writer::Writer;
+
+/// Requests may hold what only those who run the shim are to read.
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
 
 const READER_LOCK: &str = "no holder of the reader's lock panics";
 /// How long the sender pauses when the disk cannot be read.
@@ -137,6 +143,11 @@ impl Log {
         }
     }
 
+    /// Tells that there is room again, or that there never will be.
+    pub(crate) fn freed(&self) -> &Notify {
+        &self.shared.freed
+    }
+
     /// Waits for records that are on disk. To be called by one task for each backend, after it has
     /// settled all that the call before gave it.
     pub(crate) async fn take(&self, backend: usize, max_batch_bytes: usize) -> Option<Batch> {
@@ -196,7 +207,10 @@ impl Log {
             letters.write(&backend, &payload, &reason)
         });
         match written.await {
-            Ok(()) => self.counters.dead_letters.add(1),
+            Ok(dropped) => {
+                self.counters.dead_letters.add(1);
+                self.counters.lost_letters.add(dropped);
+            }
             Err(error) => {
                 self.counters.lost_letters.add(1);
                 self.warn("cannot write a dead letter", &error);
@@ -242,6 +256,13 @@ impl Drop for Log {
     fn drop(&mut self) {
         self.shared.stop();
     }
+}
+
+/// For writing to a file of the queue's directory, one that is made included.
+fn writing() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(FILE_MODE);
+    options
 }
 
 /// Disks are waited for beside the threads that serve connections.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use lantern_telemetry::LimitedLog;
 
 use super::segment::{Found, Scanner};
-use super::state::Shared;
+use super::state::{Segment, Shared};
 use crate::counts::Counters;
 use crate::queue::{Batch, Payload};
 
@@ -22,8 +22,9 @@ pub(super) struct Reader {
     counters: Arc<Counters>,
     /// Whose records they are to be.
     backend: usize,
-    /// The segment's number goes with it.
-    scanner: Option<(u64, Scanner)>,
+    /// The number of the segment that is being read, or was passed over.
+    segment: Option<u64>,
+    scanner: Option<Scanner>,
     /// The number of the record to be read next.
     next_seq: u64,
     /// Read, but without room in the batch before.
@@ -44,6 +45,7 @@ impl Reader {
             shared,
             counters,
             backend,
+            segment: None,
             scanner: None,
             next_seq,
             carried: None,
@@ -70,8 +72,9 @@ impl Reader {
         // A segment that is gone keeps its room on disk for as long as it is open.
         let first_segment = state.segments.front().map(|segment| segment.name.number);
         drop(state);
-        self.scanner
-            .take_if(|(number, _)| first_segment.is_none_or(|first| *number < first));
+        if first_segment.is_none_or(|first| self.segment < Some(first)) {
+            self.scanner = None;
+        }
         Some(batch)
     }
 
@@ -122,23 +125,38 @@ impl Reader {
     /// The next record of this segment or of those behind it.
     fn found(&mut self) -> io::Result<Option<Found>> {
         loop {
-            let number = self.scanner.as_ref().map(|(number, _)| *number);
             // Both at once: when there is a next one, nothing more comes into the current one.
-            let (current, next) = self.shared.lock().segments_from(number);
-            if let Some((_, scanner)) = &mut self.scanner {
+            let (current, next) = self.shared.lock().segments_from(self.segment);
+            if let Some(scanner) = &mut self.scanner {
                 if let Some(segment) = current {
                     scanner.read_to(segment.bytes);
                 }
-                if let Some(found) = scanner.next()? {
-                    return Ok(Some(found));
+                match scanner.next() {
+                    Ok(Some(found)) => return Ok(Some(found)),
+                    Ok(None) => {}
+                    Err(error) if is_gone(&error) => self.pass_over(current),
+                    Err(error) => return Err(error),
                 }
             }
             let Some(next) = next else {
                 return Ok(None);
             };
             let limit_seq = self.shared.lock().limit_seq(next.name.number);
-            let scanner = Scanner::open(&self.dir, next.name, limit_seq)?;
-            self.scanner = Some((next.name.number, scanner));
+            match Scanner::open(&self.dir, next.name, limit_seq) {
+                Ok(scanner) => self.scanner = Some(scanner),
+                Err(error) if is_gone(&error) => self.pass_over(Some(next)),
+                Err(error) => return Err(error),
+            }
+            self.segment = Some(next.name.number);
+        }
+    }
+
+    /// Whoever has removed `segment`, or cut it off, has taken what was not read of it yet.
+    fn pass_over(&mut self, segment: Option<Segment>) {
+        self.scanner = None;
+        if let Some(segment) = segment {
+            self.count_damaged(segment.end_seq.saturating_sub(self.next_seq));
+            self.next_seq = self.next_seq.max(segment.end_seq);
         }
     }
 
@@ -152,4 +170,12 @@ impl Reader {
             tracing::error!(%dir, damaged_records, "records of the queue are damaged and lost");
         }
     }
+}
+
+/// Whether there will not be more of the file, however often it is read.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+    )
 }

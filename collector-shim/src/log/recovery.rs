@@ -5,13 +5,15 @@
 //! acknowledged, unless the disk itself lost it.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use super::cursor::{self, Cursors};
 use super::segment::{Scanner, SegmentName};
 use super::state::{Segment, State};
+use super::{DIR_MODE, writing};
 use crate::queue::{Level, Payload};
 
 const LOCK_FILE: &str = "lock";
@@ -124,7 +126,8 @@ fn warn_of_gone(dir: &Path, known: &Cursors, backends: &[String]) {
 fn make(dir: &Path) -> io::Result<()> {
     let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let missing: Vec<&Path> = dir.ancestors().take_while(is_missing).collect();
-    fs::create_dir_all(dir)?;
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(DIR_MODE).create(dir)?;
     for parent in missing.iter().filter_map(|made| made.parent()) {
         let is_here = parent.as_os_str().is_empty();
         File::open(if is_here { Path::new(".") } else { parent })?.sync_all()?;
@@ -134,9 +137,9 @@ fn make(dir: &Path) -> io::Result<()> {
 
 /// The system gives the lock back whatever way the process ends.
 pub(crate) fn lock(dir: &Path) -> Result<File, QueueDirError> {
-    let mut options = OpenOptions::new();
-    let file = options.create(true).truncate(false).write(true);
-    let file = file
+    let file = writing()
+        .create(true)
+        .truncate(false)
         .open(lock_path(dir))
         .map_err(QueueDirError::io(dir, "lock it"))?;
     match file.try_lock() {
@@ -215,7 +218,7 @@ impl Scan<'_> {
             return Ok(Some(segment));
         }
         self.torn_bytes = bytes - sound_end;
-        let file = OpenOptions::new().write(true).open(&path)?;
+        let file = writing().open(&path)?;
         file.set_len(sound_end)?;
         file.sync_all()?;
         segment.bytes = sound_end;

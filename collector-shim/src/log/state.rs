@@ -90,6 +90,8 @@ pub(super) struct Shared {
     work: Condvar,
     /// Wakes who takes batches.
     pub(super) readable: Notify,
+    /// Wakes who waits for room.
+    pub(super) freed: Notify,
 }
 
 impl Shared {
@@ -99,6 +101,7 @@ impl Shared {
             state: Mutex::new(state),
             work: Condvar::new(),
             readable: Notify::new(),
+            freed: Notify::new(),
         }
     }
 
@@ -175,6 +178,7 @@ impl Shared {
         state.durable_seq = end_seq;
         drop(state);
         self.readable.notify_waiters();
+        self.freed.notify_waiters();
         for reply in group.into_iter().filter_map(|job| job.reply) {
             // Who has gone away needs no answer.
             let _ = reply.send(Ok(()));
@@ -228,6 +232,9 @@ impl Shared {
             state.disk_bytes -= segment.bytes;
             names.push(segment.name);
         }
+        if !names.is_empty() {
+            self.freed.notify_waiters();
+        }
         names
     }
 
@@ -242,6 +249,9 @@ impl Shared {
         state.held[backend].subtract(payload);
         state.advance(backend, payload.seq + 1);
         self.wake_if_removable(&state);
+        if state.is_all_delivered() {
+            self.freed.notify_waiters();
+        }
     }
 
     /// Nothing before `seq` can be taken for `backend` any more.

@@ -524,3 +524,66 @@ fn a_backend_that_falls_behind_what_memory_keeps_is_served_from_the_files() {
         log.finish().await;
     });
 }
+
+#[test]
+fn a_segment_that_somebody_removed_or_cut_off_is_counted_and_holds_nothing_up() {
+    for cut_off in [false, true] {
+        let dir = directory();
+        block_on(async {
+            let (log, _) = open(dir.path());
+            for at in 0..9 {
+                append(&log, payload(at, 50_000)).await;
+            }
+            log.finish().await;
+            // Read from the files from here on.
+            let (log, counters) = open(dir.path());
+            let names = segments(dir.path());
+            assert!(names.len() >= 3, "{names:?}");
+            let (gone, after) = (names[1].base_seq, names[2].base_seq);
+            let path = names[1].path(dir.path());
+            if cut_off {
+                truncate(&path, 0);
+            } else {
+                fs::remove_file(path).expect("there");
+            }
+            let expect: Vec<_> = (0..gone).chain(after..9).collect();
+            assert_eq!(drain(&log).await.iter().map(id).collect::<Vec<_>>(), expect);
+            assert_eq!(counters.damaged_records.get(), after - gone);
+        });
+    }
+}
+
+#[test]
+fn nothing_is_acknowledged_that_went_to_a_file_that_was_removed() {
+    let dir = directory();
+    block_on(async {
+        let (log, _) = open(dir.path());
+        append(&log, payload(0, 10)).await;
+        fs::remove_file(segments(dir.path())[0].path(dir.path())).expect("there");
+        let offered = log.offer(vec![payload(1, 10)]).await;
+        assert!(matches!(offered, Err(OfferError::Disk(_))), "{offered:?}");
+        append(&log, payload(2, 10)).await;
+        assert_eq!(drain(&log).await.iter().map(id).collect::<Vec<_>>(), [0, 2]);
+    });
+}
+
+#[test]
+fn what_is_on_disk_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let parent = directory();
+    let dir = parent.path().join("queue");
+    block_on(async {
+        let (log, _) = open(&dir);
+        append(&log, payload(0, 10)).await;
+        log.bury(0, &payload(1, 10), "no").await;
+        log.finish().await;
+    });
+    let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(&dir), 0o700);
+    let files: Vec<_> = fs::read_dir(&dir).expect("readable").flatten().collect();
+    assert_eq!(files.len(), 4, "{files:?}");
+    for file in files {
+        assert_eq!(mode(&file.path()), 0o600, "{file:?}");
+    }
+}

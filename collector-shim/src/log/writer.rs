@@ -1,8 +1,9 @@
 //! The one thread that writes: requests in groups with one fdatasync each, the cursor now and
 //! then, and segments out of the way once they are delivered.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use lantern_telemetry::LimitedLog;
 
-use super::cursor;
 use super::record::Header;
 use super::segment::SegmentName;
 use super::state::{Job, Segment, Shared};
+use super::{cursor, writing};
 use crate::queue::OfferError;
 
 /// How far the cursor on disk may lag behind. What lies between is sent twice after a crash.
@@ -147,6 +148,10 @@ impl Writer {
         }
         active.file.write_all(&self.buffer)?;
         active.file.sync_data()?;
+        // Whoever removed it has taken what was written now as well.
+        if active.file.metadata()?.nlink() == 0 {
+            return Err(io::Error::other("the segment's file was removed"));
+        }
         Ok(seq)
     }
 
@@ -234,8 +239,7 @@ fn create_segment(
         salt: rand::random(),
     };
     *next_number += 1;
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create_new(true).open(name.path(dir))?;
+    let file = writing().create_new(true).open(name.path(dir))?;
     // Otherwise a power cut could take the file with all that was synced into it.
     File::open(dir)?.sync_all()?;
     shared.lock().segments.push_back(Segment {

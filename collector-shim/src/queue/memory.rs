@@ -2,7 +2,7 @@
 //!
 //! It holds requests as the bytes that came in, once, however many backends they are for. What is on
 //! its way out still counts against the bound, until the last backend has answered for it: memory is
-//! held just as long.
+//! held just as long. A small one counts as more than its bytes, for what is kept beside them.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -11,6 +11,9 @@ use tokio::sync::Notify;
 
 use super::{Batch, Level, OfferError, Payload};
 
+/// What a payload takes at least: its place in each lane, and what an allocator adds to its bytes.
+const LEAST_BYTES: usize = 512;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct MemoryQueue {
@@ -18,6 +21,7 @@ pub(crate) struct MemoryQueue {
     state: Mutex<State>,
     /// Of each backend.
     changed: Vec<Notify>,
+    freed: Notify,
 }
 
 #[derive(Debug)]
@@ -57,6 +61,7 @@ impl MemoryQueue {
                 closed: false,
             }),
             changed: (0..backends).map(|_| Notify::new()).collect(),
+            freed: Notify::new(),
         }
     }
 
@@ -64,15 +69,16 @@ impl MemoryQueue {
         self.max_bytes
     }
 
-    /// Takes all of `payloads`, or none of them.
+    /// Takes all of `payloads`, or none of them: also one request that is larger than the bound, when
+    /// it is alone.
     pub(crate) fn offer(&self, payloads: Vec<Payload>) -> Result<(), OfferError> {
-        let offered_bytes: usize = payloads.iter().map(|payload| payload.bytes.len()).sum();
+        let offered_bytes: usize = payloads.iter().map(held_bytes).sum();
         let mut state = self.lock();
         if state.closed {
             return Err(OfferError::Closed);
         }
         let held_bytes = state.held_bytes;
-        if held_bytes + offered_bytes > self.max_bytes {
+        if held_bytes > 0 && held_bytes + offered_bytes > self.max_bytes {
             return Err(OfferError::Full {
                 held_bytes,
                 max_bytes: self.max_bytes,
@@ -110,12 +116,19 @@ impl MemoryQueue {
     /// `backend` has answered for `payload`: frees what it held, if no other still needs it.
     pub(crate) fn settle(&self, backend: usize, payload: &Payload) {
         self.lock().settle(backend, payload);
+        self.freed.notify_waiters();
+    }
+
+    /// Tells that there is room again, or that there never will be.
+    pub(crate) fn freed(&self) -> &Notify {
+        &self.freed
     }
 
     /// Takes nothing more; what waits can still be taken out.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.changed.iter().for_each(Notify::notify_waiters);
+        self.freed.notify_waiters();
     }
 
     pub(crate) fn held_bytes(&self) -> usize {
@@ -133,13 +146,19 @@ impl MemoryQueue {
     }
 }
 
+/// What `payload` counts as.
+fn held_bytes(payload: &Payload) -> usize {
+    payload.bytes.len().max(LEAST_BYTES)
+}
+
 impl State {
     fn push(&mut self, mut payload: Payload) {
         payload.seq = self.first_seq + self.owed.len() as u64;
-        self.held_bytes += payload.bytes.len();
+        let bytes = held_bytes(&payload);
+        self.held_bytes += bytes;
         self.owed.push_back(Owed {
             backends: self.lanes.len(),
-            bytes: payload.bytes.len(),
+            bytes,
         });
         for lane in &mut self.lanes {
             lane.held.add(&payload);
@@ -196,7 +215,7 @@ mod tests {
 
     #[tokio::test]
     async fn batches_fill_up_to_the_bound_and_a_larger_payload_goes_alone() {
-        let queue = MemoryQueue::new(1_000, 1);
+        let queue = MemoryQueue::new(10_000, 1);
         queue
             .offer([3, 3, 3, 20, 1].map(payload).to_vec())
             .expect("room");
@@ -212,7 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_what_is_alike_and_can_be_joined_leaves_together() {
-        let queue = MemoryQueue::new(1_000, 1);
+        let queue = MemoryQueue::new(10_000, 1);
         let of = |signal, coding| Payload {
             signal,
             coding,
@@ -240,42 +259,60 @@ mod tests {
 
     #[test]
     fn the_bound_holds_until_the_backend_has_answered() {
-        let queue = MemoryQueue::new(10, 1);
-        queue.offer(vec![payload(8)]).expect("room");
+        let queue = MemoryQueue::new(10_000, 1);
+        queue.offer(vec![payload(8_000)]).expect("room");
         let full = OfferError::Full {
-            held_bytes: 8,
-            max_bytes: 10,
+            held_bytes: 8_000,
+            max_bytes: 10_000,
         };
-        assert_eq!(queue.offer(vec![payload(1), payload(2)]), Err(full.clone()));
-        assert_eq!((queue.held_bytes(), queue.level(0).total_items()), (8, 1));
+        let two = || vec![payload(1_000), payload(2_000)];
+        assert_eq!(queue.offer(two()), Err(full.clone()));
+        assert_eq!(
+            (queue.held_bytes(), queue.level(0).total_items()),
+            (8_000, 1)
+        );
         let batch = taken(&queue, 0);
-        assert_eq!(queue.offer(vec![payload(3)]), Err(full));
+        assert_eq!(queue.offer(two()), Err(full));
         settle(&queue, 0, &batch);
         assert_eq!((queue.held_bytes(), queue.level(0)), (0, Level::default()));
-        assert_eq!(queue.offer(vec![payload(3)]), Ok(()));
+        assert_eq!(queue.offer(two()), Ok(()));
+    }
+
+    #[test]
+    fn many_small_ones_are_bounded_too_and_a_large_one_is_taken_alone() {
+        let queue = MemoryQueue::new(10 * LEAST_BYTES, 1);
+        for _ in 0..10 {
+            queue.offer(vec![payload(1)]).expect("room");
+        }
+        assert!(queue.offer(vec![payload(1)]).is_err());
+        settle(&queue, 0, &taken(&queue, 0));
+        assert_eq!(queue.held_bytes(), 0);
+        let large = || vec![payload(20 * LEAST_BYTES)];
+        assert_eq!(queue.offer(large()), Ok(()));
+        assert!(queue.offer(vec![payload(1)]).is_err());
     }
 
     #[test]
     fn memory_is_freed_once_all_backends_have_answered_in_any_order() {
-        let queue = MemoryQueue::new(10, 2);
-        queue.offer(vec![payload(6)]).expect("room");
+        let queue = MemoryQueue::new(10_000, 2);
+        queue.offer(vec![payload(6_000)]).expect("room");
         let first = taken(&queue, 0);
-        queue.offer(vec![payload(4)]).expect("room");
+        queue.offer(vec![payload(4_000)]).expect("room");
         let second = taken(&queue, 0);
         settle(&queue, 0, &second);
         settle(&queue, 0, &first);
         assert_eq!(queue.level(0), Level::default());
-        assert_eq!((queue.held_bytes(), queue.level(1).bytes), (10, 10));
-        let both = taken(&queue, 1);
-        queue.settle(1, &both.payloads()[1]);
-        assert_eq!(queue.held_bytes(), 6);
-        queue.settle(1, &both.payloads()[0]);
+        assert_eq!((queue.held_bytes(), queue.level(1).bytes), (10_000, 10_000));
+        let both = [taken(&queue, 1), taken(&queue, 1)];
+        settle(&queue, 1, &both[1]);
+        assert_eq!(queue.held_bytes(), 6_000);
+        settle(&queue, 1, &both[0]);
         assert_eq!(queue.held_bytes(), 0);
     }
 
     #[tokio::test]
     async fn takers_wake_for_what_arrives_and_for_the_end() {
-        let queue = std::sync::Arc::new(MemoryQueue::new(10, 1));
+        let queue = std::sync::Arc::new(MemoryQueue::new(1_000, 1));
         let taker = tokio::spawn({
             let queue = std::sync::Arc::clone(&queue);
             async move {

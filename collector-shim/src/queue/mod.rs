@@ -2,16 +2,19 @@
 //! ([`crate::log`]). Each backend takes from it at its own pace.
 
 mod memory;
+mod patience;
 
 use std::convert::Infallible;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
 
 use crate::coding::{self, Coding};
 use crate::counts::PerSignal;
 use crate::log::Log;
 use crate::signal::Signal;
 pub(crate) use memory::MemoryQueue;
+pub(crate) use patience::Patience;
 
 /// Batches on their way at once to one backend where order does not matter.
 const MEMORY_SENDERS: usize = 4;
@@ -145,6 +148,13 @@ pub(crate) enum OfferError {
     Closed,
 }
 
+impl OfferError {
+    /// Whether there may be room in a moment.
+    fn may_pass(&self) -> bool {
+        matches!(self, OfferError::Full { .. } | OfferError::Behind { .. })
+    }
+}
+
 /// What is held for one backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Level {
@@ -198,6 +208,14 @@ impl Queue {
         match self {
             Queue::Memory(queue) => queue.offer(payloads),
             Queue::Disk(log) => log.offer(payloads).await,
+        }
+    }
+
+    /// Tells that there is room again, or that there never will be.
+    fn freed(&self) -> &Notify {
+        match self {
+            Queue::Memory(queue) => queue.freed(),
+            Queue::Disk(log) => log.freed(),
         }
     }
 

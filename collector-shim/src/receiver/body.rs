@@ -11,11 +11,11 @@ use crate::coding::{self, Coding, DecodeError};
 use crate::config::Pace;
 use crate::intake::{Refusal, beside_if_large};
 
-/// How much is set aside at first for a body, whatever length it announces.
-const FIRST_CAPACITY_BYTES: usize = 64 * 1024;
-
-/// And how much at most once it is known what will come, so that what has come need not be moved.
+/// How much is set aside at most for what a body announces, so that what has come need not be moved.
 const MOST_AHEAD_BYTES: usize = 1024 * 1024;
+/// From this size on, a body that came in one piece stays where it is. A smaller one is copied, so that
+/// it does not keep a much larger buffer alive for as long as it waits.
+const KEPT_BYTES: usize = 64 * 1024;
 
 /// Reads all of `body`. `check` sees what has come so far; it may refuse early, or know how much there
 /// will be.
@@ -57,26 +57,68 @@ where
     if announced.lower() > max_bytes as u64 {
         return Err(too_large);
     }
-    let capacity = usize::try_from(announced.lower())
-        .unwrap_or(0)
-        .min(FIRST_CAPACITY_BYTES);
-    let mut all = BytesMut::with_capacity(capacity);
+    let announced = usize::try_from(announced.lower()).unwrap_or(0);
+    let (mut all, mut expected) = (Pieces::None, 0);
     let mut body = std::pin::pin!(body);
     while let Some(frame) = within(silence, body.frame()).await? {
         let frame = frame.map_err(|error| Refusal::Malformed(format!("broken body: {error}")))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        if all.len() + data.remaining() > max_bytes {
+        if all.bytes().len() + data.remaining() > max_bytes {
             return Err(too_large);
         }
         room.take(data.remaining())?;
-        all.extend_from_slice(&data);
-        if let Some(expected) = check(&all)? {
-            all.reserve(expected.min(MOST_AHEAD_BYTES).saturating_sub(all.len()));
+        all = all.and(data, announced.max(expected));
+        if let Some(length) = check(all.bytes())? {
+            expected = length;
         }
     }
-    Ok(all.freeze())
+    Ok(all.into_bytes())
+}
+
+/// What has come of a body.
+enum Pieces {
+    None,
+    /// Where the connection has put it.
+    One(Bytes),
+    /// Copied together.
+    Several(BytesMut),
+}
+
+impl Pieces {
+    /// With `more`, where `expected` bytes will come in all, as far as is known.
+    fn and(self, more: Bytes, expected: usize) -> Pieces {
+        let mut all = match self {
+            Pieces::None => return Pieces::One(more),
+            Pieces::One(first) => {
+                let length = first.len() + more.len();
+                let mut all = BytesMut::with_capacity(length.max(expected.min(MOST_AHEAD_BYTES)));
+                all.extend_from_slice(&first);
+                all
+            }
+            Pieces::Several(all) => all,
+        };
+        all.extend_from_slice(&more);
+        Pieces::Several(all)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Pieces::None => &[],
+            Pieces::One(bytes) => bytes,
+            Pieces::Several(bytes) => bytes,
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Pieces::None => Bytes::new(),
+            Pieces::One(bytes) if bytes.len() < KEPT_BYTES => Bytes::copy_from_slice(&bytes),
+            Pieces::One(bytes) => bytes,
+            Pieces::Several(bytes) => bytes.freeze(),
+        }
+    }
 }
 
 /// What a body was before it was compressed.

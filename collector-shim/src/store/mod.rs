@@ -119,6 +119,26 @@ impl Store {
         })
     }
 
+    /// The spans elsewhere that link into the trace `trace_id` (as for [`Store::trace`]): the `limit`
+    /// longest of them, each with its trace's id, first come first.
+    pub(crate) fn linking(&self, trace_id: &str, limit: usize) -> Vec<StoredTrace> {
+        let trace_id = format!("{:0>32}", trace_id.to_ascii_lowercase());
+        let kept = self.lock();
+        let others = kept.traces.iter().filter(|(id, _)| ***id != *trace_id);
+        let spans = others.flat_map(|(id, entry)| entry.spans.iter().map(move |span| (id, span)));
+        let mut linking: Vec<_> = spans
+            .filter(|(_, span)| span.links.iter().any(|link| link.trace_id == trace_id))
+            .collect();
+        linking.sort_unstable_by_key(|(_, span)| std::cmp::Reverse(span.duration_ns()));
+        linking.truncate(limit);
+        linking.sort_unstable_by_key(|(_, span)| span.start_unix_ns);
+        let alone = linking.into_iter().map(|(id, span)| StoredTrace {
+            trace_id: id.to_string(),
+            spans: vec![Arc::clone(span)],
+        });
+        alone.collect()
+    }
+
     /// The newest traces with a span that matches `query`, newest first.
     pub(crate) fn find(&self, query: &TraceQuery) -> Vec<StoredTrace> {
         let kept = self.lock();

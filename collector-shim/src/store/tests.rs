@@ -67,6 +67,38 @@ fn the_same_span_twice_is_kept_once() {
 }
 
 #[test]
+fn the_longest_spans_that_link_to_a_trace_are_found_in_the_order_of_their_start() {
+    let linking = |id: u64, to: u8, duration_ns| {
+        let mut span = span(id, 1);
+        span.end_unix_ns = span.start_unix_ns + duration_ns;
+        span.links.push(Link {
+            trace_id: format!("{to:032x}"),
+            span_id: format!("{:016x}", 1),
+            attributes: Vec::new(),
+        });
+        span
+    };
+    let store = Store::new(usize::MAX);
+    store.insert(vec![
+        // A link within a trace is no news to it.
+        trace(1, vec![span(1, 1), linking(2, 1, 90)]),
+        trace(2, vec![linking(30, 1, 50), span(31, 1)]),
+        trace(
+            3,
+            vec![linking(20, 1, 70), linking(10, 1, 40), linking(40, 2, 99)],
+        ),
+    ]);
+    let found = store.linking("1", 2).into_iter();
+    let found = found.map(|other| {
+        let starts = other.spans.iter().map(|span| span.start_unix_ns);
+        (other.trace_id, starts.collect::<Vec<_>>())
+    });
+    let expected = [(3, 20), (2, 30)].map(|(id, at)| (format!("{id:032x}"), vec![at]));
+    assert_eq!(found.collect::<Vec<_>>(), expected);
+    assert!(store.linking("3", 2).is_empty());
+}
+
+#[test]
 fn a_parent_of_another_service_is_a_dependency() {
     let store = Store::new(usize::MAX);
     let mut child = span(2, 1);

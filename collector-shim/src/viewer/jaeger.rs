@@ -23,6 +23,8 @@ pub(super) use convert::trace_id_text;
 /// How far back `/api/dependencies` looks when it is not told.
 const DEFAULT_DEPENDENCY_LOOKBACK: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_TRACE_ID_DIGITS: usize = 32;
+/// Spans shown that link to one trace; a long request was in thousands of engine steps.
+const MAX_LINKING: usize = 100;
 
 pub(super) fn router(store: Arc<Store>) -> Router {
     Router::new()
@@ -35,6 +37,8 @@ pub(super) fn router(store: Arc<Store>) -> Router {
         .route("/api/traces", get(traces))
         .route("/api/traces/{id}", get(trace))
         .route("/api/dependencies", get(dependencies))
+        // Jaeger has nothing like it: it shows where links lead, and not whence.
+        .route("/ui/traces/{id}/linking", get(linking))
         .with_state(store)
 }
 
@@ -190,6 +194,18 @@ async fn trace(
         Some(trace) => Ok(answer([convert::trace(&trace)], 0, Vec::new())),
         None => Err(Failure(StatusCode::NOT_FOUND, NOT_FOUND.to_owned())),
     }
+}
+
+/// The longest spans elsewhere that link into a trace, each in a trace of its own without its neighbours.
+async fn linking(
+    State(store): State<Arc<Store>>,
+    Path(id): Path<String>,
+) -> Result<Vec<convert::Trace>> {
+    check_trace_id(&id)?;
+    let spans = store.linking(&id, MAX_LINKING);
+    let spans: Vec<_> = spans.iter().map(convert::trace).collect();
+    let total = spans.len();
+    Ok(answer(spans, total, Vec::new()))
 }
 
 fn check_trace_id(id: &str) -> std::result::Result<(), Failure> {

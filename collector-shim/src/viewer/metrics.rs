@@ -216,7 +216,7 @@ fn log(text: &mut Text, counters: &Counters) {
             (
                 "lantern_dead_letters_lost",
                 COUNTER,
-                "Rejected requests that could not be kept.",
+                "Rejected requests that could not be kept, or not for longer.",
             ),
             &counters.lost_letters,
         ),

@@ -18,6 +18,7 @@ mod split;
 mod tally;
 #[cfg(test)]
 mod tests;
+mod usual;
 
 use std::ops::Range;
 
@@ -128,12 +129,12 @@ trait Visit {
     fn item(&mut self) {}
 
     /// Anything else of which there may be many: each has a place of its own once decoded.
-    fn element(&mut self) {}
+    fn elements(&mut self, _count: u64) {}
 
     /// Where the bytes of a string field lie.
     fn text(&mut self, _at: Range<usize>) {}
 
-    /// Whether all that is wanted of an attribute is that there is one.
+    /// Whether all that is wanted of what is sound is how much there is.
     fn only_counts(&self) -> bool {
         false
     }
@@ -144,8 +145,8 @@ impl Visit for Tally {
         self.items += 1;
     }
 
-    fn element(&mut self) {
-        self.elements += 1;
+    fn elements(&mut self, count: u64) {
+        self.elements += count;
     }
 
     fn only_counts(&self) -> bool {
@@ -192,7 +193,7 @@ fn walk_message(
         match &field.kind {
             Kind::Text => {
                 if field.is_repeated() {
-                    visit.element();
+                    visit.elements(1);
                 }
                 visit.text(cursor.block()?);
             }
@@ -201,10 +202,13 @@ fn walk_message(
                 ids_set = ids_set & !(1 << number) | u32::from(is_set) << number;
             }
             Kind::Message(inner) => {
-                visit.element();
+                visit.elements(1);
                 let inside = cursor.enter()?;
-                if visit.only_counts() && inside.is_plain_attribute(inner) {
-                    visit.element();
+                if visit.only_counts()
+                    && inner.is_attribute()
+                    && let Some(elements) = usual::attribute(inside.rest())
+                {
+                    visit.elements(elements - 1);
                     continue;
                 }
                 walk_message(inside, inner, depth + 1, visit)?;
@@ -214,6 +218,13 @@ fn walk_message(
                 let inside = cursor.enter()?;
                 let start = inside.at;
                 if let Some(inner) = inner {
+                    if visit.only_counts()
+                        && inner.is_span()
+                        && let Some(elements) = usual::span(inside.rest())
+                    {
+                        visit.elements(elements);
+                        continue;
+                    }
                     let ids_set = walk_message(inside, inner, depth + 1, visit)?;
                     schema::missing_id(inner, ids_set).map_or(Ok(()), |missing| {
                         Err(WireError {
@@ -277,6 +288,10 @@ impl<'a> Cursor<'a> {
             at: block.start,
             end: block.end,
         }
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        &self.data[self.at..self.end]
     }
 
     fn fault(&self, fault: Fault) -> WireError {
@@ -358,38 +373,6 @@ impl<'a> Cursor<'a> {
             inside.skip(0, kind.wire_type(), 0)?;
         }
         Ok(())
-    }
-
-    /// Whether this is the inside of an attribute as nearly all are: a key, then a value of one
-    /// plain type, all lengths in one byte. The walk finds the same, in ten times the time.
-    fn is_plain_attribute(&self, message: &'static Message) -> bool {
-        const KEY: u8 = 1 << 3 | LENGTH_DELIMITED;
-        const VALUE: u8 = 2 << 3 | LENGTH_DELIMITED;
-        const STRING: u8 = 1 << 3 | LENGTH_DELIMITED;
-        const BOOL: u8 = 2 << 3 | VARINT;
-        const INT: u8 = 3 << 3 | VARINT;
-        const DOUBLE: u8 = 4 << 3 | FIXED64;
-        if !message.is_attribute() {
-            return false;
-        }
-        let [KEY, key_length @ 0..0x80, rest @ ..] = &self.data[self.at..self.end] else {
-            return false;
-        };
-        let Some([VALUE, length @ 0..0x80, value @ ..]) = rest.get(usize::from(*key_length)..)
-        else {
-            return false;
-        };
-        if value.len() != usize::from(*length) {
-            return false;
-        }
-        match value {
-            [STRING, length @ 0..0x80, text @ ..] => text.len() == usize::from(*length),
-            [DOUBLE, number @ ..] => number.len() == 8,
-            [BOOL | INT, number @ .., last] => {
-                *last < 0x80 && number.len() < 9 && number.iter().all(|byte| *byte >= 0x80)
-            }
-            _ => false,
-        }
     }
 
     #[inline]

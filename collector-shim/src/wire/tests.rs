@@ -1,7 +1,7 @@
 //! The walk against prost: what it accepts must decode, and its counts must agree.
 
 use super::tally::{MAX_ELEMENTS, MAX_SPANS};
-use super::{Tally, WireError, replace_invalid_text, split, tally};
+use super::{Tally, Visit, WireError, replace_invalid_text, split, tally, walk};
 use crate::signal::Signal;
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -290,30 +290,68 @@ fn items_of_every_signal_are_counted() {
     assert_eq!(items(Signal::Profiles, &nest(2, &[0xff]).repeat(4)), 4);
 }
 
+/// Counts, and is told of everything: the walk takes no short way.
+struct LongWay(Tally);
+
+impl Visit for LongWay {
+    fn item(&mut self) {
+        self.0.item();
+    }
+
+    fn elements(&mut self, count: u64) {
+        self.0.elements(count);
+    }
+}
+
+/// What both ways find, which must be the same.
+fn both_ways(request: &[u8]) -> Result<Tally, WireError> {
+    let mut long = LongWay(Tally::default());
+    let long = walk(Signal::Traces, request, &mut long).map(|()| long.0);
+    assert_eq!(tally_spans(request), long, "{request:x?}");
+    long
+}
+
 #[test]
-fn the_short_way_over_attributes_finds_what_the_walk_finds() {
-    let attribute = |value: &[u8]| nest(9, &[nest(1, b"key"), nest(2, value)].concat());
-    let check = |value: &[u8], is_sound: bool| {
-        let found = tally_spans(&in_span(&attribute(value)));
-        // Without the key first, the walk goes the long way.
-        let long = nest(9, &[nest(2, value), nest(1, b"key")].concat());
-        assert_eq!(found.is_ok(), is_sound, "{value:x?}");
-        assert_eq!(found.ok(), tally_spans(&in_span(&long)).ok(), "{value:x?}");
+fn the_short_way_finds_what_the_walk_finds() {
+    let check = |fields: &[u8], is_sound: bool| {
+        let found = both_ways(&in_span(fields));
+        assert_eq!(found.is_ok(), is_sound, "{fields:x?}: {found:?}");
     };
-    check(&[], true);
-    check(&nest(1, b"text"), true);
-    check(&nest(1, &[b'x'; 200]), true);
-    check(&[0x0a, 5, b'x'], false);
-    check(&[0x10, 1], true);
-    check(&[0x18, 0xff, 1], true);
-    check(&[&[0x18][..], &[0xff; 9], &[1]].concat(), true);
-    check(&[&[0x18][..], &[0xff; 9], &[2]].concat(), false);
-    check(&[0x18, 0xff], false);
-    check(&[0x18], false);
-    check(&[&[0x21][..], &[0; 8]].concat(), true);
-    check(&[&[0x21][..], &[0; 7]].concat(), false);
-    check(&nest(5, &nest(1, &nest(1, b"item"))), true);
-    check(&[&nest(1, b"text")[..], &[0x10, 1]].concat(), true);
+    let attribute = |value: &[u8], is_sound: bool| {
+        check(
+            &nest(9, &[nest(1, b"key"), nest(2, value)].concat()),
+            is_sound,
+        );
+    };
+    attribute(&[], true);
+    attribute(&nest(1, b"text"), true);
+    for length in [0, 127, 128, 200, 16_383, 16_384] {
+        attribute(&nest(1, &vec![b'x'; length]), true);
+    }
+    attribute(&[0x0a, 5, b'x'], false);
+    attribute(&[0x0a, 0xff, 0x7f], false);
+    attribute(&[0x10, 1], true);
+    attribute(&[0x18, 0xff, 1], true);
+    attribute(&[&[0x18][..], &[0xff; 9], &[1]].concat(), true);
+    attribute(&[&[0x18][..], &[0xff; 9], &[2]].concat(), false);
+    attribute(&[0x18, 0xff], false);
+    attribute(&[0x18], false);
+    attribute(&[&[0x21][..], &[0; 8]].concat(), true);
+    attribute(&[&[0x21][..], &[0; 7]].concat(), false);
+    attribute(&nest(5, &nest(1, &nest(1, b"item"))), true);
+    attribute(&[&nest(1, b"text")[..], &[0x10, 1]].concat(), true);
+    check(&[nest(4, &[3; 8]), nest(3, b"a=b")].concat(), true);
+    check(&nest(4, &[3; 7]), false);
+    check(&[0x30, 2], true);
+    check(&[0x30, 0x82], false);
+    check(&[&[0x39][..], &[1; 8], &[0x41], &[2; 8]].concat(), true);
+    check(&nest(15, &[0x18, 2]), true);
+    check(&nest(15, &nest(2, b"why")), true);
+    check(&nest(15, &[0x18]), false);
+    check(&[0x85, 1, 1, 0, 0, 0], true);
+    check(&[0x85, 2, 1, 0, 0, 0], true);
+    check(&[0x50, 1], true);
+    check(&nest(11, &nest(2, b"event")), true);
 }
 
 #[test]
@@ -355,7 +393,7 @@ proptest! {
                 bytes[at] = byte;
             }
         }
-        if let Ok(spans) = count_spans(&bytes) {
+        if let Ok(Tally { items: spans, .. }) = both_ways(&bytes) {
             let clean = replace_invalid_text(&bytes).expect("the walk accepted it");
             let request = ExportTraceServiceRequest::decode(&clean[..])
                 .expect("what the walk accepts decodes");
@@ -366,7 +404,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        if count_spans(&bytes).is_ok() {
+        if both_ways(&bytes).is_ok() {
             let clean = replace_invalid_text(&bytes).expect("the walk accepted it");
             prop_assert!(ExportTraceServiceRequest::decode(&clean[..]).is_ok());
         }

@@ -147,7 +147,8 @@ async fn all_backends_have_to_accept() {
 #[tokio::test]
 async fn what_is_on_its_way_is_bounded() {
     let backend_held = Backend::held();
-    let message = request("bulk", 10);
+    // Large enough to count as what it is.
+    let message = request("bulk", 200);
     let exporter = exporter(&backend_held.grpc_url(), "grpc", &[]);
     let room = 3 * message.len();
     let shim = Running::start(direct(vec![backend("held", exporter)], room)).await;
@@ -165,8 +166,30 @@ async fn what_is_on_its_way_is_bounded() {
         assert_eq!(sending.await.expect("no panic").code(), Code::Ok);
     }
     eventually("there is room again", || {
-        shim.handle.counts().delivered_spans == 30
+        shim.handle.counts().delivered_spans == 600
     })
     .await;
     assert_eq!(export(shim.grpc, &message).await.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn requests_on_their_way_are_bounded_in_number_however_small() {
+    let held = Backend::held();
+    let exporter = exporter(&held.grpc_url(), "grpc", &[]);
+    let room = 3 * 4_096;
+    let shim = Running::start(direct(vec![backend("held", exporter)], room)).await;
+    let mut sending = Vec::new();
+    for sent in 1..=3 {
+        let address = shim.grpc;
+        sending.push(tokio::spawn(async move {
+            export(address, &request("one", 1)).await
+        }));
+        held.received(sent).await;
+    }
+    let status = export(shim.grpc, &request("one", 1)).await;
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    held.release();
+    for sending in sending {
+        assert_eq!(sending.await.expect("no panic").code(), Code::Ok);
+    }
 }

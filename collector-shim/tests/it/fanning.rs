@@ -1,5 +1,7 @@
 //! Several backends, each at its own pace.
 
+use std::time::Duration;
+
 use lantern_shim::{Config, Destination, Waiting};
 use tonic::Code;
 
@@ -75,6 +77,7 @@ async fn the_bound_is_that_of_the_slowest_backend() {
     let shim = Running::start(Config {
         destination,
         max_request_bytes: 5 * message.len(),
+        queue_wait: Duration::ZERO,
         ..Config::embedded()
     })
     .await;

@@ -33,7 +33,7 @@ fn bad_values_end_it_with_64_and_one_line_that_names_them() {
     );
     let ourselves = [(endpoint, "http://localhost:4317")];
     check(&[], &ourselves, "this is where the shim itself listens");
-    check(&["--queue-max-bytes", "1"], &[], "--queue-max-bytes='1'");
+    check(&["--queue-max-bytes", "0"], &[], "--queue-max-bytes='0'");
     let unnamed = ["--backend", "http://jaeger:4317"];
     check(&unnamed, &[], "--backend='http://jaeger:4317'");
     let named = ["--backend", "eu=http://jaeger:4317"];

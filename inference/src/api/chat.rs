@@ -7,8 +7,9 @@ use axum::extract::{Request, State};
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::chat_template::ChatRequest;
+use crate::chat_template::{ChatRequest, ChatTemplate, ChatTemplateError};
 use crate::generation::exchange::Operation;
 use crate::generation::{Delta, Finish, Output, OutputToken};
 
@@ -20,6 +21,8 @@ use super::params::{self, Sampling};
 use super::prompt::RawPrompt;
 use super::response::{ChoiceResult, Envelope, PromptResult, StopReason, StreamOptions, Usage};
 use super::sse::{self, Chunks, Shape};
+use super::tool_calls::{Piece, ToolCall, ToolParser};
+use super::tools::Tools;
 use super::{App, body};
 
 /// Answers one request.
@@ -36,9 +39,16 @@ async fn answer(call: &mut Call, request: Request) -> Result<Response, ApiError>
     let mut fields = body::read(request, app.max_body_bytes).await?;
     let options = StreamOptions::parse(&mut fields)?;
     call.set_model(fields.text("model")?, options.stream)?;
-    let sampling = sampling(&mut fields)?;
+    let template = app.model.chat_template.as_ref();
+    let tools = Tools::parse(&mut fields, template.and_then(ChatTemplate::tool_format))?;
+    let mut sampling = sampling(&mut fields)?;
+    if let Some(structure) = tools.as_ref().and_then(Tools::structure) {
+        sampling.demand(structure)?;
+    }
+    sampling.compile(&app.grammars).await?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(false);
-    let raw = RawPrompt::Text(app.chat_prompt(&mut fields)?);
+    let offered = tools.as_ref().map(Tools::offered);
+    let raw = RawPrompt::Text(app.chat_prompt(&mut fields, offered).await?);
     let prompts = app
         .tokenize_prompts(vec![raw], add_special_tokens, false)
         .await?;
@@ -49,6 +59,7 @@ async fn answer(call: &mut Call, request: Request) -> Result<Response, ApiError>
         prompt_tokens: prompts[0].tokens.len(),
         stops: sampling.stops(),
         logprobs: sampling.wants_logprobs(),
+        parser: tools.as_ref().map(Tools::parser),
     };
     sse::answer(batch, shape, &sampling, options).await
 }
@@ -71,21 +82,26 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
 }
 
 impl App {
-    /// The prompt that a chat becomes.
-    pub(super) fn chat_prompt(&self, fields: &mut Fields) -> Result<String, ApiError> {
+    /// The prompt that a chat becomes: a template may take as long as its fuel lasts, which holds up nobody else.
+    pub(super) async fn chat_prompt(
+        self: &Arc<Self>,
+        fields: &mut Fields,
+        tools: Option<Value>,
+    ) -> Result<String, ApiError> {
         let Some(messages) = fields.take("messages") else {
             return Err(ApiError::parameter("messages", "messages is required"));
         };
         let request = ChatRequest {
             messages,
+            tools,
             add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
             continue_final_message: fields.boolean("continue_final_message")?.unwrap_or(false),
             kwargs: fields.take("chat_template_kwargs"),
         };
-        Ok(ChatRequest::render(
-            request,
-            self.model.chat_template.as_ref(),
-        )?)
+        let app = Arc::clone(self);
+        let render = move || request.render(app.model.chat_template.as_ref());
+        let rendered = tokio::task::spawn_blocking(render).await;
+        Ok(rendered.map_err(|panic| ChatTemplateError::Render(panic.to_string()))??)
     }
 }
 
@@ -96,6 +112,8 @@ struct ChatShape {
     prompt_tokens: usize,
     stops: Arc<[String]>,
     logprobs: bool,
+    /// Finds calls of tools in an answer, where there are tools.
+    parser: Option<ToolParser>,
 }
 
 #[derive(Serialize)]
@@ -110,7 +128,10 @@ struct Choice {
 #[derive(Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    /// None where the answer is calls alone.
+    content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 #[derive(Serialize)]
@@ -122,17 +143,48 @@ struct ChunkChoice {
     stop_reason: Option<StopReason>,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct MessageDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
-    content: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[CallDelta; 1]>,
+}
+
+/// A call, whole, and which of the answer's it is.
+#[derive(Serialize)]
+struct CallDelta {
+    index: usize,
+    #[serde(flatten)]
+    call: ToolCall,
 }
 
 impl ChatShape {
     fn logprobs(&self, tokens: &[OutputToken]) -> Option<ChatLogprobs> {
         (self.logprobs && !tokens.is_empty())
             .then(|| ChatLogprobs::new(&self.app.generator.tokenizer, tokens))
+    }
+
+    /// A whole answer as a message.
+    fn message(&self, text: String) -> Message {
+        let pieces = match &self.parser {
+            None => vec![Piece::Content(text)],
+            Some(parser) => parser.clone().read(&text, true),
+        };
+        let (mut content, mut tool_calls) = (String::new(), Vec::new());
+        for piece in pieces {
+            match piece {
+                Piece::Content(text) => content.push_str(&text),
+                Piece::Call(call) => tool_calls.push(call),
+            }
+        }
+        Message {
+            role: "assistant",
+            content: Some(content).filter(|text| !text.is_empty() || tool_calls.is_empty()),
+            tool_calls,
+        }
     }
 
     fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Event {
@@ -152,15 +204,14 @@ impl Shape for ChatShape {
         let mut completion_tokens = 0;
         let choice = |(index, result): (usize, ChoiceResult)| {
             completion_tokens += result.tokens.len();
+            let message = self.message(result.text);
+            let called = !message.tool_calls.is_empty();
             Choice {
                 index,
                 logprobs: self.logprobs(&result.tokens),
-                finish_reason: result.finish.as_ref().map(Finish::reason),
+                finish_reason: finish_reason(result.finish.as_ref(), called),
                 stop_reason: StopReason::of(result.finish.as_ref(), &self.stops),
-                message: Message {
-                    role: "assistant",
-                    content: result.text,
-                },
+                message,
             }
         };
         let results = results.into_iter().flat_map(|result| result.choices);
@@ -181,14 +232,20 @@ struct ChatChunks {
     options: StreamOptions,
     /// Tokens so far, by choice; `None` before its first chunk, which names the role.
     tokens: Vec<Option<usize>>,
+    /// By choice.
+    parsers: Vec<Option<ToolParser>>,
+    /// Calls so far, by choice.
+    calls: Vec<usize>,
 }
 
 impl ChatChunks {
     fn new(shape: ChatShape, options: StreamOptions, n: usize) -> Self {
         Self {
+            parsers: vec![shape.parser.clone(); n],
             shape,
             options,
             tokens: vec![None; n],
+            calls: vec![0; n],
         }
     }
 
@@ -202,7 +259,8 @@ impl ChatChunks {
     fn role(&self, index: usize) -> Event {
         let delta = MessageDelta {
             role: Some("assistant"),
-            content: String::new(),
+            content: Some(String::new()),
+            ..MessageDelta::default()
         };
         let choice = ChunkChoice {
             index,
@@ -214,20 +272,62 @@ impl ChatChunks {
         self.shape.chunk(vec![choice], self.usage(index))
     }
 
-    fn delta(&mut self, delta: Delta) -> Event {
+    fn delta(&mut self, delta: Delta) -> Vec<Event> {
         let index = delta.index;
         *self.tokens[index].get_or_insert_default() += delta.tokens.len();
-        let choice = ChunkChoice {
-            index,
-            logprobs: self.shape.logprobs(&delta.tokens),
-            finish_reason: delta.finish.as_ref().map(Finish::reason),
-            stop_reason: StopReason::of(delta.finish.as_ref(), &self.shape.stops),
-            delta: MessageDelta {
-                role: None,
-                content: delta.text,
-            },
+        let mut logprobs = self.shape.logprobs(&delta.tokens);
+        let last = delta.finish.is_some();
+        let mut messages = self.messages(index, delta.text, last);
+        if messages.is_empty() && (last || logprobs.is_some()) {
+            messages.push(MessageDelta::default());
+        }
+        let finish = delta.finish.as_ref();
+        let ends = messages.len();
+        let mut events = Vec::with_capacity(ends);
+        for (at, message) in messages.into_iter().enumerate() {
+            let finish = finish.filter(|_| at + 1 == ends);
+            let choice = ChunkChoice {
+                index,
+                logprobs: logprobs.take(),
+                finish_reason: finish_reason(finish, self.calls[index] > 0),
+                stop_reason: StopReason::of(finish, &self.shape.stops),
+                delta: message,
+            };
+            events.push(self.shape.chunk(vec![choice], self.usage(index)));
+        }
+        events
+    }
+
+    /// The text, or what it is where there are tools to be called.
+    fn messages(&mut self, index: usize, text: String, last: bool) -> Vec<MessageDelta> {
+        let pieces = match &mut self.parsers[index] {
+            None => vec![Piece::Content(text)],
+            Some(parser) => parser.read(&text, last),
         };
-        self.shape.chunk(vec![choice], self.usage(index))
+        let calls = &mut self.calls[index];
+        let message = |piece| match piece {
+            Piece::Content(text) => MessageDelta {
+                content: Some(text),
+                ..MessageDelta::default()
+            },
+            Piece::Call(call) => {
+                *calls += 1;
+                let index = *calls - 1;
+                MessageDelta {
+                    tool_calls: Some([CallDelta { index, call }]),
+                    ..MessageDelta::default()
+                }
+            }
+        };
+        pieces.into_iter().map(message).collect()
+    }
+}
+
+/// Calls of tools are a reason of their own to end.
+fn finish_reason(finish: Option<&Finish>, called: bool) -> Option<&'static str> {
+    match finish? {
+        Finish::Stop if called => Some("tool_calls"),
+        finish => Some(finish.reason()),
     }
 }
 
@@ -239,7 +339,7 @@ impl Chunks for ChatChunks {
             Output::Delta(delta) => {
                 let first = self.tokens[delta.index].is_none();
                 let role = first.then(|| self.role(delta.index));
-                role.into_iter().chain([self.delta(delta)]).collect()
+                role.into_iter().chain(self.delta(delta)).collect()
             }
         }
     }

@@ -41,7 +41,8 @@ async fn answer(call: &mut Call, request: Request) -> Result<Response, ApiError>
     call.set_model(fields.text("model")?, options.stream)?;
     let raw = prompt::parse(fields.take("prompt"), app.model.vocab_size)?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
-    let (sampling, echo) = sampling(&mut fields)?;
+    let (mut sampling, echo) = sampling(&mut fields)?;
+    sampling.compile(&app.grammars).await?;
     let want_text = echo || app.observers.spans.captures_content();
     let prompts = app
         .tokenize_prompts(raw, add_special_tokens, want_text)

@@ -62,6 +62,9 @@ pub enum ApiError {
     /// The prompt cannot be turned into tokens, or tokens into text.
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
+    /// A grammar could not be compiled, and not because of what it says.
+    #[error("the grammar's compiler failed: {0}")]
+    Grammar(String),
     /// There is nothing at this path.
     #[error("no such path: {0}")]
     RouteNotFound(String),
@@ -106,6 +109,7 @@ impl ApiError {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Tokenizer(_)
+            | Self::Grammar(_)
             | Self::Generation(GenerationError::Failed(_) | GenerationError::Tokenizer(_)) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -125,6 +129,7 @@ impl ApiError {
             Self::ContextLength { .. } => "context_length_exceeded",
             Self::ChatTemplate(_) => "chat_template_failed",
             Self::Tokenizer(_) => "tokenizer_failed",
+            Self::Grammar(_) => "grammar_failed",
             Self::RouteNotFound(_) => "route_not_found",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::Generation(error) => error.error_type(),

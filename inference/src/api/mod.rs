@@ -3,7 +3,8 @@
 //! # Layout
 //! - [`App`]: what the handlers share
 //! - `call`: a generation request from its arrival to its batch; `body`, `fields`, `params`,
-//!   `prompt` read what it asks for
+//!   `prompt` and `structured` read what it asks for
+//! - `tools`, `tool_calls`: what a chat's model may call, and its calls in what it writes
 //! - `completions`, `chat`: the two endpoints; `logprobs`, `response` and `sse` shape what they
 //!   answer
 //! - `info`: models, health, version and metrics; `tokenize`: both directions
@@ -21,7 +22,10 @@ mod params;
 mod prompt;
 mod response;
 mod sse;
+mod structured;
 mod tokenize;
+mod tool_calls;
+mod tools;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -33,6 +37,7 @@ use axum::routing::{get, post};
 use crate::chat_template::ChatTemplate;
 use crate::generation::Generator;
 use crate::generation::exchange::Observers;
+use crate::grammar::GrammarCompiler;
 
 use error::ApiError;
 
@@ -54,6 +59,7 @@ pub struct ServedModel {
 pub struct App {
     generator: Generator,
     model: ServedModel,
+    grammars: GrammarCompiler,
     observers: Observers,
     max_body_bytes: usize,
     created: u64,
@@ -67,8 +73,14 @@ impl App {
         observers: Observers,
         max_body_bytes: usize,
     ) -> Self {
+        let grammars = GrammarCompiler::new(
+            generator.tokenizer.clone(),
+            model.vocab_size,
+            &generator.eos_token_ids,
+        );
         Self {
             generator,
+            grammars,
             model,
             observers,
             max_body_bytes,

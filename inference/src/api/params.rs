@@ -6,10 +6,12 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::generation::{BeamParams, GenerationParams};
+use crate::grammar::GrammarCompiler;
 use crate::sampling_params::SamplingParams;
 
 use super::error::ApiError;
 use super::fields::{Fields, wrong};
+use super::structured::Structure;
 
 /// Most sequences for one prompt: OpenAI's bound.
 const MAX_CHOICES: usize = 128;
@@ -36,6 +38,8 @@ pub(super) struct Sampling {
     max_tokens: Option<(usize, &'static str)>,
     /// When it is not given: as many as the context leaves, or at most this many.
     default_max_tokens: Option<usize>,
+    /// What the output must be, until it is compiled.
+    structure: Option<Structure>,
 }
 
 impl Sampling {
@@ -60,6 +64,10 @@ impl Sampling {
         }
         let beam = beam(fields, n)?;
         let sampling = sampling(fields, logprobs)?;
+        let structure = Structure::parse(fields)?;
+        if let Some(structure) = &structure {
+            check_structured(structure, &sampling, beam.is_some())?;
+        }
         let prompt_only = matches!(max_tokens, Some((0, _)));
         if sampling.temperature == 0.0 && beam.is_none() && best_of > 1 {
             let (param, count) = if n > 1 {
@@ -87,6 +95,7 @@ impl Sampling {
             params,
             max_tokens,
             default_max_tokens,
+            structure,
         })
     }
 
@@ -134,6 +143,33 @@ impl Sampling {
     /// Asks for the prompt's log probabilities, as many as for the output.
     pub(super) fn want_prompt_logprobs(&mut self) {
         self.params.sampling.prompt_logprobs = self.params.sampling.logprobs;
+    }
+
+    /// What the output must be for a reason of its own.
+    pub(super) fn demand(&mut self, structure: Structure) -> Result<(), ApiError> {
+        if let Some(given) = &self.structure {
+            let message = format!(
+                "{} cannot be given together with {}",
+                structure.field(),
+                given.field()
+            );
+            return Err(ApiError::parameter(structure.field(), message));
+        }
+        check_structured(
+            &structure,
+            &self.params.sampling,
+            self.params.beam.is_some(),
+        )?;
+        self.structure = Some(structure);
+        Ok(())
+    }
+
+    /// Compiles what the output must be.
+    pub(super) async fn compile(&mut self, grammars: &GrammarCompiler) -> Result<(), ApiError> {
+        if let Some(structure) = self.structure.take() {
+            self.params.sampling.constraint = Some(structure.compile(grammars).await?);
+        }
+        Ok(())
     }
 
     /// The parameters for a prompt of so many tokens, which leave room for the output.
@@ -187,11 +223,6 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
         "logit_bias",
         "tools",
         "functions",
-        "structured_outputs",
-        "guided_json",
-        "guided_choice",
-        "guided_regex",
-        "guided_grammar",
         "bad_words",
         "allowed_token_ids",
         "truncate_prompt_tokens",
@@ -212,13 +243,27 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
             ));
         }
     }
-    if let Some(mut format) = fields.object("response_format")?
-        && let Some(kind) = format.text("type")?.filter(|kind| kind != "text")
-    {
-        let message = format!("response_format of type '{kind}' is not currently supported");
-        return Err(ApiError::parameter("response_format", message));
-    }
     Ok(())
+}
+
+/// What cannot go with an output whose end its structure decides.
+fn check_structured(
+    structure: &Structure,
+    sampling: &SamplingParams,
+    beams: bool,
+) -> Result<(), ApiError> {
+    let clashes = [
+        ("use_beam_search", beams),
+        ("min_tokens", sampling.min_tokens > 0),
+        ("ignore_eos", sampling.ignore_eos),
+    ];
+    match clashes.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((param, _)) => {
+            let message = format!("{param} cannot be used with {}", structure.field());
+            Err(ApiError::parameter(param, message))
+        }
+    }
 }
 
 fn sampling(fields: &mut Fields, logprobs: Option<usize>) -> Result<SamplingParams, ApiError> {

@@ -24,10 +24,11 @@ pub(super) async fn tokenize(
     let (text, add_special_tokens) = match fields.text("prompt")? {
         Some(text) => (text, add_special_tokens.unwrap_or(true)),
         // The template has put them in already.
-        None => (
-            app.chat_prompt(&mut fields)?,
-            add_special_tokens.unwrap_or(false),
-        ),
+        None => {
+            let tools = fields.take("tools");
+            let text = app.chat_prompt(&mut fields, tools).await?;
+            (text, add_special_tokens.unwrap_or(false))
+        }
     };
     let bytes = text.len();
     let encode = move |tokenizer: &Tokenizer| {

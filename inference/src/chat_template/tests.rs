@@ -26,6 +26,7 @@ fn render(source: &str, request: ChatRequest) -> Result<String, ChatTemplateErro
 fn chat(messages: Value) -> ChatRequest {
     ChatRequest {
         messages,
+        tools: None,
         add_generation_prompt: true,
         continue_final_message: false,
         kwargs: None,
@@ -87,6 +88,25 @@ fn strftime_now_gives_a_date_and_refuses_nonsense() {
     let year = render("{{ strftime_now('%Y') }}", user()).unwrap();
     assert!(year.parse::<u32>().is_ok_and(|year| year > 2000), "{year}");
     assert!(render("{{ strftime_now('%!') }}", user()).is_err());
+}
+
+#[test]
+fn templates_that_go_on_forever_or_swell_are_stopped() {
+    let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+    let swelling = "{% set n = namespace(t='x') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}";
+    let calls = "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}";
+    for (source, expected) in [
+        (nested, "it takes more than 4000000 steps"),
+        (swelling, "it takes more than 4000000 steps"),
+        (calls, "recursion limit exceeded"),
+    ] {
+        let error = render(source, chat(json!([{"role": "user", "content": "x"}]))).unwrap_err();
+        assert!(error.to_string().contains(expected), "{source}: {error}");
+    }
+    let messages = vec![json!({"role": "user", "content": "x".repeat(1000)}); 10_000];
+    let source = "{% for m in messages %}{{ m.role ~ m.content | trim }}{% endfor %}";
+    let prompt = render(source, chat(messages.into())).expect("a long chat is none of these");
+    assert_eq!(prompt.len(), 10_000 * 1004);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! A request while the engine works on it: who is told what, and the clock of its steps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use opentelemetry::trace::SpanContext;
+use rayon::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::observer::{Member, StepReport};
@@ -13,6 +14,7 @@ use super::runner::ModelRunner;
 use super::sampler::{Sampler, token_logprobs};
 use super::scheduler::{Scheduled, Scheduler, Step};
 use super::sequence::{Sequence, SequenceId};
+use crate::grammar::GrammarState;
 use crate::ops::{Pass, StepResult};
 
 /// A request beside its sequence.
@@ -96,6 +98,18 @@ impl Active {
         }
         Ok(())
     }
+}
+
+/// Has the grammars of a step say what can come next, all at once and while the device computes. With a grammar in
+/// it the step before has been collected, so that they have seen all tokens there are.
+pub(super) fn prepare_grammars(active: &mut BTreeMap<SequenceId, Active>, step: &Step) {
+    let samples = step.scheduled.iter().filter(|it| it.samples);
+    let samples: HashSet<_> = samples.map(|it| it.id).collect();
+    let sampling = active.iter_mut().filter(|(id, _)| samples.contains(id));
+    let grammars: Vec<_> = sampling
+        .filter_map(|(_, active)| active.sampler.grammar())
+        .collect();
+    grammars.into_par_iter().for_each(GrammarState::prepare);
 }
 
 /// A step as far as it is known when it is launched.

@@ -6,7 +6,7 @@
 //! - `scheduler`: which sequences run in a step; pure, no tensors, clock or I/O
 //! - `blocks`: who holds which blocks of KV cache, and what they remember; as pure
 //! - `runner`: a step's forward pass over a ragged batch
-//! - `sampler`: logits to tokens
+//! - `sampler`: logits to tokens; `draw`: the random part of it
 //! - `queue`: the places of those that wait; `config`: the bounds of it all
 //! - `step_tokens`: what the metrics read of the steps; [`observer`]: who hears of each
 //! - `active`: a request while it is worked on
@@ -15,6 +15,7 @@
 mod active;
 mod blocks;
 mod config;
+mod draw;
 pub mod observer;
 mod queue;
 pub mod request;

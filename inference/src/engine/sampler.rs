@@ -1,21 +1,19 @@
 //! The sampler: one sequence's logits to its next token.
 //!
-//! In vLLM's order: log probabilities of the raw distribution, then `min_tokens`, penalties, and either the
-//! best token or temperature, `min_p`, `top_k` and `top_p` and a draw. The draw is candle-transformers'
-//! `LogitsProcessor`, one per sequence with a random stream of its own, so that a seed gives the
-//! same tokens whatever else is in the batch. What it lacks (`min_p`, penalties) happens here, and `top_k` too: its
-//! own form takes `top_p` of the whole distribution instead of the k tokens left.
+//! In vLLM's order: log probabilities of the raw distribution, then the grammar, `min_tokens`, penalties, and either the
+//! best token or temperature, `min_p`, `top_k` and `top_p` and a draw (`draw`): one per sequence with a random stream
+//! of its own, so that a seed gives the same tokens whatever else is in the batch.
 
 use std::collections::{HashMap, HashSet};
 
-use candle_core::{Device, Tensor};
-use candle_transformers::generation::{LogitsProcessor, Sampling};
+use rand::distr::weighted;
 
+use super::draw::Draw;
 use super::request::TokenLogprobs;
 use super::sequence::Sequence;
+use crate::grammar::{Constraint, GrammarState, Stuck};
 use crate::ops::{Choice, RowResult};
 use crate::sampling_params::SamplingParams;
-use crate::tensor_error::TensorError;
 
 /// Below this a temperature means greedy, as in vLLM.
 const MIN_TEMPERATURE: f32 = 1e-5;
@@ -26,13 +24,9 @@ pub(crate) enum SampleError {
     #[error("the model's logits are not numbers")]
     NotANumber,
     #[error("no token can be drawn: {0}")]
-    Draw(#[from] TensorError),
-}
-
-impl From<candle_core::Error> for SampleError {
-    fn from(error: candle_core::Error) -> Self {
-        Self::Draw(error.into())
-    }
+    Draw(#[from] weighted::Error),
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
 }
 
 /// A sequence's token, and its log probabilities if they were asked for.
@@ -45,8 +39,10 @@ pub(crate) struct Sampled {
 /// What is kept of one sequence between its tokens.
 pub(crate) struct Sampler {
     /// `None`: greedy.
-    processor: Option<LogitsProcessor>,
+    draw: Option<Draw>,
     penalties: Option<Penalties>,
+    /// How far the output has come in what it must be.
+    grammar: Option<GrammarState>,
     /// Not sampled before `min_tokens`.
     ends: Vec<u32>,
 }
@@ -64,11 +60,12 @@ impl Sampler {
             || params.frequency_penalty != 0.0
             || params.repetition_penalty != 1.0;
         Self {
-            processor: (params.temperature >= MIN_TEMPERATURE).then(|| processor(params)),
+            draw: (params.temperature >= MIN_TEMPERATURE).then(|| Draw::new(params)),
             penalties: penalized.then(|| Penalties {
                 prompt: sequence.prompt().iter().copied().collect(),
                 output: HashMap::new(),
             }),
+            grammar: params.constraint.as_ref().map(Constraint::begin),
             ends: [eos_token_ids, &params.stop_token_ids].concat(),
         }
     }
@@ -76,11 +73,17 @@ impl Sampler {
     /// Who can choose the sequence's next token.
     pub(crate) fn choice(&self, sequence: &Sequence) -> Choice {
         let params = &sequence.params;
-        let plain = self.processor.is_none()
+        let plain = self.draw.is_none()
             && self.penalties.is_none()
+            && self.grammar.is_none()
             && params.logprobs.is_none()
             && sequence.output_tokens() >= params.min_tokens;
         if plain { Choice::Greedy } else { Choice::Host }
+    }
+
+    /// What the output must be, if it must be something: it has work that needs no logits.
+    pub(crate) fn grammar(&mut self) -> Option<&mut GrammarState> {
+        self.grammar.as_mut()
     }
 
     /// The token after a row.
@@ -109,6 +112,9 @@ impl Sampler {
             return Err(SampleError::NotANumber);
         }
         let raw = params.logprobs.map(|top| (logits.clone(), top));
+        if let Some(grammar) = &mut self.grammar {
+            grammar.mask(&mut logits)?;
+        }
         if sequence.output_tokens() < params.min_tokens {
             for &end in &self.ends {
                 if let Some(logit) = logits.get_mut(end as usize) {
@@ -119,34 +125,23 @@ impl Sampler {
         if let Some(penalties) = &self.penalties {
             penalties.apply(&mut logits, params);
         }
-        let token = match &mut self.processor {
+        let token = match &mut self.draw {
             None => argmax(&logits),
-            Some(processor) => {
+            Some(draw) => {
                 keep_min_p(&mut logits, params);
                 keep_top_k(&mut logits, params.top_k);
-                let len = logits.len();
-                processor.sample(&Tensor::from_vec(logits, len, &Device::Cpu)?)?
+                draw.token(&logits)?
             }
         };
+        if let Some(grammar) = &mut self.grammar {
+            grammar.advance(token)?;
+        }
         if let Some(penalties) = &mut self.penalties {
             *penalties.output.entry(token).or_default() += 1;
         }
         let logprobs = raw.map(|(raw, top)| token_logprobs(&raw, token, top));
         Ok(Sampled { token, logprobs })
     }
-}
-
-fn processor(params: &SamplingParams) -> LogitsProcessor {
-    let temperature = f64::from(params.temperature);
-    let sampling = if params.top_p < 1.0 {
-        Sampling::TopP {
-            p: f64::from(params.top_p),
-            temperature,
-        }
-    } else {
-        Sampling::All { temperature }
-    };
-    LogitsProcessor::from_sampling(params.seed.unwrap_or_else(rand::random), sampling)
 }
 
 impl Penalties {
@@ -182,7 +177,7 @@ fn argmax(logits: &[f32]) -> u32 {
     best as u32
 }
 
-fn max(logits: &[f32]) -> f32 {
+pub(super) fn max(logits: &[f32]) -> f32 {
     logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 

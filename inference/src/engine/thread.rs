@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::Shared;
-use super::active::{Active, Flight, StepClock, step_report};
+use super::active::{Active, Flight, StepClock, prepare_grammars, step_report};
 use super::observer::{StepObserver, StepReport};
 use super::request::{Event, StepTimes, Submission};
 use super::runner::{ModelRunner, Part};
@@ -215,6 +215,7 @@ impl EngineLoop {
         let launched = Instant::now();
         self.work.runner.launch(&parts)?;
         let choices: Vec<_> = parts.iter().map(|part| part.choice).collect();
+        prepare_grammars(&mut self.active, &step);
         let whole = |scheduled: &Scheduled| self.active[&scheduled.id].prompt_logprobs.is_none();
         let on_device = choices.iter().all(|choice| *choice != Some(Choice::Host))
             && step.scheduled.iter().all(whole);

@@ -40,7 +40,7 @@ pub use batch::Batch;
 pub struct Generator {
     pub(crate) engine: Engine,
     pub(crate) tokenizer: Tokenizer,
-    eos_token_ids: Arc<[u32]>,
+    pub(crate) eos_token_ids: Arc<[u32]>,
     /// Where sequences without a seed get theirs, when the server was given one.
     seeds: Option<Arc<Mutex<StdRng>>>,
 }

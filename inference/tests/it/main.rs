@@ -19,4 +19,6 @@ mod refusals;
 mod served;
 mod spans;
 mod streaming;
+mod structured;
 mod support;
+mod tools;

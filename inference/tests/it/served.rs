@@ -1,5 +1,6 @@
 //! The whole server with the real engine, on the model in models/tiny.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -18,11 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::attribute;
 
-fn model() -> PathBuf {
+pub(crate) fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny")
 }
 
-fn config(directory: &Path) -> Config {
+pub(crate) fn config(directory: &Path) -> Config {
     let mut config = Config::new(directory.to_str().unwrap());
     config.port = 0;
     config.device = DeviceChoice::Cpu;
@@ -30,16 +31,28 @@ fn config(directory: &Path) -> Config {
     config
 }
 
-async fn post(address: std::net::SocketAddr, body: &Value) -> String {
+async fn post(address: SocketAddr, body: &Value) -> String {
+    post_to(address, "/v1/completions", body).await
+}
+
+pub(crate) async fn post_to(address: SocketAddr, path: &str, body: &Value) -> String {
+    let request = Request::post(format!("http://{address}{path}"));
+    send(request.body(body.to_string().into()).unwrap()).await
+}
+
+pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
+    let request = Request::get(format!("http://{address}{path}"));
+    send(request.body(Full::default()).unwrap()).await
+}
+
+async fn send(request: Request<Full<Bytes>>) -> String {
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-    let request = Request::post(format!("http://{address}/v1/completions"));
-    let request = request.body(body.to_string().into()).unwrap();
     let response = client.request(request).await.unwrap();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-async fn choices(address: std::net::SocketAddr, body: &Value) -> Value {
+async fn choices(address: SocketAddr, body: &Value) -> Value {
     let text = post(address, body).await;
     let mut answer: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
     answer["choices"].take()
@@ -118,11 +131,7 @@ async fn steps_of_the_real_engine_are_counted_and_timed() {
     let running = tokio::spawn(server.run(shutdown.clone()));
     let body = json!({"prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": true});
     post(address, &body).await;
-    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-    let metrics = format!("http://{address}/metrics").parse().unwrap();
-    let metrics = client.get(metrics).await.unwrap().into_body();
-    let metrics = metrics.collect().await.unwrap().to_bytes();
-    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    let metrics = get(address, "/metrics").await;
     // The prompt at once, then one token after the other; what the last is needs no step.
     for line in [
         "vllm:prefix_cache_queries_total{model_name=\"small\"} 3",

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
-use crate::error::Error;
 
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -39,14 +39,16 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) async fn bind(address: SocketAddr, metrics: Metrics) -> Result<Self, Error> {
-        let failed = |source| Error::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        Ok(Self {
-            local_addr: listener.local_addr().map_err(failed)?,
+    pub(crate) fn new(listener: TcpListener, local_addr: SocketAddr, metrics: Metrics) -> Self {
+        Self {
             listener,
+            local_addr,
             metrics,
-        })
+        }
+    }
+
+    pub(crate) fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {

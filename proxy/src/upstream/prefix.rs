@@ -7,6 +7,13 @@
 
 use std::hash::{DefaultHasher, Hasher};
 
+use http::Method;
+use http::header::EXPECT;
+use http::request::Parts;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
+
+use crate::bodies::{has_type, is_plain};
 use crate::json::{MAX_TEXT_BYTES, Members, Node, Scanner, Value};
 
 /// How much of a prompt decides: some 64 tokens, four blocks of vLLM's cache.
@@ -75,15 +82,41 @@ pub(crate) struct PrefixKey {
 }
 
 impl PrefixKey {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Self {
             scanner: Scanner::new(&ROOT),
             prefix: Vec::with_capacity(PREFIX_BYTES),
         }
     }
 
+    /// The key of the prompt that the request's body starts with, if it does. Only what comes with the first
+    /// read decides, at most the 64 KiB that pingora keeps for a retry: from there the upstream gets it.
+    pub(crate) async fn read(session: &mut Session) -> Result<Option<u64>> {
+        if !may_have_prompt(session.req_header()) {
+            return Ok(None);
+        }
+        let client = session.as_downstream_mut();
+        client.enable_retry_buffering();
+        let mut key = Self::new();
+        while let Some(bytes) = client
+            .read_request_body()
+            .await
+            .map_err(|error| error.into_down())?
+        {
+            key.push(&bytes);
+            if !bytes.is_empty() {
+                break;
+            }
+        }
+        if client.retry_buffer_truncated() {
+            let context = "one read gave more of the body than can be kept";
+            return Err(Error::explain(ErrorType::InternalError, context));
+        }
+        Ok(key.finish())
+    }
+
     /// The next bytes of the body.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    fn push(&mut self, bytes: &[u8]) {
         let Self { scanner, prefix } = self;
         scanner.push(bytes, &mut |Piece, value| match value {
             Value::Text(text) => add(prefix, text.as_bytes()),
@@ -93,7 +126,7 @@ impl PrefixKey {
     }
 
     /// The key of what was pushed; `None` if no prompt was in it.
-    pub(crate) fn finish(mut self) -> Option<u64> {
+    fn finish(mut self) -> Option<u64> {
         if let Some((Piece, text)) = self.scanner.unfinished_text() {
             add(&mut self.prefix, text.as_bytes());
         }
@@ -101,6 +134,15 @@ impl PrefixKey {
         hasher.write(&self.prefix);
         (!self.prefix.is_empty()).then(|| hasher.finish())
     }
+}
+
+/// Whether a prompt may be read from the request's body, and before an upstream is chosen.
+fn may_have_prompt(head: &Parts) -> bool {
+    head.method == Method::POST
+        && has_type(&head.headers, b"application/json")
+        && is_plain(&head.headers)
+        // It sends no body before the upstream has said that it wants one.
+        && !head.headers.contains_key(EXPECT)
 }
 
 fn add(prefix: &mut Vec<u8>, piece: &[u8]) {

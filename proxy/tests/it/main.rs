@@ -15,4 +15,5 @@ mod settings;
 mod streaming;
 mod support;
 mod tls;
+mod upgrade;
 mod upstreams;

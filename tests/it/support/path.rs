@@ -49,7 +49,7 @@ impl ServingPath {
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", protocol_in),
             ("OTEL_BSP_SCHEDULE_DELAY", "100"),
         ];
-        let (inference, inference_addr) = start_inference(&env);
+        let (inference, inference_addr) = start_inference(&[], &env);
         let (proxy, proxy_addr) = start_proxy(inference_addr, &env);
         let mut path = Self {
             proxy_addr,
@@ -92,8 +92,8 @@ impl ServingPath {
     }
 }
 
-/// The bundled model's server.
-pub(crate) fn start_inference(env: &[(&str, &str)]) -> (Process, SocketAddr) {
+/// The bundled model's server, with more arguments.
+pub(crate) fn start_inference(more: &[&str], env: &[(&str, &str)]) -> (Process, SocketAddr) {
     let addr = free_addr();
     let port = addr.port().to_string();
     let arguments = [
@@ -104,7 +104,7 @@ pub(crate) fn start_inference(env: &[(&str, &str)]) -> (Process, SocketAddr) {
         "--port",
         &port,
     ];
-    (Process::lantern(&arguments, env), addr)
+    (Process::lantern(&[&arguments, more].concat(), env), addr)
 }
 
 /// A proxy in front of `upstream`.

@@ -97,6 +97,10 @@ impl Message {
         std::ptr::eq(self, &common::KEY_VALUE)
     }
 
+    pub(super) fn is_span(&self) -> bool {
+        std::ptr::eq(self, &traces::SPAN)
+    }
+
     /// The field of that number, if it is known.
     pub(super) fn field(&self, number: u32) -> Option<&'static Field> {
         let place = *self.places.get(number as usize)?;
@@ -152,7 +156,7 @@ pub(super) const SPAN_SPAN_ID: u32 = 2;
 /// all such spans for one. `ids_set` has a bit for the number of each id that is set.
 pub(super) fn missing_id(item: &'static Message, ids_set: u32) -> Option<&'static str> {
     let is_set = |number: u32| ids_set & (1 << number) != 0;
-    if !std::ptr::eq(item, &traces::SPAN) || (is_set(SPAN_TRACE_ID) && is_set(SPAN_SPAN_ID)) {
+    if !item.is_span() || (is_set(SPAN_TRACE_ID) && is_set(SPAN_SPAN_ID)) {
         return None;
     }
     Some(if is_set(SPAN_TRACE_ID) {

@@ -131,6 +131,7 @@ pub(crate) fn durable_for(backends: Vec<Backend>, dir: &Path, queue_max_bytes: u
         destination,
         // Whatever is left is on disk: no need to wait for a backend that is away.
         drain_timeout: Duration::from_millis(300),
+        queue_wait: Duration::ZERO,
         ..Config::embedded()
     }
 }
@@ -172,6 +173,7 @@ pub(crate) fn forwarding(
     Config {
         destination,
         max_request_bytes,
+        queue_wait: Duration::ZERO,
         ..Config::embedded()
     }
 }

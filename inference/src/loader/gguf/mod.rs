@@ -4,21 +4,21 @@
 //! the names that they have there: families know of one spelling only.
 //!
 //! # Layout
-//! - `config`: metadata to config.json; `names`: the tensors' names
+//! - `header`: what is read at first; `config`: metadata to config.json; `names`: the tensors' names
 //! - here: the file, its values and its tensors' bytes
 
 mod config;
+mod header;
 mod names;
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
 
-use crate::tensor_error::TensorError;
 use names::Names;
 
 /// The end of a GGUF's name.
@@ -117,13 +117,10 @@ impl RowOrder {
 impl Gguf {
     /// Reads the header.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        let file = File::open(path).map_err(io_error(path))?;
-        let content = Content::read(&mut BufReader::new(file))
-            .map_err(|error| not_understood(path, &TensorError::from(error)))?;
         let mut opened = Self {
             path: path.to_owned(),
             architecture: String::new(),
-            content,
+            content: header::read(path)?,
             names: Names::default(),
         };
         opened.architecture = opened.text("general.architecture")?.to_owned();

@@ -3,7 +3,7 @@
 //! Nothing is gathered: one head's block of keys is contiguous, and the softmax is carried from block to
 //! block (Milakov and Gimelshein, 2018), so that memory does not grow with the context. The rows of a
 //! prompt are taken some at a time, to read a block once for all of them, and with them the heads of
-//! queries that share a head of keys.
+//! queries that share a head of keys. Angles of rotation come from `rotation`.
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::{bf16, f16};
@@ -11,38 +11,38 @@ use rayon::prelude::*;
 
 use super::math::{add_scaled, dot, exp};
 use super::number::{Number, read, widened, write};
-use crate::ops::{
-    Attention, Heads, KV_BLOCK_TOKENS, LayerPages, Norm, NormKind, Rope, Span, StepInputs,
-};
+use super::rotation::Angle;
+use crate::ops::{Attention, Heads, KV_BLOCK_TOKENS, LayerPages, Norm, NormKind, Span, StepInputs};
 
 /// Rows of one sequence that a task takes.
 const TASK_ROWS: usize = 8;
 /// Fewer multiplications than this are not worth a second thread.
 const PARALLEL_PRODUCTS: usize = 256 * 1024;
 
-/// As [`crate::ops::Ops::attend`] has it: (T, (N + 2K) * D) -> (T, N * D)
+/// As [`crate::ops::Ops::attend`] has it: (T, (N + 2K) * D) -> (T, N * D). `rotation` is what the attention's rope makes
+/// of the step: (T, D / 2).
 pub(super) fn attend(
     qkv: &Tensor,
-    attention: &Attention,
+    (attention, rotation): (&Attention, Option<&[Angle]>),
     step: &StepInputs,
     pages: &LayerPages,
 ) -> Result<Tensor> {
+    let placing = Placing::new(attention, rotation)?;
     match qkv.dtype() {
-        DType::F32 => attend_as::<f32>(qkv, attention, step, pages),
-        DType::F16 => attend_as::<f16>(qkv, attention, step, pages),
-        DType::BF16 => attend_as::<bf16>(qkv, attention, step, pages),
+        DType::F32 => attend_as::<f32>(qkv, (attention, &placing), step, pages),
+        DType::F16 => attend_as::<f16>(qkv, (attention, &placing), step, pages),
+        DType::BF16 => attend_as::<bf16>(qkv, (attention, &placing), step, pages),
         other => bail!("no attention over numbers of type {other:?}"),
     }
 }
 
 fn attend_as<T: Number>(
     qkv: &Tensor,
-    attention: &Attention,
+    (attention, placing): (&Attention, &Placing<'_>),
     step: &StepInputs,
     pages: &LayerPages,
 ) -> Result<Tensor> {
     let heads = attention.heads;
-    let placing = Placing::new(attention, step)?;
     let queries = read::<T, _>(qkv, |qkv| {
         let rows = Rows { qkv, heads };
         write::<T>(&pages.keys, |keys| {
@@ -110,11 +110,11 @@ fn write_values<T: Number>(rows: &Rows<'_, T>, step: &StepInputs, pages: &mut [T
 }
 
 /// What becomes of heads before they are compared: norms, and rotation by position.
-struct Placing {
+struct Placing<'a> {
     query_norm: Option<HeadNorm>,
     key_norm: Option<HeadNorm>,
-    /// Cosine and sine of each row's angles, (T, D / 2).
-    rotation: Option<Vec<(f32, f32)>>,
+    /// (T, D / 2)
+    rotation: Option<&'a [Angle]>,
     pairs: usize,
 }
 
@@ -143,8 +143,8 @@ impl HeadNorm {
     }
 }
 
-impl Placing {
-    fn new(attention: &Attention, step: &StepInputs) -> Result<Self> {
+impl<'a> Placing<'a> {
+    fn new(attention: &Attention, rotation: Option<&'a [Angle]>) -> Result<Self> {
         let (query_norm, key_norm) = match &attention.head_norms {
             Some((queries, keys)) => (Some(HeadNorm::new(queries)?), Some(HeadNorm::new(keys)?)),
             None => (None, None),
@@ -152,7 +152,7 @@ impl Placing {
         Ok(Self {
             query_norm,
             key_norm,
-            rotation: attention.rope.as_deref().map(|rope| rotation(rope, step)),
+            rotation,
             pairs: attention.heads.dim / 2,
         })
     }
@@ -170,10 +170,10 @@ impl Placing {
         if let Some(norm) = norm {
             norm.apply(placed);
         }
-        if let Some(rotation) = &self.rotation {
+        if let Some(rotation) = self.rotation {
             let angles = &rotation[row * self.pairs..][..self.pairs];
             let (left, right) = placed.split_at_mut(self.pairs);
-            for ((left, right), (cos, sin)) in left.iter_mut().zip(right).zip(angles) {
+            for ((left, right), Angle { cos, sin }) in left.iter_mut().zip(right).zip(angles) {
                 (*left, *right) = (*left * cos - *right * sin, *right * cos + *left * sin);
             }
         }
@@ -212,18 +212,6 @@ impl Placing {
         }
         all
     }
-}
-
-/// Cosine and sine of each row's angles, (T, D / 2).
-fn rotation(rope: &Rope, step: &StepInputs) -> Vec<(f32, f32)> {
-    let angle = |position: &u32| {
-        let position = *position as f32;
-        rope.frequencies
-            .iter()
-            .map(move |frequency| (position * frequency).sin_cos())
-            .map(|(sin, cos)| (cos, sin))
-    };
-    step.positions.iter().flat_map(angle).collect()
 }
 
 /// Some rows of one sequence and the heads of queries that share one head of keys.

@@ -86,7 +86,7 @@ fn check(dtype: DType, window: Option<usize>, chunks: &[(usize, usize)], toleran
         let rows = step.tokens.len();
         let qkv = Tensor::from_vec(qkv, (rows, WIDTH), &Device::Cpu).unwrap();
         let qkv = qkv.to_dtype(dtype).unwrap();
-        let mixed = attend(&qkv, &attention, &step, pages.layer(0)).unwrap();
+        let mixed = attend(&qkv, (&attention, None), &step, pages.layer(0)).unwrap();
         assert_eq!(mixed.dims(), [rows, HEADS.query_width()]);
         let mixed = widened(&mixed.flatten_all().unwrap()).unwrap();
         for (ours, wanted) in mixed.iter().zip(&wanted) {

@@ -4,7 +4,7 @@
 //! thread more, since the products have all cores already.
 //!
 //! # Layout
-//! - `attention`: heads against the pages
+//! - `attention`: heads against the pages; `rotation`: the angles by which they are turned
 //! - `epilogue`: what comes after a product, in place
 //! - `number`: the types that tensors have, and access to their memory; `math`: functions of f32
 
@@ -12,6 +12,7 @@ mod attention;
 mod epilogue;
 mod math;
 mod number;
+mod rotation;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -22,12 +23,15 @@ use super::{
     Attention, Embedding, Epilogue, LayerPages, Linear, Matrix, Norm, Ops, Pass, PositionTable,
     StepInputs, StepResult, StepTensors, shared,
 };
+use rotation::Rotations;
 
 /// The CPU.
 #[derive(Debug, Default)]
 pub(super) struct CpuOps {
     /// Computed and not collected.
     results: RefCell<VecDeque<StepResult>>,
+    /// Of the step that was last.
+    rotations: RefCell<Rotations>,
 }
 
 impl Ops for CpuOps {
@@ -99,7 +103,9 @@ impl Ops for CpuOps {
         step: &StepInputs,
         pages: &LayerPages,
     ) -> Result<Tensor> {
-        attention::attend(qkv, attention, step, pages)
+        let rope = attention.rope.as_ref();
+        let rotation = rope.map(|rope| self.rotations.borrow_mut().of(rope, step));
+        attention::attend(qkv, (attention, rotation.as_deref()), step, pages)
     }
 
     fn wanted(&self, x: &Tensor, step: &StepInputs) -> Result<Tensor> {

@@ -160,6 +160,7 @@ fn the_chat_template_is_the_files_own() {
     let (_folder, path) = write(&file);
     let template = ChatTemplate::load(&resolve(&path).unwrap(), None).unwrap();
     let request = ChatRequest {
+        tools: None,
         messages: json!([{"role": "user", "content": "Hello"}]),
         add_generation_prompt: true,
         continue_final_message: false,
@@ -202,6 +203,21 @@ fn what_is_lacking_is_refused_by_name() {
         refusal(&|file| file.set("llama.attention.value_length", Value::U32(4))),
         "FILE: llama.attention.value_length = 4 is not supported: attention.key_length, 10, is"
     );
+}
+
+#[test]
+fn an_alignment_of_zero_is_refused() {
+    for zero in [Value::U32(0), Value::U8(0), Value::I32(0)] {
+        let mut file = File::of_golden("llama2");
+        file.set("general.alignment", zero);
+        let (_folder, path) = write(&file);
+        let error = load(&path).expect_err("refused").to_string();
+        assert!(error.contains("general.alignment is 0"), "{error}");
+    }
+    let mut file = File::of_golden("llama2");
+    file.set("general.alignment", Value::U32(32));
+    let (_folder, path) = write(&file);
+    load(&path).expect("that of all files is allowed");
 }
 
 #[test]
