@@ -21,9 +21,9 @@
 //! - `log`: the queue on disk: a checksummed log in segments, a cursor for each backend, recovery, dead
 //!   letters.
 //! - `encode`: protobuf as OTLP/JSON.
-//! - `exporter`: the ways out: an `outlet` to each backend by `grpc`, on `batched` connections, or `http`,
-//!   in parts to all addresses of a name (`balance`), or into `files`; senders from the queue, `direct` with
-//!   the sender waiting, and which answers are tried again.
+//! - `exporter`: the ways out: an `outlet` to each backend by `grpc`, on `batched` connections, or `http`, in parts
+//!   to all addresses of a name (`balance`), or into `files`; senders from the queue, `direct` with the sender
+//!   waiting, and which answers are tried again.
 //! - `tail`: which traces are sent on, when not all are.
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.

@@ -44,7 +44,8 @@ impl Entrance {
         head: &Parts,
         ctx: &mut RequestContext,
     ) -> Result<(), Failure> {
-        let admitted = access.admit(head);
+        let is_read = ctx.span().is_some_and(|span| span.tokens().is_some());
+        let admitted = access.admit(head, is_read);
         let name = match &admitted {
             Ok(guest) => guest.as_ref().map(|guest| &guest.name),
             Err(denied) => denied.name.as_ref(),

@@ -36,10 +36,9 @@ pub(crate) struct RequestContext {
 impl RequestContext {
     /// Of a request that counts by its `token` as one that is there.
     pub(crate) fn new(token: TaskTrackerToken) -> Self {
-        Self {
-            _in_flight: Some(token),
-            ..Self::default()
-        }
+        let mut context = Self::default();
+        context._in_flight = Some(token);
+        context
     }
 
     /// `None` for a URL that is excluded.
@@ -52,6 +51,24 @@ impl RequestContext {
         if let Some(attempt) = self.span().and_then(RequestSpan::attempt) {
             attempt.end(failure);
         }
+    }
+
+    /// Whether the attempt may have failed for what was asked in the client's place: then it is made again
+    /// without. Its success tells whether the upstream is asked another time.
+    pub(crate) fn usage_refused(&mut self, status: StatusCode) -> bool {
+        let (Some(cursor), asking) = (&mut self.cursor, &self.asking) else {
+            return false;
+        };
+        if status.is_success() {
+            cursor.succeeded(asking.as_ref().is_some_and(Asking::has_asked));
+        }
+        let refused = asking
+            .as_ref()
+            .is_some_and(|asking| asking.may_be_refused_by(status));
+        if refused {
+            cursor.usage_refused();
+        }
+        refused
     }
 
     /// Answers a request that failed, unless the upstream's answer has begun or nobody is there.
@@ -72,10 +89,16 @@ impl RequestContext {
         }
     }
 
+    /// Counts the tokens that the request's key has used, before anybody hears of the request's end.
+    fn settle(&mut self) {
+        if let Some(guest) = self.guest.take() {
+            guest.leave(self.span().and_then(|span| span.tokens()));
+        }
+    }
+
     /// The request is over; only the first call counts.
     pub(crate) fn finish(&mut self, session: &Session, failure: Option<Failure>) {
-        // The key's tokens count before anybody hears of the request's end.
-        self.guest = None;
+        self.settle();
         let Some(span) = self.span() else { return };
         let status = session.response_written().map(|response| response.status);
         span.finish(
@@ -86,6 +109,12 @@ impl RequestContext {
                 response_body_bytes: session.body_bytes_sent(),
             },
         );
+    }
+}
+
+impl Drop for RequestContext {
+    fn drop(&mut self) {
+        self.settle();
     }
 }
 

@@ -40,7 +40,7 @@ use crate::request::{RequestContext, is_final};
 use crate::retry::Broken;
 use crate::span::RequestSpan;
 use crate::upstream::{Cursor, PrefixKey, Upstreams};
-use crate::usage::{Asking, is_askable};
+use crate::usage::{self, Asking, is_askable};
 
 /// How long an error answer waits for the rest of the request's body. Closing a connection with
 /// unread bytes resets it, and the client would never see the answer.
@@ -104,11 +104,15 @@ impl Service {
     }
 
     /// What is asked of a request's upstream. A request that nobody observes is left as it is.
-    fn asking(&self, request: &RequestHeader, observed: &Observed) -> Option<Asking> {
-        let asks = self.asks_for_usage
-            && observed.span.is_some()
-            && is_askable(&request.method, request.uri.path(), &request.headers);
-        asks.then(Asking::new)
+    fn asking(&self, request: &RequestHeader, ctx: &RequestContext) -> Option<Asking> {
+        let is_observed = ctx.observed.as_ref()?.span.is_some();
+        if !self.asks_for_usage
+            || !is_observed
+            || !is_askable(&request.method, request.uri.path(), &request.headers)
+        {
+            return None;
+        }
+        ctx.cursor.as_ref()?.usage().map(Asking::new)
     }
 }
 
@@ -213,6 +217,7 @@ impl ProxyHttp for Service {
         request: &mut RequestHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
+        ctx.asking = self.asking(session.req_header(), ctx);
         let observed = ctx.observed.as_mut().expect("the request has begun");
         self.entrance.keep_key(request);
         request.insert_header(X_REQUEST_ID, observed.identity.request_id.clone())?;
@@ -224,7 +229,6 @@ impl ProxyHttp for Service {
                 attempt.request_head(&self.observer.instrumentation, &request.headers);
             }
         }
-        ctx.asking = self.asking(session.req_header(), observed);
         if ctx.asking.is_some() {
             // The body may grow.
             request.remove_header(&CONTENT_LENGTH);
@@ -248,7 +252,7 @@ impl ProxyHttp for Service {
             span.request_body(body);
         }
         if let Some(asking) = &mut ctx.asking {
-            asking.request_body(body);
+            asking.request_body(body, !session.as_ref().retry_buffer_truncated());
         }
         Ok(())
     }
@@ -262,6 +266,15 @@ impl ProxyHttp for Service {
     ) -> Result<()> {
         if let Some(attempt) = ctx.span().and_then(RequestSpan::attempt) {
             attempt.answered_by(response.version);
+        }
+        if ctx.usage_refused(response.status) {
+            let head = (response.status, &response.headers);
+            if let Some(attempt) = ctx.span().and_then(RequestSpan::attempt) {
+                attempt.response_head(&self.observer.instrumentation, head.0, head.1);
+            }
+            ctx.end_attempt(None);
+            let context = "asked for usage, the upstream refused";
+            return Err(PingoraError::explain(usage::REFUSED, context).into_up());
         }
         Ok(())
     }
@@ -282,7 +295,7 @@ impl ProxyHttp for Service {
             span.response_started(&self.observer.instrumentation, &observed.identity, head);
         }
         if let Some(asking) = &mut ctx.asking {
-            asking.response_head(&response.headers);
+            asking.response_head(response, session.req_header().version)?;
         }
         observed.identity.sign(response)?;
         if let Some(guest) = &mut ctx.guest {
@@ -330,6 +343,10 @@ impl ProxyHttp for Service {
         ctx: &mut RequestContext,
         client_reused: bool,
     ) -> Box<PingoraError> {
+        if *error.etype() == usage::REFUSED {
+            error.set_retry(true);
+            return error;
+        }
         ctx.end_attempt(Some(Failure::of(&error)));
         let left_unread = ctx.cursor.as_ref().is_some_and(Cursor::left_bytes_unread);
         let broken = Broken {

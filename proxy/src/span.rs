@@ -27,7 +27,7 @@ use crate::genai::{self, Exchange};
 use crate::headers::text;
 use crate::identity::{Identity, X_REQUEST_ID};
 use crate::instrumentation::{Instrumentation, OTHER_METHOD, OTHER_METHOD_NAME, method_attributes};
-use crate::keep::Keep;
+use crate::keep::{Keep, is_worth_keeping};
 use crate::metrics::{self, InFlight, Metrics, Trace};
 use crate::origin::{Arrival, Origin};
 use crate::redact::redact_query;
@@ -246,6 +246,11 @@ impl RequestSpan {
         }
     }
 
+    /// The tokens that the request has taken so far; `None` unless its bodies are read.
+    pub(crate) fn tokens(&self) -> Option<u64> {
+        self.bodies.as_ref().map(Bodies::tokens)
+    }
+
     /// Ends the span; only the first call counts.
     pub(crate) fn finish(&mut self, failure: Option<Failure>, transferred: Transferred) {
         if std::mem::replace(&mut self.ended, true) {
@@ -253,7 +258,7 @@ impl RequestSpan {
         }
         let bodies = self.bodies.take();
         let error_type = error_type(failure, transferred.status);
-        let kept = self.kept(error_type.is_some());
+        let kept = self.kept(is_worth_keeping(failure, transferred.status));
         for attempt in self.attempts.drain(..) {
             attempt.finish(failure, kept.clone());
         }
@@ -283,7 +288,7 @@ impl RequestSpan {
         self.span.end();
     }
 
-    /// What says that this span is kept, if it is not sampled and worth it.
+    /// What says that this span is kept, if it is not sampled.
     fn kept(&self, failed: bool) -> Option<KeyValue> {
         if self.span.span_context().is_sampled() {
             return None;

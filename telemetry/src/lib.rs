@@ -21,7 +21,7 @@
 //! # Layout
 //!
 //! - [`config`]: every variable, parsed once; what cannot be used is a [`ConfigError`] of one line.
-//! - `export`: the queue, the OTLP exporter and the ledger of lost spans.
+//! - `export`: spans as OTLP has them, the queue of these, the exporter, and the ledger of lost spans.
 //! - `propagation`: trace context in HTTP headers.
 //! - `kept`: spans exported though nobody sampled them.
 //! - `guard`: [`Telemetry`], which holds it all and flushes. Nothing is global.

@@ -12,7 +12,8 @@ use hyper::body::Incoming;
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use lantern_telemetry::{ExporterSettings, config};
+use lantern_telemetry::ExporterSettings;
+use lantern_telemetry::config::{self, Stream};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tower::util::MapResponse;
@@ -32,8 +33,8 @@ const FRAME_HEADER_BYTES: usize = 5;
 /// The frame's header and the message, not copied together.
 type Framed = Full<Chain<Bytes, Bytes>>;
 
-type Stream = MaybeHttpsStream<config::Stream>;
-type Connector = MapResponse<config::Connector, fn(Stream) -> Batched<Stream>>;
+type TlsStream = MaybeHttpsStream<Stream>;
+type Connector = MapResponse<config::Connector, fn(TlsStream) -> Batched<TlsStream>>;
 
 /// See the module.
 pub(super) struct GrpcClient {

@@ -48,17 +48,18 @@ pub(crate) struct Denied {
     pub(crate) name: Option<Arc<str>>,
 }
 
-/// A request that was let in by a key. Dropping it counts the tokens that it took.
+/// A request that was let in by a key.
 pub(crate) struct Guest {
     pub(crate) name: Arc<str>,
     meter: Option<Meter>,
 }
 
-/// Reads from the bodies what a request took.
+/// Counts what a request took.
 struct Meter {
     name: Arc<str>,
     quotas: Arc<Mutex<Quotas>>,
-    bodies: Bodies,
+    /// Reads it from the bodies; `None` if the request's span does.
+    bodies: Option<Bodies>,
 }
 
 impl ApiKeys {
@@ -84,8 +85,8 @@ impl Access {
         Arc::clone(&self.keys)
     }
 
-    /// Lets a request in by its head; `None` if it needs no key.
-    pub(crate) fn admit(&self, head: &Parts) -> Result<Option<Guest>, Denied> {
+    /// Lets a request in by its head; `None` if it needs no key. `is_read`: its span reads its bodies.
+    pub(crate) fn admit(&self, head: &Parts, is_read: bool) -> Result<Option<Guest>, Denied> {
         let is_look = matches!(head.method, Method::GET | Method::HEAD);
         if is_look && head.uri.path() == OPEN_PATH {
             return Ok(None);
@@ -110,19 +111,22 @@ impl Access {
         })?;
         Ok(Some(Guest {
             name: Arc::clone(&key.name),
-            meter: self.meter(key, head),
+            meter: self.meter(key, head, is_read),
         }))
     }
 
     /// Only where tokens are limited: reading bodies takes time.
-    fn meter(&self, key: &Key, head: &Parts) -> Option<Meter> {
+    fn meter(&self, key: &Key, head: &Parts, is_read: bool) -> Option<Meter> {
         key.tokens_per_minute?;
         let operation = genai::operation(&head.method, self.routes.find(head.uri.path()))?;
-        let exchange = Exchange::new(operation, Instant::now(), None);
+        let bodies = || {
+            let exchange = Exchange::new(operation, Instant::now(), None);
+            Bodies::new(&head.headers, Some(exchange))
+        };
         Some(Meter {
             name: Arc::clone(&key.name),
             quotas: Arc::clone(&self.quotas),
-            bodies: Bodies::new(&head.headers, Some(exchange)),
+            bodies: (!is_read).then(bodies),
         })
     }
 }
@@ -130,23 +134,29 @@ impl Access {
 impl Guest {
     /// The head of the final answer passes by.
     pub(crate) fn response_head(&mut self, headers: &HeaderMap) {
-        if let Some(meter) = &mut self.meter {
-            meter.bodies.response_head(headers);
+        if let Some(bodies) = self.bodies() {
+            bodies.response_head(headers);
         }
     }
 
     /// A piece of the answer's body passes by.
     pub(crate) fn response_body(&mut self, bytes: &[u8]) {
-        if let Some(meter) = &mut self.meter {
-            meter.bodies.response(bytes);
+        if let Some(bodies) = self.bodies() {
+            bodies.response(bytes);
         }
     }
-}
 
-impl Drop for Meter {
-    fn drop(&mut self) {
-        let tokens = self.bodies.tokens();
-        lock(&self.quotas).spend(&self.name, tokens);
+    fn bodies(&mut self) -> Option<&mut Bodies> {
+        self.meter.as_mut()?.bodies.as_mut()
+    }
+
+    /// The request is over. `read`: the tokens that its span has read.
+    pub(crate) fn leave(self, read: Option<u64>) {
+        if let Some(meter) = self.meter {
+            let tokens = meter.bodies.as_ref().map(Bodies::tokens);
+            let tokens = tokens.or(read).unwrap_or(0);
+            lock(&meter.quotas).spend(&meter.name, tokens);
+        }
     }
 }
 

@@ -253,11 +253,11 @@ pub(crate) const KEYS: &[Key] = &[
     switch(
         "ask-for-usage",
         "Ask upstreams for the token usage of streams whose client did not, and hide the event that comes \
-         of it from the client",
+         of it from the client; an upstream that refuses the question is not asked again",
     ),
     switch(
         "keep-errors",
-        "Record requests that fail or are aborted though nobody sampled them",
+        "Record requests that fail by a 5xx, an upstream or an abort though nobody sampled them",
     ),
     one(
         "keep-slower-than-seconds",

@@ -20,6 +20,7 @@ use crate::attempt::Destination;
 use crate::config::Config;
 use crate::reload::Reloaded;
 use crate::tls::UpstreamTrust;
+use crate::usage::Stance;
 
 /// Requests at once on one connection of HTTP/2, unless the upstream allows fewer.
 const MAX_HTTP2_STREAMS: usize = 128;
@@ -40,6 +41,7 @@ struct Member {
     upstream: Upstream,
     target: Target,
     state: Mutex<State>,
+    usage: Mutex<Stance>,
 }
 
 /// Where an upstream is.
@@ -59,6 +61,7 @@ impl Upstreams {
             upstream: upstream.clone(),
             target: Target::new(upstream, config.connect_timeout),
             state: Mutex::default(),
+            usage: Mutex::default(),
         };
         Self {
             members: config.upstreams.iter().map(member).collect(),
@@ -162,6 +165,8 @@ pub(crate) struct Cursor {
     witness: Witness,
     /// The connection of the current attempt.
     socket: Option<Arc<SocketDigest>>,
+    /// The upstream that may have refused a request for being asked for usage.
+    refused_usage: Option<usize>,
 }
 
 impl Cursor {
@@ -174,6 +179,7 @@ impl Cursor {
             tried: Vec::new(),
             witness: Witness::default(),
             socket: None,
+            refused_usage: None,
         }
     }
 
@@ -217,6 +223,38 @@ impl Cursor {
     /// Whether the connection, gone just now, ended before the upstream had read the whole request.
     pub(crate) fn left_bytes_unread(&self) -> bool {
         self.socket.as_ref().is_some_and(left_bytes_unread)
+    }
+
+    /// What the current upstream makes of being asked for usage; `None` if it is not to be asked.
+    pub(crate) fn usage(&self) -> Option<Stance> {
+        let member = &self.upstreams.members[self.current?];
+        let stance = *lock(&member.usage);
+        let is_asked = self.refused_usage.is_none() && stance != Stance::Refuses;
+        is_asked.then_some(stance)
+    }
+
+    /// The current upstream refused a request that asked, which is sent again as it came.
+    pub(crate) fn usage_refused(&mut self) {
+        self.refused_usage = self.current;
+    }
+
+    /// The current upstream answered with success. `asked`: it was asked for usage.
+    pub(crate) fn succeeded(&self, asked: bool) {
+        let Some(index) = self
+            .current
+            .filter(|_| asked || self.refused_usage.is_some())
+        else {
+            return;
+        };
+        let Member {
+            upstream, usage, ..
+        } = &self.upstreams.members[index];
+        if asked {
+            *lock(usage) = Stance::Takes;
+        } else if self.refused_usage == Some(index) {
+            *lock(usage) = Stance::Refuses;
+            tracing::info!(%upstream, "the upstream refuses stream_options and is not asked for usage");
+        }
     }
 
     /// There is none: moves on, or says `false` when every address was tried.

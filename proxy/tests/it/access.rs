@@ -153,18 +153,31 @@ async fn a_key_that_has_used_up_its_requests_is_429_and_told_when_to_come_again(
     );
 }
 
-/// What the next completion of a key with 60 tokens a minute is answered, after one with this answer.
+/// What the next completion of a key with 60 tokens a minute is answered, after one with this answer. Whether
+/// their spans are `sampled` makes no difference.
 async fn status_after(answer: &str) -> u16 {
+    let [sampled, unsampled] = [
+        status_of_second(answer, "01").await,
+        status_of_second(answer, "00").await,
+    ];
+    assert_eq!(sampled, unsampled);
+    sampled
+}
+
+async fn status_of_second(answer: &str, flags: &str) -> u16 {
     let upstream = RawUpstream::bind().await;
     let keys = Keys::new(&format!("{ALICE}tokens_per_minute = 60\n"));
     let mut config = config(upstream.address());
     config.api_keys = Some(keys.path());
-    let mut proxy = TestProxy::with(config).await;
+    let proxy = TestProxy::with(config).await;
+    let parent =
+        format!("traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}");
     let lines = [
         "POST /v1/completions HTTP/1.1",
         "Host: a",
         "Authorization: Bearer sk-alice",
         "Content-Length: 2",
+        &parent,
     ];
     let mut client = proxy.connect().await;
     client.write(&request(&lines, "{}")).await;
@@ -172,10 +185,9 @@ async fn status_after(answer: &str) -> u16 {
     server.read_message().await;
     server.write(answer).await;
     assert_eq!(client.read_response().await.status, 200);
-    proxy.spans.next().await;
 
-    let mut next = proxy.connect().await;
-    next.write(&request(&lines, "{}")).await;
+    // On the same connection, so that the first is over.
+    client.write(&request(&lines, "{}")).await;
     let answering = async {
         server.read_message().await;
         server
@@ -184,7 +196,7 @@ async fn status_after(answer: &str) -> u16 {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        response = next.read_response() => response.status,
+        response = client.read_response() => response.status,
         () = answering => 0,
     }
 }

@@ -302,65 +302,8 @@ async fn a_request_that_is_sent_again_on_a_new_connection_is_read_from_its_start
     );
 }
 
-/// A stream's exchange with a proxy that asks for usage: what the upstream got, what the client got, and
-/// the span.
-async fn asked(body: &str, events: &[&str]) -> (String, String, SpanData) {
-    let upstream = RawUpstream::bind().await;
-    let mut config = config(upstream.address());
-    config.ask_for_usage = true;
-    let mut proxy = TestProxy::with(config).await;
-    let mut client = proxy.connect().await;
-    client.write(&post("/v1/chat/completions", body)).await;
-    let mut server = upstream.accept().await;
-    let (_, received) = server.read_message().await;
-    server.write(SSE_HEAD).await;
-    for event in events {
-        server.write_chunk(event).await;
-    }
-    server.write_chunk("").await;
-    let (_, answer) = client.read_message().await;
-    (received, answer, proxy.spans.next().await)
-}
-
 const TEXT_EVENT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
-const USAGE_EVENT: &str =
-    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\n";
 const DONE_EVENT: &str = "data: [DONE]\n\n";
-
-#[tokio::test]
-async fn usage_that_the_client_did_not_ask_for_is_on_the_span_alone() {
-    let body = r#"{"messages":[],"stream":true}"#;
-    let (received, answer, span) = asked(body, &[TEXT_EVENT, USAGE_EVENT, DONE_EVENT]).await;
-    assert_eq!(
-        received,
-        r#"{"messages":[],"stream":true,"stream_options":{"include_usage":true}}"#
-    );
-    assert_eq!(answer, format!("{TEXT_EVENT}{DONE_EVENT}"));
-    check(
-        &span,
-        &[
-            ("gen_ai.usage.input_tokens", Some("3")),
-            ("gen_ai.usage.output_tokens", Some("1")),
-            ("http.request.body.size", Some(&body.len().to_string())),
-        ],
-    );
-}
-
-#[tokio::test]
-async fn usage_that_the_client_asked_for_reaches_it() {
-    let body = r#"{"stream":true,"stream_options":{"include_usage":true}}"#;
-    let events = [TEXT_EVENT, USAGE_EVENT, DONE_EVENT];
-    let (received, answer, _) = asked(body, &events).await;
-    assert_eq!(received, body);
-    assert_eq!(answer, events.concat());
-}
-
-#[tokio::test]
-async fn a_request_that_does_not_stream_is_not_asked() {
-    let body = r#"{"stream":false}"#;
-    let (received, answer, _) = asked(body, &[USAGE_EVENT]).await;
-    assert_eq!((received.as_str(), answer.as_str()), (body, USAGE_EVENT));
-}
 
 #[tokio::test]
 async fn messages_are_on_the_span_when_somebody_asks_for_them() {

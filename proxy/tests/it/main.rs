@@ -2,6 +2,7 @@
 //! happens next and never waits for a time to pass.
 
 mod access;
+mod asking;
 mod conformance;
 mod failures;
 mod genai;

@@ -60,6 +60,23 @@ async fn an_unsampled_request_that_fails_is_recorded_with_its_attempt() {
 }
 
 #[tokio::test]
+async fn what_the_proxy_refuses_as_the_clients_mistake_is_not_kept() {
+    let upstream = RawUpstream::bind().await;
+    let keep = Keep {
+        errors: true,
+        slower_than: None,
+    };
+    let mut proxy = keeping(keep, &upstream).await;
+    let parent = format!("traceparent: 00-{TRACE_ID}-00f067aa0ba902b7-00");
+    let large = format!("Content-Length: {}", usize::MAX);
+    let lines = ["POST /health HTTP/1.1", "Host: a", &parent, &large];
+    assert_eq!(proxy.send(&request(&lines, "")).await.status, 413);
+    exchange(&proxy, &upstream, "00", "").await;
+    let status = attribute(&proxy.spans.next().await, "http.response.status_code");
+    assert_eq!(status.as_deref(), Some("502"), "the first was not kept");
+}
+
+#[tokio::test]
 async fn a_request_that_is_kept_is_an_exemplar_of_what_is_measured() {
     let upstream = RawUpstream::bind().await;
     let settings = Settings::from_vars(|_| None).expect("no variable, nothing to be wrong");
