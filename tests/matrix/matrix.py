@@ -1,8 +1,9 @@
 """Sends spans of the OpenTelemetry Python SDK by every way through the shim, and looks for each attribute behind it.
 
-Before the shim: the SDK's grpc, http/protobuf and http/json exporters, with gzip and without. Behind it: Jaeger by both of
-its protocols, the Collector by all three, and files. What the Collector received it sends on to a server of this script;
-what Jaeger has its query API tells. Prints a line for each of the ways; exits 1 unless every span is there as it was sent.
+Before the shim: the SDK's grpc, http/protobuf and http/json exporters, with gzip and without. Behind it: Jaeger by both
+of its protocols, the Collector by all three, and files. What the Collector received it sends on to a server of this
+script; what Jaeger has its query API tells. Prints a line for each of the ways; exits 1 unless every span is there as
+it was sent.
 """
 
 import argparse

@@ -5,7 +5,7 @@ use tonic::Code;
 
 use super::{Cause, Rejection, shortened};
 use crate::coding::{self, Coding};
-use crate::encode;
+use crate::encode::{self, EncodeError, Lossy};
 use crate::queue::Payload;
 use crate::signal::Signal;
 
@@ -22,15 +22,17 @@ impl AsJson {
     }
 
     /// `payload` in JSON, compressed by gzip if that is `gzipped`.
-    pub(super) fn encode(
+    pub(super) async fn encode(
         &self,
         endpoint: &str,
         payload: &Payload,
         gzipped: bool,
     ) -> Result<Payload, Rejection> {
-        let mut json = Vec::new();
-        let encoded = encode::to_json(&mut json, payload.signal, &payload.decompressed());
-        let lossy = encoded.map_err(|error| Rejection {
+        let source = payload.clone();
+        // It takes time: beside the threads that serve connections.
+        let encoding = tokio::task::spawn_blocking(move || encoded(&source, gzipped));
+        let encoded = encoding.await.expect("encoding does not panic");
+        let (encoded, lossy) = encoded.map_err(|error| Rejection {
             reason: shortened(&format!("there is no JSON for it: {error}")),
             cause: Cause::Data,
             code: Code::InvalidArgument,
@@ -47,15 +49,22 @@ impl AsJson {
                 "JSON does not say all that came"
             );
         }
-        let (coding, bytes) = if gzipped {
-            (Coding::Gzip, coding::gzip(&json))
-        } else {
-            (Coding::Identity, json)
-        };
-        Ok(Payload {
-            coding,
-            bytes: bytes.into(),
-            ..payload.clone()
-        })
+        Ok(encoded)
     }
+}
+
+fn encoded(payload: &Payload, gzipped: bool) -> Result<(Payload, Lossy), EncodeError> {
+    let mut json = Vec::new();
+    let lossy = encode::to_json(&mut json, payload.signal, &payload.decompressed())?;
+    let (coding, bytes) = if gzipped {
+        (Coding::Gzip, coding::gzip(&json))
+    } else {
+        (Coding::Identity, json)
+    };
+    let encoded = Payload {
+        coding,
+        bytes: bytes.into(),
+        ..payload.clone()
+    };
+    Ok((encoded, lossy))
 }

@@ -232,7 +232,7 @@ impl Outlet {
     }
 
     async fn send_whole(&self, carrier: &Carrier, payload: &Payload) -> Answer {
-        let payload = &match self.encoded(payload) {
+        let payload = &match self.encoded(payload).await {
             Ok(payload) => payload,
             Err(rejection) => return Answer::Refused(rejection),
         };
@@ -278,14 +278,14 @@ impl Outlet {
     }
 
     /// `payload` as JSON where that is what is taken.
-    fn encoded<'p>(&self, payload: &'p Payload) -> Result<Cow<'p, Payload>, Rejection> {
+    async fn encoded<'p>(&self, payload: &'p Payload) -> Result<Cow<'p, Payload>, Rejection> {
         let Some(as_json) = &self.as_json else {
             return Ok(Cow::Borrowed(payload));
         };
         let gzipped = payload.coding != Coding::Identity
             && self.compression != Some(Compression::None)
             && !self.gzip.no.load(Relaxed);
-        let encoded = as_json.encode(&self.endpoint, payload, gzipped);
+        let encoded = as_json.encode(&self.endpoint, payload, gzipped).await;
         encoded.map(Cow::Owned)
     }
 

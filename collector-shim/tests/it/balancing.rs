@@ -9,10 +9,12 @@ use std::time::Duration;
 use lantern_shim::{
     Backend as Out, Balance, Config, Destination, Resolve, Resolving, Signals, Waiting, Way,
 };
+use lantern_telemetry::ExporterSettings;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message as _;
+use rcgen::generate_simple_self_signed;
 use tokio::net::TcpSocket;
 use tonic::Code;
 
@@ -20,6 +22,7 @@ use crate::support::backend::{Backend, reserve, reserve_at};
 use crate::support::client::export;
 use crate::support::spans::{encode, resource_spans, span};
 use crate::support::{Running, direct, durable_for, eventually, exporter};
+use crate::tls::server_config;
 
 const ROOM: usize = 64 * 1024 * 1024;
 const TRACES: u8 = 40;
@@ -72,13 +75,17 @@ fn address(socket: &TcpSocket) -> SocketAddr {
 fn out(name: &Arc<Name>, port: u16, protocol: &str) -> Out {
     let path = if protocol == "grpc" { "" } else { "/v1/traces" };
     let url = format!("http://sampler.test:{port}{path}");
+    balanced(name, exporter(&url, protocol, &[]))
+}
+
+fn balanced(name: &Arc<Name>, exporter: ExporterSettings) -> Out {
     let balance = Balance {
         resolver: Arc::clone(name) as Arc<dyn Resolve>,
         interval: Duration::from_millis(1),
     };
     Out {
         name: "sampler".to_owned(),
-        way: Way::Balanced(Box::new(exporter(&url, protocol, &[])), balance),
+        way: Way::Balanced(Box::new(exporter), balance),
         signals: Signals::ALL,
     }
 }
@@ -237,4 +244,29 @@ async fn a_sender_who_waits_for_the_backend_is_told_when_one_address_is_away() {
     assert_eq!(export(shim.grpc, &mixed()).await.code(), Code::Ok);
     let everywhere: BTreeSet<_> = staying.iter().flat_map(traces_at).collect();
     assert_eq!(everywhere.len(), usize::from(TRACES));
+}
+
+#[tokio::test]
+async fn addresses_show_the_certificate_of_their_name_and_a_changed_one_is_followed() {
+    let issue = || generate_simple_self_signed(["sampler.test".to_owned()]).expect("issued");
+    let (used, other) = (issue(), issue());
+    let backend = Backend::encrypted(server_config(&used.cert, &used.signing_key));
+    let name = Name::of(&[&backend.address]);
+    let trust = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(trust.path(), other.cert.pem()).expect("written");
+    let path = trust.path().to_str().expect("text");
+    let url = format!("https://sampler.test:{}", backend.address.port());
+    let exporter = exporter(&url, "grpc", &[("OTEL_EXPORTER_OTLP_CERTIFICATE", path)]);
+    let mut config = in_memory(balanced(&name, exporter));
+    config.door.reload_interval = Duration::from_millis(20);
+    let shim = Running::start(config).await;
+    export(shim.grpc, &mixed()).await;
+    eventually("the handshake has failed", || {
+        shim.handle.counts().retries > 0
+    })
+    .await;
+    assert!(backend.deliveries().is_empty());
+    std::fs::write(trust.path(), used.cert.pem()).expect("written");
+    shim.settled(2 * u64::from(TRACES)).await;
+    assert_eq!(total(&[&backend]), 2 * usize::from(TRACES));
 }

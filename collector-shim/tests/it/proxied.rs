@@ -88,6 +88,51 @@ async fn plain_http_is_handed_to_the_proxy_to_pass_on() {
 }
 
 #[tokio::test]
+async fn the_way_to_the_proxy_may_be_encrypted_as_well() {
+    for (protocol, scheme) in [
+        ("grpc", "http"),
+        ("http/protobuf", "http"),
+        ("grpc", "https"),
+    ] {
+        let names = [HOST.to_owned(), "127.0.0.1".to_owned()];
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(names).expect("issued");
+        let tls = || server_config(&cert, &signing_key);
+        let backend = match scheme {
+            "http" => Backend::start([]).await,
+            _ => Backend::encrypted(tls()),
+        };
+        let proxy = Proxy::encrypted(backend.address, tls()).await;
+        let trust = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(trust.path(), cert.pem()).expect("written");
+        let certificate = trust.path().to_str().expect("text");
+        let named = format!("https://{}", proxy.address);
+        let url = format!("{scheme}://{HOST}:4317");
+        let trusting = [
+            ("ALL_PROXY", &*named),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", certificate),
+        ];
+        let wary = exporter(&url, protocol, &trusting[..1]);
+        let wary = Running::start(Config::forwarding(wary)).await;
+        export(wary.grpc, &full_trace()).await;
+        eventually("the handshake has failed", || {
+            wary.handle.counts().retries > 0
+        })
+        .await;
+        assert!(proxy.heads().is_empty());
+
+        let shim = Running::start(Config::forwarding(exporter(&url, protocol, &trusting))).await;
+        export(shim.grpc, &full_trace()).await;
+        assert_eq!(
+            shim.settled(3).await.delivered_spans,
+            3,
+            "{protocol} {scheme}"
+        );
+        assert_eq!(backend.deliveries()[0].message, full_trace());
+    }
+}
+
+#[tokio::test]
 async fn what_needs_no_proxy_is_reached_without() {
     let backend = Backend::start([]).await;
     let proxy = Proxy::to(backend.address).await;

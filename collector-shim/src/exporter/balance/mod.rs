@@ -99,8 +99,11 @@ impl Balancer {
                 return payloads.into_iter().map(later).collect();
             }
         };
+        let (all, turn) = (Arc::clone(&members), self.turn.fetch_add(1, Relaxed));
+        // It takes time: beside the threads that serve connections.
+        let sharing = tokio::task::spawn_blocking(move || shares(&all, turn, payloads));
         let mut sending = JoinSet::new();
-        for (member, share) in self.shares(&members, payloads) {
+        for (member, share) in sharing.await.expect("sharing out does not panic") {
             sending.spawn(send_share(Arc::clone(&members[member].outlet), share));
         }
         let mut answered = Vec::new();
@@ -184,26 +187,24 @@ impl Balancer {
         let (host, members) = (&self.host, addresses.len());
         tracing::info!(host, members, "sharing out traces among these");
     }
+}
 
-    /// What each member is to get.
-    fn shares(&self, members: &[Member], payloads: Vec<Payload>) -> BTreeMap<usize, Batch> {
-        let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
-        let mut add = |member, part| match shares.get_mut(&member) {
-            Some(share) => share.push(part),
-            None => drop(shares.insert(member, Batch::of(part))),
-        };
-        for payload in payloads {
-            if payload.signal == Signal::Traces {
-                let parts = by_trace(members, payload);
-                parts
-                    .into_iter()
-                    .for_each(|(member, part)| add(member, part));
-            } else {
-                add(self.turn.fetch_add(1, Relaxed) % members.len(), payload);
-            }
+/// What each member is to get. What has no trace id goes to the one whose `turn` it is.
+fn shares(members: &[Member], turn: usize, payloads: Vec<Payload>) -> BTreeMap<usize, Batch> {
+    let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
+    let mut add = |member, part| match shares.get_mut(&member) {
+        Some(share) => share.push(part),
+        None => drop(shares.insert(member, Batch::of(part))),
+    };
+    for payload in payloads {
+        if payload.signal == Signal::Traces {
+            let parts = by_trace(members, payload).into_iter();
+            parts.for_each(|(member, part)| add(member, part));
+        } else {
+            add(turn % members.len(), payload);
         }
-        shares
     }
+    shares
 }
 
 /// The parts of `payload`, each with its member. One that is for one member alone stays as it is.

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
@@ -15,11 +16,20 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn to(backend: SocketAddr) -> Proxy {
+        Proxy::start(backend, None).await
+    }
+
+    /// Speaks TLS.
+    pub(crate) async fn encrypted(backend: SocketAddr, tls: rustls::ServerConfig) -> Proxy {
+        Proxy::start(backend, Some(TlsAcceptor::from(Arc::new(tls)))).await
+    }
+
+    async fn start(backend: SocketAddr, tls: Option<TlsAcceptor>) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it listens");
         let heads = Arc::<Mutex<Vec<String>>>::default();
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, backend, Arc::clone(&heads)));
+        serving.spawn(serve(listener, tls, backend, Arc::clone(&heads)));
         Proxy {
             address,
             heads,
@@ -33,15 +43,32 @@ impl Proxy {
     }
 }
 
-async fn serve(listener: TcpListener, backend: SocketAddr, heads: Arc<Mutex<Vec<String>>>) {
+type Heads = Arc<Mutex<Vec<String>>>;
+
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, backend: SocketAddr, heads: Heads) {
     let mut connections = JoinSet::new();
     loop {
         let (client, _) = listener.accept().await.expect("accepts");
-        connections.spawn(pass_on(client, backend, Arc::clone(&heads)));
+        let (tls, heads) = (tls.clone(), Arc::clone(&heads));
+        connections.spawn(async move {
+            match tls {
+                None => pass_on(client, backend, heads).await,
+                // A client that does not trust us ends the handshake.
+                Some(tls) => {
+                    if let Ok(client) = tls.accept(client).await {
+                        pass_on(client, backend, heads).await;
+                    }
+                }
+            }
+        });
     }
 }
 
-async fn pass_on(mut client: TcpStream, backend: SocketAddr, heads: Arc<Mutex<Vec<String>>>) {
+async fn pass_on(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    backend: SocketAddr,
+    heads: Heads,
+) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match client.read_u8().await {
