@@ -2,7 +2,7 @@
 //!
 //! An HTTP/2 connection writes each frame by itself and flushes after it. Most backends take frames of
 //! 16 KiB at most, so that a request of a quarter of a megabyte was seventeen writes and as many
-//! packets; copying it once more costs a tenth of that. What a flush asks for is therefore put off
+//! packets; copying it once more costs less. What a flush asks for is therefore put off
 //! until the connection has nothing more to say for now: it is woken once more, and whatever it does
 //! then, reading first of all, sends what is there. Not for HTTP/1, which writes a request whole and
 //! may not come back to its connection when woken.

@@ -19,13 +19,16 @@ use std::fmt;
 
 use bytes::Bytes;
 use prost::encoding::encode_varint;
+use serde::Deserialize as _;
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
+use serde_json::value::RawValue;
 
 use crate::intake::Refusal;
 use crate::signal::Signal;
 use crate::wire::schema::{self, Field, Kind, Message};
+use scalar::Scalar;
 
 /// Why a body is not OTLP/JSON.
 #[derive(Debug, thiserror::Error)]
@@ -221,13 +224,28 @@ impl<'de> Visitor<'de> for Value<'_> {
                 Err(D::Error::custom(message))
             }
             _ => {
-                let scalar = json.deserialize_any(scalar::Read)?;
+                let scalar = match field.kind {
+                    Kind::Double => double(json)?,
+                    _ => json.deserialize_any(scalar::Read)?,
+                };
                 scalar.write(field, out).map_err(|expected| {
                     let name = field.name;
                     D::Error::custom(format!("{name}: {scalar} is not {expected}"))
                 })
             }
         }
+    }
+}
+
+/// Reads what is to be a double as it is written. The reader of leaves of any kind rounds a number of
+/// seventeen digits to the next but one at times.
+fn double<'de, D: Deserializer<'de>>(json: D) -> Result<Scalar<'de>, D::Error> {
+    let written = <&RawValue>::deserialize(json)?.get();
+    match written.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(Scalar::Float(number)),
+        _ => serde_json::Deserializer::from_str(written)
+            .deserialize_any(scalar::Read)
+            .map_err(D::Error::custom),
     }
 }
 

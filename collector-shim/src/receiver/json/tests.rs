@@ -5,6 +5,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1 as common;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1 as trace;
+use proptest::prelude::*;
 use prost::Message as _;
 
 use super::{JsonError, to_protobuf};
@@ -268,4 +269,27 @@ fn logs_are_converted_and_profiles_are_refused() {
     let json = br#"{"resourceProfiles":[{"scopeProfiles":[{"profiles":[{}]}]}]}"#;
     let error = to_protobuf(Signal::Profiles, json).expect_err("not known");
     assert!(error.to_string().contains("in protobuf alone"), "{error}");
+}
+
+#[test]
+fn a_double_past_the_largest_is_refused() {
+    for written in ["1e400", "-1e400"] {
+        assert!(value(&format!(r#"{{"doubleValue":{written}}}"#)).is_err());
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_double_keeps_its_last_bit(bits in any::<u64>()) {
+        let number = f64::from_bits(bits);
+        prop_assume!(number.is_finite());
+        // The shortest form that is this number and no other.
+        for written in [format!("{number:e}"), format!("\"{number:e}\"")] {
+            let read = value(&format!(r#"{{"doubleValue":{written}}}"#)).expect("a number");
+            let Some(Value::DoubleValue(read)) = read else {
+                panic!("{read:?} is no double");
+            };
+            prop_assert_eq!(read.to_bits(), bits);
+        }
+    }
 }
