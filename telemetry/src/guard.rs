@@ -5,14 +5,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry::InstrumentationScope;
 use opentelemetry::metrics::{Meter, MeterProvider as _};
-use opentelemetry::trace::TracerProvider;
+use opentelemetry::trace::{
+    SpanContext, SpanKind, TraceContextExt as _, TraceFlags, TraceId, TraceState, TracerProvider,
+};
+use opentelemetry::{Context, InstrumentationScope};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{
-    Sampler, SdkTracer, SdkTracerProvider, SimpleSpanProcessor, SpanData, SpanExporter,
-    SpanProcessor, TracerProviderBuilder,
+    Sampler, SamplingDecision, SdkTracer, SdkTracerProvider, ShouldSample as _,
+    SimpleSpanProcessor, SpanData, SpanExporter, SpanProcessor, TracerProviderBuilder,
 };
 use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
 use tokio::runtime::{Handle, Runtime};
@@ -69,9 +71,63 @@ pub enum FlushError {
 pub struct Telemetry {
     provider: SdkTracerProvider,
     propagator: Propagator,
+    recorded: Recorded,
     pipeline: Option<Pipeline>,
     metrics: Option<MetricPipeline>,
     shut_down: bool,
+}
+
+/// Which spans may be recorded, as far as that is known before they begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    roots: bool,
+    below_sampled: bool,
+    below_unsampled: bool,
+}
+
+impl Recorded {
+    /// Whether all are, or none is.
+    const fn every(is_recorded: bool) -> Self {
+        Self {
+            roots: is_recorded,
+            below_sampled: is_recorded,
+            below_unsampled: is_recorded,
+        }
+    }
+
+    /// The sampler is asked. None that can be configured looks at a span's attributes, and every ratio
+    /// takes the lowest trace id, if it takes any.
+    fn by(settings: &Settings) -> Self {
+        if settings.records_unsampled() {
+            return Self::every(true);
+        }
+        let (sampler, kind) = (settings.sampler(), SpanKind::Internal);
+        let records = |parent: Option<&Context>| {
+            let lowest = TraceId::INVALID;
+            let result = sampler.should_sample(parent, lowest, "", &kind, &[], &[]);
+            result.decision != SamplingDecision::Drop
+        };
+        let below = |flags| {
+            let parent = SpanContext::new(1.into(), 1.into(), flags, true, TraceState::NONE);
+            records(Some(&Context::new().with_remote_span_context(parent)))
+        };
+        Self {
+            roots: records(None),
+            below_sampled: below(TraceFlags::SAMPLED),
+            below_unsampled: below(TraceFlags::default()),
+        }
+    }
+
+    /// Whether a span below `parent` may be recorded. Of one that is not, nothing need be found out.
+    pub fn may_record(self, parent: &Context) -> bool {
+        let parent = parent.span();
+        let parent = parent.span_context();
+        match (parent.is_valid(), parent.is_sampled()) {
+            (false, _) => self.roots,
+            (true, true) => self.below_sampled,
+            (true, false) => self.below_unsampled,
+        }
+    }
 }
 
 /// What is there only when metrics are exported.
@@ -161,6 +217,7 @@ impl Telemetry {
         Ok(Self {
             provider,
             propagator,
+            recorded: Recorded::by(settings),
             pipeline: Some(pipeline),
             metrics,
             shut_down: false,
@@ -171,7 +228,7 @@ impl Telemetry {
     /// the guard is shut down, so that a test may look afterwards.
     pub fn with_exporter(exporter: impl SpanExporter + 'static, service_name: &str) -> Self {
         let always = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOn);
-        Self::exporting(exporter, service_name, |processor| {
+        Self::exporting(exporter, service_name, Recorded::every(true), |processor| {
             always.with_span_processor(processor)
         })
     }
@@ -182,7 +239,8 @@ impl Telemetry {
         service_name: &str,
         settings: &Settings,
     ) -> Self {
-        Self::exporting(exporter, service_name, |processor| {
+        let recorded = Recorded::by(settings);
+        Self::exporting(exporter, service_name, recorded, |processor| {
             sampling(settings, processor)
         })
     }
@@ -190,6 +248,7 @@ impl Telemetry {
     fn exporting<E: SpanExporter + 'static>(
         exporter: E,
         service_name: &str,
+        recorded: Recorded,
         builder: impl FnOnce(SimpleSpanProcessor<NeverShutDown<E>>) -> TracerProviderBuilder,
     ) -> Self {
         let resource = Resource::builder_empty()
@@ -202,6 +261,7 @@ impl Telemetry {
         Self {
             provider,
             propagator,
+            recorded,
             pipeline: None,
             metrics: None,
             shut_down: false,
@@ -226,6 +286,7 @@ impl Telemetry {
         Self {
             provider,
             propagator,
+            recorded: Recorded::every(false),
             pipeline: None,
             metrics: None,
             shut_down: true,
@@ -236,6 +297,11 @@ impl Telemetry {
     pub fn tracer(&self, scope: &'static str) -> SdkTracer {
         let scope = InstrumentationScope::builder(scope).with_version(env!("CARGO_PKG_VERSION"));
         self.provider.tracer_with_scope(scope.build())
+    }
+
+    /// Which spans may be recorded.
+    pub fn recorded(&self) -> Recorded {
+        self.recorded
     }
 
     /// A meter whose instruments carry `scope`; `None` when metrics are not exported.

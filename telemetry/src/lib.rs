@@ -90,7 +90,7 @@ pub mod serve;
 
 pub use config::{ConfigError, ExporterSettings, Protocol, Settings};
 pub use error_chain::chain;
-pub use guard::{FlushError, Telemetry};
+pub use guard::{FlushError, Recorded, Telemetry};
 pub use kept::KEPT;
 pub use limited_log::LimitedLog;
 pub use propagation::Propagator;
