@@ -5,16 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry::InstrumentationScope;
 use opentelemetry::metrics::{Meter, MeterProvider as _};
-use opentelemetry::trace::{
-    SpanContext, SpanKind, TraceContextExt as _, TraceFlags, TraceId, TraceState, TracerProvider,
-};
-use opentelemetry::{Context, InstrumentationScope};
+use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{
-    Sampler, SamplingDecision, SdkTracer, SdkTracerProvider, ShouldSample as _,
-    SimpleSpanProcessor, SpanData, SpanExporter, SpanProcessor, TracerProviderBuilder,
+    Sampler, SdkTracer, SdkTracerProvider, SimpleSpanProcessor, SpanData, SpanExporter,
+    SpanProcessor, TracerProviderBuilder,
 };
 use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
 use tokio::runtime::{Handle, Runtime};
@@ -25,6 +23,7 @@ use crate::export::{
 };
 use crate::kept::{KeptSpans, RecordAll};
 use crate::propagation::Propagator;
+use crate::recorded::Recorded;
 
 /// The longest that [`Telemetry::flush`] waits; the SDK gives up a second later.
 const FLUSH_LIMIT: Duration = Duration::from_secs(4);
@@ -75,59 +74,6 @@ pub struct Telemetry {
     pipeline: Option<Pipeline>,
     metrics: Option<MetricPipeline>,
     shut_down: bool,
-}
-
-/// Which spans may be recorded, as far as that is known before they begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    roots: bool,
-    below_sampled: bool,
-    below_unsampled: bool,
-}
-
-impl Recorded {
-    /// Whether all are, or none is.
-    const fn every(is_recorded: bool) -> Self {
-        Self {
-            roots: is_recorded,
-            below_sampled: is_recorded,
-            below_unsampled: is_recorded,
-        }
-    }
-
-    /// The sampler is asked. None that can be configured looks at a span's attributes, and every ratio
-    /// takes the lowest trace id, if it takes any.
-    fn by(settings: &Settings) -> Self {
-        if settings.records_unsampled() {
-            return Self::every(true);
-        }
-        let (sampler, kind) = (settings.sampler(), SpanKind::Internal);
-        let records = |parent: Option<&Context>| {
-            let lowest = TraceId::INVALID;
-            let result = sampler.should_sample(parent, lowest, "", &kind, &[], &[]);
-            result.decision != SamplingDecision::Drop
-        };
-        let below = |flags| {
-            let parent = SpanContext::new(1.into(), 1.into(), flags, true, TraceState::NONE);
-            records(Some(&Context::new().with_remote_span_context(parent)))
-        };
-        Self {
-            roots: records(None),
-            below_sampled: below(TraceFlags::SAMPLED),
-            below_unsampled: below(TraceFlags::default()),
-        }
-    }
-
-    /// Whether a span below `parent` may be recorded. Of one that is not, nothing need be found out.
-    pub fn may_record(self, parent: &Context) -> bool {
-        let parent = parent.span();
-        let parent = parent.span_context();
-        match (parent.is_valid(), parent.is_sampled()) {
-            (false, _) => self.roots,
-            (true, true) => self.below_sampled,
-            (true, false) => self.below_unsampled,
-        }
-    }
 }
 
 /// What is there only when metrics are exported.
