@@ -5,13 +5,16 @@
 //! sent its last byte, which may be before the client has read it. It is handed to the exporter with
 //! the request's own: how the request ends decides whether an unsampled one is kept.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, Version};
-use opentelemetry::trace::{Span as _, SpanKind, Status, TraceContextExt, Tracer as _};
+use opentelemetry::trace::{
+    Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer as _,
+};
 use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use opentelemetry_semantic_conventions::attribute as semconv;
@@ -38,6 +41,41 @@ pub(crate) struct Destination {
     pub(crate) tls: bool,
 }
 
+/// What the span of an attempt says from its start.
+pub(crate) struct Description {
+    name: Cow<'static, str>,
+    attributes: Vec<KeyValue>,
+}
+
+/// Of an attempt to send the request with `head` to `destination`, after `resends` others.
+pub(crate) fn described(
+    instrumentation: &Instrumentation,
+    head: &Parts,
+    destination: &Destination,
+    resends: usize,
+) -> Description {
+    let mut attributes = Vec::with_capacity(ATTRIBUTES);
+    // Without `url.template`, which no client of a proxy tells it, the method alone is the name.
+    let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
+    attributes.push(KeyValue::new(semconv::URL_FULL, url(head, destination)));
+    let host = Arc::clone(&destination.host);
+    attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, host));
+    let port = i64::from(destination.port);
+    attributes.push(KeyValue::new(semconv::SERVER_PORT, port));
+    let peer = destination.address.ip().to_canonical().to_string();
+    attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, peer));
+    let peer_port = i64::from(destination.address.port());
+    attributes.push(KeyValue::new(semconv::NETWORK_PEER_PORT, peer_port));
+    if resends > 0 {
+        let resends = i64::try_from(resends).unwrap_or(i64::MAX);
+        attributes.push(KeyValue::new(semconv::HTTP_REQUEST_RESEND_COUNT, resends));
+    }
+    Description {
+        name: method.unwrap_or(OTHER_METHOD_NAME.into()),
+        attributes,
+    }
+}
+
 /// One attempt at an upstream.
 pub(crate) struct Attempt {
     span: Span,
@@ -51,34 +89,17 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// `request`: the request's context, its span the parent. `resends`: attempts before this one.
+    /// `request`: the request's context, its span the parent. Without a description it is not recorded.
     pub(crate) fn start(
         tracer: &SdkTracer,
-        instrumentation: &Instrumentation,
-        (request, head): (&Context, &Parts),
-        destination: &Destination,
-        resends: usize,
+        request: &Context,
+        description: Option<Description>,
     ) -> Self {
-        let mut attributes = Vec::with_capacity(ATTRIBUTES);
-        // Without `url.template`, which no client of a proxy tells it, the method alone is the name.
-        let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
-        attributes.push(KeyValue::new(semconv::URL_FULL, url(head, destination)));
-        let host = Arc::clone(&destination.host);
-        attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, host));
-        let port = i64::from(destination.port);
-        attributes.push(KeyValue::new(semconv::SERVER_PORT, port));
-        let peer = destination.address.ip().to_canonical().to_string();
-        attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, peer));
-        let peer_port = i64::from(destination.address.port());
-        attributes.push(KeyValue::new(semconv::NETWORK_PEER_PORT, peer_port));
-        if resends > 0 {
-            let resends = i64::try_from(resends).unwrap_or(i64::MAX);
-            attributes.push(KeyValue::new(semconv::HTTP_REQUEST_RESEND_COUNT, resends));
+        let mut builder = SpanBuilder::default().with_kind(SpanKind::Client);
+        if let Some(Description { name, attributes }) = description {
+            builder = builder.with_attributes(attributes);
+            builder.name = name;
         }
-        let builder = tracer
-            .span_builder(method.unwrap_or(OTHER_METHOD_NAME.into()))
-            .with_kind(SpanKind::Client)
-            .with_attributes(attributes);
         let span = tracer.build_with_context(builder, request);
         let context = request.with_remote_span_context(span.span_context().clone());
         Self {

@@ -84,7 +84,7 @@ impl Instrumentation {
     }
 
     /// The value of `http.request.method`, or `None` for a method nobody knows.
-    fn known_method(&self, method: &str) -> Option<Cow<'static, str>> {
+    pub(crate) fn known_method(&self, method: &str) -> Option<Cow<'static, str>> {
         self.known_methods
             .iter()
             .find(|known| *known == method)

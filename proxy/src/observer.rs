@@ -2,7 +2,7 @@
 //! taken. It begins the observation of a request, whether pingora hands it over or not.
 
 use http::HeaderMap;
-use lantern_telemetry::Telemetry;
+use lantern_telemetry::{Recorded, Telemetry};
 use opentelemetry_sdk::trace::SdkTracer;
 
 use crate::attempt::Destination;
@@ -18,6 +18,7 @@ use crate::span::{Instruments, RequestSpan};
 
 pub(crate) struct Observer {
     tracer: SdkTracer,
+    recorded: Recorded,
     pub(crate) trace_headers: TraceHeaders,
     pub(crate) instrumentation: Instrumentation,
     trusted_proxies: TrustedProxies,
@@ -39,6 +40,7 @@ impl Observer {
     pub(crate) fn new(config: &Config, telemetry: &Telemetry, metrics: Option<Metrics>) -> Self {
         Self {
             tracer: telemetry.tracer(env!("CARGO_PKG_NAME")),
+            recorded: telemetry.recorded(),
             trace_headers: TraceHeaders::new(telemetry.propagator()),
             instrumentation: config.instrumentation.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
@@ -78,6 +80,7 @@ impl Observer {
         let parent = self.trace_headers.extract(headers);
         let instruments = Instruments {
             tracer: &self.tracer,
+            recorded: self.recorded,
             instrumentation: &self.instrumentation,
             routes: &self.routes,
             metrics: self.metrics.as_ref(),

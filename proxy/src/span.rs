@@ -12,15 +12,15 @@ use std::time::Instant;
 use http::header::USER_AGENT;
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, Version};
-use lantern_telemetry::KEPT;
+use lantern_telemetry::{KEPT, Recorded};
 use opentelemetry::trace::{
-    Span as _, SpanContext, SpanKind, Status, TraceContextExt, Tracer as _,
+    Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer as _,
 };
 use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use opentelemetry_semantic_conventions::attribute as semconv;
 
-use crate::attempt::{Attempt, Destination};
+use crate::attempt::{self, Attempt, Destination};
 use crate::bodies::Bodies;
 use crate::error::Failure;
 use crate::genai::{self, Exchange};
@@ -75,6 +75,7 @@ pub(crate) struct RequestSpan {
 /// What a request is observed with.
 pub(crate) struct Instruments<'a> {
     pub(crate) tracer: &'a SdkTracer,
+    pub(crate) recorded: Recorded,
     pub(crate) instrumentation: &'a Instrumentation,
     pub(crate) routes: &'a Routes,
     pub(crate) metrics: Option<&'a Metrics>,
@@ -90,48 +91,23 @@ impl RequestSpan {
     ) -> Self {
         let instrumentation = instruments.instrumentation;
         let head = arrival.head;
-        let path = path(head);
-        let route = path.and_then(|path| instruments.routes.find(path));
+        let route = path(head).and_then(|path| instruments.routes.find(path));
         let operation = genai::operation(&head.method, route);
-        let room = operation.map_or(ATTRIBUTES, |_| MODEL_ATTRIBUTES);
-        let mut attributes = Vec::with_capacity(room);
-        let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
-        let name = method.clone().unwrap_or(OTHER_METHOD_NAME.into());
-        let name = match route {
-            Some(route) => format!("{name} {route}").into(),
-            None => name,
-        };
-        if let Some(route) = route {
-            attributes.push(KeyValue::new(semconv::HTTP_ROUTE, route));
-        }
-        if let Some(operation) = operation {
-            attributes.push(KeyValue::new(genai::OPERATION_NAME, operation));
-        }
-        url_attributes(path, head.uri.query(), &mut attributes);
-        let version = protocol_version(head.version);
-        attributes.push(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version));
-        peer_attributes(arrival, &mut attributes);
         let in_flight = instruments.metrics.map(|metrics| {
+            let method = instrumentation.known_method(head.method.as_str());
             metrics.begin(metrics::Request {
                 method: method.unwrap_or(OTHER_METHOD.into()),
                 scheme: origin.scheme,
                 route,
-                version,
+                version: protocol_version(head.version),
             })
         });
-        origin_attributes(origin, &mut attributes);
-        if let Some(agent) = head.headers.get(USER_AGENT) {
-            attributes.push(KeyValue::new(semconv::USER_AGENT_ORIGINAL, text(agent)));
+        let mut builder = SpanBuilder::default().with_kind(SpanKind::Server);
+        if instruments.recorded.may_record(parent) {
+            let (name, attributes) = described(instrumentation, arrival, origin, route);
+            builder = builder.with_attributes(attributes);
+            builder.name = name;
         }
-        instrumentation
-            .server_request
-            .capture(&head.headers, &mut attributes);
-
-        let builder = instruments
-            .tracer
-            .span_builder(name)
-            .with_kind(SpanKind::Server)
-            .with_attributes(attributes);
         let span = instruments.tracer.build_with_context(builder, parent);
         let context = parent.with_remote_span_context(span.span_context().clone());
         let started = Instant::now();
@@ -183,8 +159,12 @@ impl RequestSpan {
         if let Some(bodies) = &mut self.bodies {
             bodies.restart_request();
         }
-        let (request, resends) = ((&self.context, head), self.attempts.len());
-        let attempt = Attempt::start(tracer, instrumentation, request, destination, resends);
+        // The sampler follows the request's span, or decides by the trace as it did for that.
+        let description = self
+            .span
+            .is_recording()
+            .then(|| attempt::described(instrumentation, head, destination, self.attempts.len()));
+        let attempt = Attempt::start(tracer, &self.context, description);
         // Most requests have one, and room for the usual four of a list would be a few kilobytes.
         self.attempts.reserve_exact(1);
         self.attempts.push(attempt);
@@ -350,6 +330,43 @@ impl Drop for RequestSpan {
     fn drop(&mut self) {
         self.finish(Some(Failure::Aborted), self.seen);
     }
+}
+
+/// The name of a request's span, and the attributes that a sampler may look at.
+fn described(
+    instrumentation: &Instrumentation,
+    arrival: &Arrival<'_>,
+    origin: Origin,
+    route: Option<&'static str>,
+) -> (Cow<'static, str>, Vec<KeyValue>) {
+    let head = arrival.head;
+    let operation = genai::operation(&head.method, route);
+    let room = operation.map_or(ATTRIBUTES, |_| MODEL_ATTRIBUTES);
+    let mut attributes = Vec::with_capacity(room);
+    let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
+    let method = method.unwrap_or(OTHER_METHOD_NAME.into());
+    let name = match route {
+        Some(route) => format!("{method} {route}").into(),
+        None => method,
+    };
+    if let Some(route) = route {
+        attributes.push(KeyValue::new(semconv::HTTP_ROUTE, route));
+    }
+    if let Some(operation) = operation {
+        attributes.push(KeyValue::new(genai::OPERATION_NAME, operation));
+    }
+    url_attributes(path(head), head.uri.query(), &mut attributes);
+    let version = protocol_version(head.version);
+    attributes.push(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version));
+    peer_attributes(arrival, &mut attributes);
+    origin_attributes(origin, &mut attributes);
+    if let Some(agent) = head.headers.get(USER_AGENT) {
+        attributes.push(KeyValue::new(semconv::USER_AGENT_ORIGINAL, text(agent)));
+    }
+    instrumentation
+        .server_request
+        .capture(&head.headers, &mut attributes);
+    (name, attributes)
 }
 
 /// The path of a request that has one: not to the server itself (`*`), not CONNECT, nor one whose

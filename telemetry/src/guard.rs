@@ -23,6 +23,7 @@ use crate::export::{
 };
 use crate::kept::{KeptSpans, RecordAll};
 use crate::propagation::Propagator;
+use crate::recorded::Recorded;
 
 /// The longest that [`Telemetry::flush`] waits; the SDK gives up a second later.
 const FLUSH_LIMIT: Duration = Duration::from_secs(4);
@@ -69,6 +70,7 @@ pub enum FlushError {
 pub struct Telemetry {
     provider: SdkTracerProvider,
     propagator: Propagator,
+    recorded: Recorded,
     pipeline: Option<Pipeline>,
     metrics: Option<MetricPipeline>,
     shut_down: bool,
@@ -161,6 +163,7 @@ impl Telemetry {
         Ok(Self {
             provider,
             propagator,
+            recorded: Recorded::by(settings),
             pipeline: Some(pipeline),
             metrics,
             shut_down: false,
@@ -171,7 +174,7 @@ impl Telemetry {
     /// the guard is shut down, so that a test may look afterwards.
     pub fn with_exporter(exporter: impl SpanExporter + 'static, service_name: &str) -> Self {
         let always = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOn);
-        Self::exporting(exporter, service_name, |processor| {
+        Self::exporting(exporter, service_name, Recorded::every(true), |processor| {
             always.with_span_processor(processor)
         })
     }
@@ -182,7 +185,8 @@ impl Telemetry {
         service_name: &str,
         settings: &Settings,
     ) -> Self {
-        Self::exporting(exporter, service_name, |processor| {
+        let recorded = Recorded::by(settings);
+        Self::exporting(exporter, service_name, recorded, |processor| {
             sampling(settings, processor)
         })
     }
@@ -190,6 +194,7 @@ impl Telemetry {
     fn exporting<E: SpanExporter + 'static>(
         exporter: E,
         service_name: &str,
+        recorded: Recorded,
         builder: impl FnOnce(SimpleSpanProcessor<NeverShutDown<E>>) -> TracerProviderBuilder,
     ) -> Self {
         let resource = Resource::builder_empty()
@@ -202,6 +207,7 @@ impl Telemetry {
         Self {
             provider,
             propagator,
+            recorded,
             pipeline: None,
             metrics: None,
             shut_down: false,
@@ -226,6 +232,7 @@ impl Telemetry {
         Self {
             provider,
             propagator,
+            recorded: Recorded::every(false),
             pipeline: None,
             metrics: None,
             shut_down: true,
@@ -236,6 +243,11 @@ impl Telemetry {
     pub fn tracer(&self, scope: &'static str) -> SdkTracer {
         let scope = InstrumentationScope::builder(scope).with_version(env!("CARGO_PKG_VERSION"));
         self.provider.tracer_with_scope(scope.build())
+    }
+
+    /// Which spans may be recorded.
+    pub fn recorded(&self) -> Recorded {
+        self.recorded
     }
 
     /// A meter whose instruments carry `scope`; `None` when metrics are not exported.

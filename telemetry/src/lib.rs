@@ -23,7 +23,7 @@
 //! - [`config`]: every variable, parsed once; what cannot be used is a [`ConfigError`] of one line.
 //! - `export`: spans as OTLP has them, the queue of these, the exporter, and the ledger of lost spans.
 //! - `propagation`: trace context in HTTP headers.
-//! - `kept`: spans exported though nobody sampled them.
+//! - `kept`: spans exported though nobody sampled them. `recorded`: which may be, before they begin.
 //! - `guard`: [`Telemetry`], which holds it all and flushes. Nothing is global.
 //! - [`process`]: logging, signals and exit codes, the same in every program.
 //! - [`serve`]: an accept loop with its bounds and its drain, for every port but the proxy's.
@@ -88,6 +88,7 @@ mod kept;
 mod limited_log;
 pub mod process;
 mod propagation;
+mod recorded;
 pub mod serve;
 
 pub use config::{ConfigError, ExporterSettings, Protocol, Settings};
@@ -96,3 +97,4 @@ pub use guard::{FlushError, Telemetry};
 pub use kept::KEPT;
 pub use limited_log::LimitedLog;
 pub use propagation::Propagator;
+pub use recorded::Recorded;

@@ -3,11 +3,13 @@
 use http::{HeaderMap, HeaderValue};
 use lantern_telemetry::Telemetry;
 use opentelemetry::Context;
-use opentelemetry::trace::{Span as _, TraceContextExt as _, Tracer as _};
+use opentelemetry::trace::{
+    Span as _, SpanContext, TraceContextExt as _, TraceFlags, TraceState, Tracer as _,
+};
 use opentelemetry_sdk::trace::InMemorySpanExporter;
 
 use crate::receiver::Receiver;
-use crate::{PATIENCE, end_spans, start};
+use crate::{PATIENCE, end_spans, settings, start};
 
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -119,4 +121,49 @@ async fn guards_of_one_process_do_not_share_anything() {
     drop(span);
     second.shutdown(PATIENCE).await.expect("delivered");
     assert_eq!((one.so_far().len(), two.so_far().len()), (1, 1));
+}
+
+#[test]
+fn what_may_be_recorded_is_known_before_a_span_begins() {
+    let below = |flags| {
+        let parent = SpanContext::new(7.into(), 7.into(), flags, true, TraceState::NONE);
+        Context::new().with_remote_span_context(parent)
+    };
+    let parents = [
+        Context::new(),
+        below(TraceFlags::SAMPLED),
+        below(TraceFlags::default()),
+    ];
+    for (sampler, ratio) in [
+        ("always_on", ""),
+        ("always_off", ""),
+        ("traceidratio", "1"),
+        ("parentbased_always_on", ""),
+        ("parentbased_always_off", ""),
+        ("parentbased_traceidratio", "1"),
+    ] {
+        let vars = [
+            ("OTEL_TRACES_SAMPLER", sampler),
+            ("OTEL_TRACES_SAMPLER_ARG", ratio),
+        ];
+        let sampled = settings(&vars);
+        for (settings, keeps) in [
+            (sampled.clone(), false),
+            (sampled.recording_unsampled(), true),
+        ] {
+            let exporter = InMemorySpanExporter::default();
+            let telemetry = Telemetry::with_exporter_sampled(exporter, "test", &settings);
+            let tracer = telemetry.tracer("test");
+            for parent in &parents {
+                let is_recording = tracer.start_with_context("work", parent).is_recording();
+                assert_eq!(
+                    telemetry.recorded().may_record(parent),
+                    is_recording,
+                    "{sampler}, {keeps}, {parent:?}"
+                );
+            }
+        }
+    }
+    let off = Telemetry::disabled().recorded();
+    assert!(parents.iter().all(|parent| !off.may_record(parent)));
 }
