@@ -9,8 +9,8 @@ namespace {
 // One row's queries and keys, normed and turned, in place; keys and values to their pages. A warp for each head.
 template <class T>
 __global__ void place(const LanternAttention p, T *qkv) {
-    start_dependents();
     wait_for_predecessors();
+    start_dependents();
     const int all = p.heads + 2 * p.kv_heads;
     const int at = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (at >= p.rows * all) {
@@ -60,8 +60,8 @@ __global__ void place(const LanternAttention p, T *qkv) {
 template <class T>
 __global__ void plain_attention(const LanternAttention p) {
     constexpr int MOST = 16;  // numbers of a head on each lane: up to 512
-    start_dependents();
     wait_for_predecessors();
+    start_dependents();
     const int at = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (at >= p.rows * p.heads) {
         return;

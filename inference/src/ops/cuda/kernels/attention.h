@@ -2,6 +2,9 @@
 // time.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "interface.h"
 
 namespace lantern {
@@ -11,8 +14,17 @@ namespace lantern {
 template <class T>
 cudaError_t attend_singles(const LanternAttention &p, bool placed, cudaStream_t stream);
 
+template <>
+cudaError_t attend_singles<__half>(const LanternAttention &p, bool placed, cudaStream_t stream);
+template <>
+cudaError_t attend_singles<__nv_bfloat16>(const LanternAttention &p, bool placed, cudaStream_t stream);
+
 // Tiles of placed rows.
 template <class T>
 cudaError_t attend_tiles(const LanternAttention &p, cudaStream_t stream);
+template <>
+cudaError_t attend_tiles<__half>(const LanternAttention &p, cudaStream_t stream);
+template <>
+cudaError_t attend_tiles<__nv_bfloat16>(const LanternAttention &p, cudaStream_t stream);
 
 }  // namespace lantern

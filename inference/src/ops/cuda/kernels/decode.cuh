@@ -187,7 +187,6 @@ __global__ void __launch_bounds__(WARPS *WARP, GROUP == 1 && WARPS == 4 ? 4 : 1)
     // each token is more work.
     constexpr int MIN_SHARE = 2 * WARPS * Unit::UNIT / (GROUP > 1 ? 2 : 1);
     __shared__ float met[WARPS][GROUP][DIM + 2];
-    start_dependents();
     if (placed) {
         wait_for_predecessors();
     }
@@ -216,6 +215,7 @@ __global__ void __launch_bounds__(WARPS *WARP, GROUP == 1 && WARPS == 4 ? 4 : 1)
     odd.load(p, table, kv_head, from + STRIDE, end);
 
     wait_for_predecessors();
+    start_dependents();
     const T *own = static_cast<const T *>(p.qkv) + static_cast<size_t>(row) * (p.heads + 2 * p.kv_heads) * DIM;
     const Placer<T, DIM> placer(p, part, position, !placed);
     float queries[GROUP][8];

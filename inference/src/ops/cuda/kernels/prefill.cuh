@@ -153,7 +153,6 @@ template <class T, int DIM>
 __global__ void __launch_bounds__(WARPS *WARP) attend(const LanternAttention p) {
     using Tile = prefill::Tile<T, DIM>;
     extern __shared__ uint4 shared[];
-    start_dependents();
     const int tile = gridDim.x - 1 - blockIdx.x;  // a prompt's last rows, which see most, first
     const int first_row = p.tile_rows[tile], rows = p.tile_lengths[tile];
     const int head = blockIdx.y, kv_head = head / (p.heads / p.kv_heads);
@@ -167,6 +166,7 @@ __global__ void __launch_bounds__(WARPS *WARP) attend(const LanternAttention p) 
     const float scale = p.scale * 1.44269504f;  // exp2 is the machine's own
 
     wait_for_predecessors();
+    start_dependents();
     Tile::copy(p, table, kv_head, base, begin, end);
     close_copies();
     Rows<T, DIM> state(p, first_row, rows, mine, head);

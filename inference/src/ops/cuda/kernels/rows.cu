@@ -11,8 +11,8 @@ constexpr int ROW_THREADS = 256;
 
 template <class T>
 __global__ void embed(const LanternEmbedding p) {
-    start_dependents();
     wait_for_predecessors();
+    start_dependents();
     const int row = blockIdx.x;
     const T *token = nullptr, *position = nullptr;
     if (p.tokens) {
@@ -48,8 +48,8 @@ __device__ float sum_block(float value) {
 
 template <class T>
 __global__ void norm(const T *x, const T *residual, T *out, const LanternNorm norm, int size) {
-    start_dependents();
     wait_for_predecessors();
+    start_dependents();
     const size_t start = static_cast<size_t>(blockIdx.x) * size;
     const T *weight = static_cast<const T *>(norm.weight), *bias = static_cast<const T *>(norm.bias);
     float mean = 0.f;
@@ -81,8 +81,8 @@ __global__ void norm(const T *x, const T *residual, T *out, const LanternNorm no
 // Grid: rows, parts of a row.
 template <class T>
 __global__ void activate(const T *x, T *out, int results, int activation, bool gated) {
-    start_dependents();
     wait_for_predecessors();
+    start_dependents();
     const T *row = x + static_cast<size_t>(blockIdx.x) * results * (gated ? 2 : 1);
     const int i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i < results) {
@@ -94,8 +94,8 @@ __global__ void activate(const T *x, T *out, int results, int activation, bool g
 
 template <class T>
 __global__ void gather(const T *x, const uint32_t *rows, T *out, int size) {
-    start_dependents();
     wait_for_predecessors();
+    start_dependents();
     const size_t from = static_cast<size_t>(rows[blockIdx.x]) * size, to = static_cast<size_t>(blockIdx.x) * size;
     for (int i = threadIdx.x; i < size; i += blockDim.x) {
         out[to + i] = x[from + i];
@@ -105,8 +105,8 @@ __global__ void gather(const T *x, const uint32_t *rows, T *out, int size) {
 // Grid: parts of the vocabulary, rows.
 template <class T>
 __global__ void find_best(const T *logits, unsigned long long *best, int vocabulary) {
-    start_dependents();
     wait_for_predecessors();
+    start_dependents();
     const T *row = logits + static_cast<size_t>(blockIdx.y) * vocabulary;
     unsigned long long highest = 0;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < vocabulary; i += gridDim.x * blockDim.x) {
@@ -122,8 +122,8 @@ __global__ void find_best(const T *logits, unsigned long long *best, int vocabul
 }
 
 __global__ void take_best(unsigned long long *best, uint32_t *chosen, int rows) {
-    start_dependents();
     wait_for_predecessors();
+    start_dependents();
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row < rows) {
         chosen[row] = best[row] ? 0xffffffffu - static_cast<uint32_t>(best[row]) : 0xffffffffu;
@@ -132,8 +132,8 @@ __global__ void take_best(unsigned long long *best, uint32_t *chosen, int rows) 
 }
 
 __global__ void carry(uint32_t *ids, const uint32_t *rows, const uint32_t *from, const uint32_t *chosen, int count) {
-    start_dependents();
     wait_for_predecessors();
+    start_dependents();
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) {
         ids[rows[i]] = chosen[from[i]];

@@ -174,7 +174,12 @@ __global__ void __launch_bounds__(WIDE *DEEP *WARP, ONCE ? 1024 / (WIDE * DEEP *
     extern __shared__ uint4 shared[];
     auto *partial = reinterpret_cast<float *>(shared);  // (DEEP, WIDE, TILES, rows, TILE)
     auto *staged = reinterpret_cast<uint16_t *>(partial + DEEP * WIDE * TILES * p.rows * TILE);
-    start_dependents();
+    // What attention comes after has neither: attention asks for keys and values meanwhile. Blocks of another product
+    // would be in the way of these.
+    const bool early = !p.residual && p.activation == LANTERN_NO_ACTIVATION;
+    if (early) {
+        start_dependents();
+    }
 
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int wide = warp % WIDE, deep = warp / WIDE;
@@ -211,6 +216,9 @@ __global__ void __launch_bounds__(WIDE *DEEP *WARP, ONCE ? 1024 / (WIDE * DEEP *
     first.template read_bias<T>(p, results, bias);
 
     wait_for_predecessors();
+    if (!early) {
+        start_dependents();
+    }
     const auto *x = static_cast<const uint16_t *>(p.x);
     size_t x_stride = p.inputs;
     if (STAGED) {
