@@ -77,7 +77,8 @@ ENV CARGO_HOME=/usr/local/cargo RUSTUP_HOME=/usr/local/rustup PATH=/usr/local/ca
 WORKDIR /src
 COPY --from=source /src .
 ARG PROFILE
-# No GPU is at hand while an image is built: the oldest one that it shall run on, 80 for Ampere.
+# No GPU is at hand while an image is built: the oldest one that it shall run on, 80 for Ampere. From there to
+# Hopper our own kernels come as machine code, candle's as PTX.
 ARG CUDA_COMPUTE_CAP=80
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,id=target-cuda,target=/src/target,sharing=locked \

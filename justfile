@@ -56,6 +56,10 @@ llama GGUF:
     LANTERN_TEST_GGUF="$(realpath {{GGUF}})" \
         cargo test --release -p lantern --test it -- --ignored llama_cpps_server
 
+# Every way through the shim between real neighbours: the Python SDK, Jaeger, the Collector; attribute for attribute
+matrix:
+    tests/matrix/run.sh
+
 # The container stack, really run: a request's trace must be whole in Jaeger, by both protocols
 compose-test:
     tests/compose.sh

@@ -41,7 +41,7 @@ const SPANS: [&str; 7] = [
 #[command(after_help = "\
 Environment:
   OTEL_EXPORTER_OTLP_TRACES_ENDPOINT   send the spans through the shim to this backend, and keep none
-  OTEL_EXPORTER_OTLP_TRACES_PROTOCOL   grpc (default) or http/protobuf, on both sides of the shim
+  OTEL_EXPORTER_OTLP_TRACES_PROTOCOL   grpc (default), http/protobuf or http/json, on both sides of the shim
   and the other standard OTEL_* variables")]
 pub(crate) struct Args {
     /// Exit after the first request: 0 only if its whole trace arrived

@@ -15,11 +15,13 @@ pub use backends::{Backend, LogAck, QueueDir, Waiting};
 pub use door::{Door, DoorArgs, Origins};
 pub use limits::{LimitArgs, Pace};
 pub use tail::TailArgs;
+pub use ways::{Balance, FileSettings, Way};
 
 mod backends;
 mod door;
 mod limits;
 mod tail;
+mod ways;
 
 /// A year: what is longer is a mistake, and would be past what the clock can tell.
 const MAX_DRAIN_SECONDS: u64 = 365 * 86_400;
@@ -70,8 +72,8 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_REQUEST_BYTES)]
     pub max_request_bytes: usize,
 
-    /// Forward to this backend; may be repeated. NAME is for you to choose: settings of the backend are
-    /// LANTERN_BACKEND_NAME_PROTOCOL, …_HEADERS and so on
+    /// Forward to this backend, or to OTLP/JSON lines in file:///DIR; may be repeated. NAME is for you to
+    /// choose: settings of the backend are LANTERN_BACKEND_NAME_PROTOCOL, …_HEADERS and so on
     #[arg(long, value_name = "NAME=URL")]
     pub backend: Vec<String>,
 
@@ -193,7 +195,7 @@ pub enum Destination {
         /// Over it the oldest trace goes.
         max_bytes: usize,
     },
-    /// On to OTLP backends, all of it to each.
+    /// On to backends, all of it to each.
     Backends {
         /// One or more.
         backends: Vec<Backend>,
@@ -312,7 +314,9 @@ impl Args {
         named
             .into_iter()
             .map(|(variable, named, backend)| {
-                self.check_not_ourselves(variable, named, &backend.exporter.endpoint)?;
+                if let Some(exporter) = backend.way.exporter() {
+                    self.check_not_ourselves(variable, named, &exporter.endpoint)?;
+                }
                 Ok(backend)
             })
             .collect()
@@ -483,7 +487,7 @@ mod tests {
         let Destination::Backends { backends, .. } = config.destination else {
             panic!("forwards");
         };
-        let endpoints: Vec<_> = backends.iter().map(|one| &one.exporter.endpoint).collect();
+        let endpoints: Vec<_> = backends.iter().map(|one| one.way.endpoint()).collect();
         assert_eq!(endpoints, ["http://jaeger:4317"]);
     }
 

@@ -136,15 +136,7 @@ impl Intake {
         let accepted = match &self.sink {
             Sink::Store(_) => Ok(Accepted::default()),
             Sink::Direct(direct) => direct.send(&checked.payloads).await,
-            Sink::Queue(queue) => {
-                // On its own, so that a sender that goes away meanwhile does not undo the counting.
-                let (queue, intake) = (Arc::clone(queue), Arc::clone(self));
-                let queueing =
-                    tokio::spawn(async move { intake.queue(&queue, signal, checked).await });
-                return queueing
-                    .await
-                    .unwrap_or_else(|error| Err(Refusal::unavailable(error.to_string())));
-            }
+            Sink::Queue(queue) => return self.queue(queue, signal, &checked).await,
         };
         self.count(signal, transport, checked.items, accepted.is_ok());
         accepted
@@ -201,21 +193,28 @@ impl Intake {
     }
 
     async fn queue(
-        &self,
-        queue: &Queue,
+        self: &Arc<Intake>,
+        queue: &Arc<Queue>,
         signal: Signal,
-        checked: Checked,
+        checked: &Checked,
     ) -> Result<Accepted, Refusal> {
-        let Checked {
-            payloads,
-            items,
-            transport,
-        } = checked;
-        let offered = self.patience.offer(queue, payloads).await;
-        self.count(signal, transport, items, offered.is_ok());
-        match offered {
+        let (items, transport) = (checked.items, checked.transport);
+        let attempt = || {
+            let (queue, intake) = (Arc::clone(queue), Arc::clone(self));
+            let payloads = checked.payloads.clone();
+            // On its own, so that a sender that goes away meanwhile does not undo the counting.
+            let queueing = tokio::spawn(async move {
+                queue.offer(payloads).await?;
+                intake.count(signal, transport, items, true);
+                Ok(())
+            });
+            async { queueing.await.unwrap_or(Err(OfferError::Closed)) }
+        };
+        let bytes = checked.payloads.iter().map(|one| one.bytes.len()).sum();
+        match self.patience.offer(queue, bytes, attempt).await {
             Ok(()) => Ok(Accepted::default()),
             Err(error) => {
+                self.count(signal, transport, items, false);
                 if error != OfferError::Closed {
                     self.counters.enqueue_failed.of(signal).add(items);
                 }

@@ -21,8 +21,9 @@
 //! - `log`: the queue on disk: a checksummed log in segments, a cursor for each backend, recovery, dead
 //!   letters.
 //! - `encode`: protobuf as OTLP/JSON.
-//! - `exporter`: OTLP out: an `outlet` to each backend by `grpc`, on `batched` connections, or `http`,
-//!   senders from the queue, `direct` with the sender waiting, and which answers are tried again.
+//! - `exporter`: the ways out: an `outlet` to each backend by `grpc`, on `batched` connections, or `http`, in parts
+//!   to all addresses of a name (`balance`), or into `files`; senders from the queue, `direct` with the sender
+//!   waiting, and which answers are tried again.
 //! - `tail`: which traces are sent on, when not all are.
 //! - `store`: the embedded store, its model of a trace, and searches.
 //! - `viewer`: Jaeger's query API over the store, one page, health and metrics.
@@ -56,10 +57,11 @@ mod viewer;
 mod wire;
 
 pub use config::{
-    Ack, Args, Backend, Config, Destination, Door, DoorArgs, LimitArgs, LogAck, Origins, Pace,
-    QueueDir, TailArgs, Waiting,
+    Ack, Args, Backend, Balance, Config, Destination, Door, DoorArgs, FileSettings, LimitArgs,
+    LogAck, Origins, Pace, QueueDir, TailArgs, Waiting, Way,
 };
 pub use counts::Counts;
+pub use exporter::{Resolve, Resolving, SystemResolver};
 pub use handle::ShimHandle;
 pub use log::QueueDirError;
 pub use program::{AFTER_HELP, Cli, run};

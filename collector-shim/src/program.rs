@@ -41,6 +41,12 @@ Examples:
     lantern shim --queue-dir /var/lib/lantern-shim \\
       --backend cloud=https://otlp.example.com --backend jaeger=grpc://localhost:5317
 
+  Share traces out among the pods behind a headless service, the spans of each to one of them:
+    LANTERN_BACKEND_TAIL_BALANCE=trace-id lantern shim --backend tail=grpc://sampler.otel:4317
+
+  Keep a copy in files of OTLP/JSON lines, the last eleven of each signal:
+    lantern shim --backend jaeger=grpc://localhost:5317 --backend copy=file:///var/lib/otlp
+
   Queue nothing: a sender is answered once the backend has accepted:
     OTEL_EXPORTER_OTLP_ENDPOINT=grpc://localhost:5317 lantern shim --ack backend
 
@@ -62,14 +68,21 @@ Examples:
 
 Environment (each also as OTEL_EXPORTER_OTLP_TRACES_…, which wins):
   OTEL_EXPORTER_OTLP_ENDPOINT     the backend; without one traces are kept here
-  OTEL_EXPORTER_OTLP_PROTOCOL     grpc (default) or http/protobuf
+  OTEL_EXPORTER_OTLP_PROTOCOL     grpc (default), http/protobuf or http/json
   OTEL_EXPORTER_OTLP_HEADERS      key=value,… sent with every request
   OTEL_EXPORTER_OTLP_COMPRESSION  none or gzip; unless set, as requests came
   OTEL_EXPORTER_OTLP_TIMEOUT      milliseconds for one attempt, 10000 by default
   OTEL_EXPORTER_OTLP_INSECURE     true: an endpoint without a scheme is reached without TLS
   OTEL_EXPORTER_OTLP_CERTIFICATE, …_CLIENT_CERTIFICATE, …_CLIENT_KEY
                                   PEM files: the authority to trust, and who we are
-  LANTERN_BACKEND_NAME_…          the same of --backend NAME=URL, and …_SIGNALS: traces,metrics,…
+  HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY
+                                  the proxy on the way to it; gRPC goes by HTTPS_PROXY, in a tunnel
+  LANTERN_BACKEND_NAME_…          the same of --backend NAME=URL, and
+    …_SIGNALS                     traces,metrics,…
+    …_BALANCE=trace-id            to all addresses of URL's host, each trace to one of them
+    …_RESOLVE_SECONDS             how often they are asked for, 5 by default
+    …_FILE_MAX_BYTES, …_FILE_MAX_COUNT
+                                  of files: when one is full, and how many full ones stay
   OTEL_LOG_LEVEL                  error, warn, info (default), debug or trace
 
 On the viewer's port there are also /healthz, /readyz, which fails while the queue is nearly full as

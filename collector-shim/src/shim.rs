@@ -178,8 +178,8 @@ impl Shim {
                         %grpc,
                         %http,
                         backend = backend.name,
-                        endpoint = backend.exporter.endpoint,
-                        protocol = %backend.exporter.protocol,
+                        endpoint = backend.way.endpoint(),
+                        protocol = backend.way.protocol(),
                         queue_max_bytes,
                         ?waiting,
                         "forwarding"

@@ -32,7 +32,7 @@ Examples:
     -d '{\"model\": \"facebook/opt-125m\", \"prompt\": \"San Francisco is a\", \"max_tokens\": 10}'
 
 Environment:
-  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_PROTOCOL (grpc, http/protobuf),
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_PROTOCOL (grpc, http/protobuf, http/json),
   OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, ...   where and how spans go; off when no endpoint is named
   OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=true   prompts and completions on spans
   OTEL_METRICS_EXPORTER=otlp   gen_ai.server.* metrics too, to OTEL_EXPORTER_OTLP_METRICS_ENDPOINT

@@ -25,6 +25,9 @@ use crate::span::protocol_version;
 /// The id that the upstream gave the request (string).
 const UPSTREAM_REQUEST_ID: Key = Key::from_static_str("lantern.upstream.request.id");
 
+/// Room for the attributes of an ordinary attempt, so that the list does not grow.
+const ATTRIBUTES: usize = 12;
+
 /// Where an attempt goes.
 pub(crate) struct Destination {
     /// The upstream as it was configured, which is `server.address`.
@@ -56,7 +59,7 @@ impl Attempt {
         destination: &Destination,
         resends: usize,
     ) -> Self {
-        let mut attributes = Vec::with_capacity(10);
+        let mut attributes = Vec::with_capacity(ATTRIBUTES);
         // Without `url.template`, which no client of a proxy tells it, the method alone is the name.
         let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
         attributes.push(KeyValue::new(semconv::URL_FULL, url(head, destination)));

@@ -42,7 +42,7 @@ never is, this one goes on. Sockets of systemd (LISTEN_FDS) are taken by the add
 Environment (the standard OpenTelemetry variables, among them):
   OTEL_SERVICE_NAME                     name of this service [default: lantern-proxy]
   OTEL_EXPORTER_OTLP_TRACES_ENDPOINT    where spans go [default: http://localhost:4317]
-  OTEL_EXPORTER_OTLP_TRACES_PROTOCOL    grpc or http/protobuf [default: grpc]
+  OTEL_EXPORTER_OTLP_TRACES_PROTOCOL    grpc, http/protobuf or http/json [default: grpc]
   OTEL_TRACES_SAMPLER, ..._ARG          what is sampled [default: parentbased_always_on]
   OTEL_PROPAGATORS                      tracecontext, baggage, b3, b3multi, jaeger
   OTEL_SDK_DISABLED=true                no spans; trace headers pass as they are

@@ -1,35 +1,20 @@
 //! Trace context on its way through: in with the request, out to the upstream with this proxy's
 //! span as the parent.
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use lantern_telemetry::Propagator;
 use opentelemetry::Context;
 use pingora::http::RequestHeader;
 
-const BAGGAGE: &str = "baggage";
-
-pub(crate) struct TraceHeaders {
-    propagator: Propagator,
-    /// What the propagator writes, and so what a client's request must not bring along.
-    replaced: Vec<HeaderName>,
-}
+pub(crate) struct TraceHeaders(Propagator);
 
 impl TraceHeaders {
     pub(crate) fn new(propagator: Propagator) -> Self {
-        let replaced = propagator
-            .fields()
-            .into_iter()
-            .filter(|&field| field != BAGGAGE)
-            .filter_map(|field| HeaderName::try_from(field).ok())
-            .collect();
-        Self {
-            propagator,
-            replaced,
-        }
+        Self(propagator)
     }
 
     pub(crate) fn extract(&self, headers: &HeaderMap) -> Context {
-        self.propagator.extract(headers)
+        self.0.extract(headers)
     }
 
     /// Puts `context` into `request` in place of all trace headers that came in. A `tracestate` goes
@@ -39,17 +24,16 @@ impl TraceHeaders {
         context: &Context,
         request: &mut RequestHeader,
     ) -> pingora::Result<()> {
-        // pingora keeps the case of names beside the map, so the map cannot be written to directly.
-        let mut injected = HeaderMap::with_capacity(self.replaced.len());
-        self.propagator.inject(context, &mut injected);
-        for name in &self.replaced {
+        for name in self.0.span_fields() {
             request.remove_header(name);
         }
-        for (name, value) in &injected {
-            if name.as_str() != BAGGAGE {
-                request.insert_header(name.clone(), value.clone())?;
+        let mut result = Ok(());
+        self.0.inject_span(context, |name, value| {
+            // pingora keeps the case of names beside the map, so the map cannot be written to directly.
+            if let Err(error) = request.insert_header(name, value) {
+                result = Err(error);
             }
-        }
-        Ok(())
+        });
+        result
     }
 }

@@ -41,8 +41,10 @@ const TIME_TO_FIRST_BYTE: Key = Key::from_static_str("lantern.http.response.time
 /// The request's id, where it is not the trace's (string).
 const REQUEST_ID: Key = Key::from_static_str("lantern.request.id");
 
-/// Room for the attributes of an ordinary request, so that the list grows once at most.
-const ATTRIBUTES_AT_START: usize = 16;
+/// Room for the attributes of an ordinary request, so that the list does not grow: of one to a model, and
+/// of any other.
+const MODEL_ATTRIBUTES: usize = 32;
+const ATTRIBUTES: usize = 18;
 
 /// What had passed through when the request ended.
 #[derive(Clone, Copy, Default)]
@@ -62,8 +64,9 @@ pub(crate) struct RequestSpan {
     started: Instant,
     /// What a request that never comes to `finish` has shown of itself.
     seen: Transferred,
-    /// `None` unless the span records or the request is measured: then nothing is read.
-    bodies: Option<Bodies>,
+    /// `None` unless the span records or the request is measured: then nothing is read. Boxed, as a
+    /// request's context is moved some times and this is most of it.
+    bodies: Option<Box<Bodies>>,
     in_flight: Option<InFlight>,
     keep: Keep,
     ended: bool,
@@ -89,7 +92,9 @@ impl RequestSpan {
         let head = arrival.head;
         let path = path(head);
         let route = path.and_then(|path| instruments.routes.find(path));
-        let mut attributes = Vec::with_capacity(ATTRIBUTES_AT_START);
+        let operation = genai::operation(&head.method, route);
+        let room = operation.map_or(ATTRIBUTES, |_| MODEL_ATTRIBUTES);
+        let mut attributes = Vec::with_capacity(room);
         let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
         let name = method.clone().unwrap_or(OTHER_METHOD_NAME.into());
         let name = match route {
@@ -99,7 +104,6 @@ impl RequestSpan {
         if let Some(route) = route {
             attributes.push(KeyValue::new(semconv::HTTP_ROUTE, route));
         }
-        let operation = genai::operation(&head.method, route);
         if let Some(operation) = operation {
             attributes.push(KeyValue::new(genai::OPERATION_NAME, operation));
         }
@@ -135,7 +139,7 @@ impl RequestSpan {
             let exchange = operation.map(|operation| {
                 Exchange::new(operation, started, instrumentation.content_bytes())
             });
-            Bodies::new(&head.headers, exchange)
+            Box::new(Bodies::new(&head.headers, exchange))
         });
         Self {
             span,
@@ -181,6 +185,8 @@ impl RequestSpan {
         }
         let (request, resends) = ((&self.context, head), self.attempts.len());
         let attempt = Attempt::start(tracer, instrumentation, request, destination, resends);
+        // Most requests have one, and room for the usual four of a list would be a few kilobytes.
+        self.attempts.reserve_exact(1);
         self.attempts.push(attempt);
     }
 
@@ -248,7 +254,7 @@ impl RequestSpan {
 
     /// The tokens that the request has taken so far; `None` unless its bodies are read.
     pub(crate) fn tokens(&self) -> Option<u64> {
-        self.bodies.as_ref().map(Bodies::tokens)
+        self.bodies.as_deref().map(Bodies::tokens)
     }
 
     /// Ends the span; only the first call counts.
@@ -273,7 +279,7 @@ impl RequestSpan {
                 request_body_bytes: transferred.request_body_bytes,
                 response_body_bytes: transferred.response_body_bytes,
                 trace,
-                facts: bodies.as_ref().and_then(Bodies::facts),
+                facts: bodies.as_ref().and_then(|bodies| bodies.facts()),
             });
         }
         if self.span.is_recording()

@@ -268,7 +268,9 @@ impl ToShim<'_> {
         let protocol = self.settings.protocol();
         let endpoint = match protocol {
             Protocol::Grpc => format!("http://{}", self.grpc),
-            Protocol::HttpProtobuf => format!("http://{}/v1/traces", self.http),
+            Protocol::HttpProtobuf | Protocol::HttpJson => {
+                format!("http://{}/v1/traces", self.http)
+            }
         };
         // Credentials, certificates and compression are the backend's: the shim uses them.
         let settings = Settings::from_vars(|name| match std::env::var(name).ok() {

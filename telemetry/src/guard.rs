@@ -11,15 +11,15 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider,
-    SimpleSpanProcessor, SpanData, SpanExporter, SpanProcessor, TracerProviderBuilder,
+    Sampler, SdkTracer, SdkTracerProvider, SimpleSpanProcessor, SpanData, SpanExporter,
+    SpanProcessor, TracerProviderBuilder,
 };
 use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
 use tokio::runtime::{Handle, Runtime};
 
 use crate::config::{ConfigError, MetricSettings, PropagatorKind, Settings};
 use crate::export::{
-    self, CountedQueue, DropLedger, ExportContext, GuardedExporter, LastFailure, Losses, Waiting,
+    self, DropLedger, ExportContext, LastFailure, Losses, OtlpClient, QueueLimits, SpanQueue,
 };
 use crate::kept::{KeptSpans, RecordAll};
 use crate::propagation::Propagator;
@@ -103,8 +103,31 @@ impl MetricPipeline {
 struct Pipeline {
     runtime: ExportRuntime,
     ledger: Arc<DropLedger>,
-    waiting: Arc<Waiting>,
+    queue: Arc<SpanQueue>,
     last_failure: LastFailure,
+}
+
+impl Pipeline {
+    /// The provider whose spans go this way.
+    fn provider(
+        &self,
+        settings: &Settings,
+        resource: Resource,
+    ) -> Result<SdkTracerProvider, ConfigError> {
+        // What is made here lives there.
+        let _inside = self.runtime.handle().enter();
+        let (exporter, batch) = (settings.exporter(), settings.batch());
+        let limit = exporter.timeout + EXPORT_GRACE;
+        let processor = export::start(ExportContext {
+            client: OtlpClient::new(exporter, &resource, self.last_failure.clone())?,
+            queue: Arc::clone(&self.queue),
+            ledger: Arc::clone(&self.ledger),
+            limit: batch.export_timeout.min(limit),
+            delay: batch.schedule_delay,
+        });
+        let builder = sampling(settings, processor);
+        Ok(builder.with_resource(resource).build())
+    }
 }
 
 impl Telemetry {
@@ -122,21 +145,19 @@ impl Telemetry {
             off.metrics = metrics;
             return Ok(off);
         }
+        let batch = settings.batch();
+        let limits = QueueLimits {
+            queue_spans: batch.max_queue_spans,
+            batch_spans: batch.max_batch_spans,
+            value_chars: settings.limits().value_chars,
+        };
         let pipeline = Pipeline {
             runtime: ExportRuntime::start(),
             ledger: Arc::new(DropLedger::new(&settings.exporter().endpoint)),
-            waiting: Arc::default(),
+            queue: Arc::new(SpanQueue::new(limits)),
             last_failure: LastFailure::default(),
         };
-        let exporter = {
-            let _inside = pipeline.runtime.handle().enter();
-            export::build(
-                settings.exporter(),
-                &resource,
-                pipeline.last_failure.clone(),
-            )?
-        };
-        let provider = provider(settings, resource, &pipeline, exporter);
+        let provider = pipeline.provider(settings, resource)?;
         Ok(Self {
             provider,
             propagator,
@@ -291,7 +312,7 @@ impl Telemetry {
         let Some(result) = within(limit, work).await else {
             let reason = pipeline.last_failure.get();
             return Err(FlushError::Timeout {
-                spans: pipeline.waiting.spans() as u64,
+                spans: pipeline.queue.waiting() as u64,
                 endpoint,
                 limit,
                 reason: reason.unwrap_or_else(|| "no answer".to_owned()),
@@ -315,7 +336,7 @@ impl Drop for Telemetry {
             // Best effort: what is lost is told by the ledger.
             let _ = self.provider.shutdown_with_timeout(DROP_LIMIT);
             if let Some(pipeline) = &self.pipeline {
-                let waiting = pipeline.waiting.spans();
+                let waiting = pipeline.queue.waiting();
                 if waiting > 0 {
                     pipeline.ledger.lost(waiting, "the program ends");
                 }
@@ -335,39 +356,6 @@ async fn shutdown_metrics(metrics: Option<MetricPipeline>, limit: Duration) {
 fn counted(spans: u64) -> String {
     let plural = if spans == 1 { "" } else { "s" };
     format!("{spans} span{plural}")
-}
-
-fn provider(
-    settings: &Settings,
-    resource: Resource,
-    pipeline: &Pipeline,
-    exporter: impl SpanExporter + export::Explain + 'static,
-) -> SdkTracerProvider {
-    let batch = settings.batch();
-    let context = ExportContext {
-        runtime: pipeline.runtime.handle().clone(),
-        ledger: Arc::clone(&pipeline.ledger),
-        waiting: Arc::clone(&pipeline.waiting),
-        limit: batch
-            .export_timeout
-            .min(settings.exporter().timeout + EXPORT_GRACE),
-        value_chars: settings.limits().value_chars,
-    };
-    let exporter = GuardedExporter::new(exporter, context);
-    let processor = BatchSpanProcessor::builder(exporter).with_batch_config(
-        BatchConfigBuilder::default()
-            .with_max_queue_size(batch.max_queue_spans)
-            .with_max_export_batch_size(batch.max_batch_spans)
-            .with_scheduled_delay(batch.schedule_delay)
-            .build(),
-    );
-    let queue = CountedQueue::new(
-        processor.build(),
-        Arc::clone(&pipeline.waiting),
-        batch.max_queue_spans,
-        Arc::clone(&pipeline.ledger),
-    );
-    sampling(settings, queue).with_resource(resource).build()
 }
 
 /// A provider that hands to `processor` what `settings` sample, or leave to be kept, within their limits.

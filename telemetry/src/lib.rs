@@ -21,7 +21,7 @@
 //! # Layout
 //!
 //! - [`config`]: every variable, parsed once; what cannot be used is a [`ConfigError`] of one line.
-//! - `export`: the queue, the OTLP exporter and the ledger of lost spans.
+//! - `export`: spans as OTLP has them, the queue of these, the exporter, and the ledger of lost spans.
 //! - `propagation`: trace context in HTTP headers.
 //! - `kept`: spans exported though nobody sampled them.
 //! - `guard`: [`Telemetry`], which holds it all and flushes. Nothing is global.
@@ -38,9 +38,9 @@
 //!
 //! | variable | values | default |
 //! |---|---|---|
-//! | `…_TRACES_ENDPOINT` | `grpc://host:port` and `http://` (plaintext), `https://`, or `host:port` (https, unless insecure); used as it is | `http://localhost:4317`, for `http/protobuf` `http://localhost:4318/v1/traces` |
-//! | `…_ENDPOINT` | the same; `/v1/traces` is appended for `http/protobuf` | |
-//! | `…_TRACES_PROTOCOL`, `…_PROTOCOL` | `grpc`, `http/protobuf` | `grpc` |
+//! | `…_TRACES_ENDPOINT` | `grpc://host:port` and `http://` (plaintext), `https://`, or `host:port` (https, unless insecure); used as it is | `http://localhost:4317`, for HTTP `http://localhost:4318/v1/traces` |
+//! | `…_ENDPOINT` | the same; `/v1/traces` is appended for HTTP | |
+//! | `…_TRACES_PROTOCOL`, `…_PROTOCOL` | `grpc`, `http/protobuf`, `http/json` | `grpc` |
 //! | `…_TRACES_HEADERS`, `…_HEADERS` | `key=value,…`, percent-encoded | none |
 //! | `…_TRACES_TIMEOUT`, `…_TIMEOUT` | milliseconds for one export with its retries | 10000 |
 //! | `…_TRACES_COMPRESSION`, `…_COMPRESSION` | `gzip`, `none` | `none` |
@@ -48,6 +48,8 @@
 //! | `…_TRACES_CERTIFICATE`, `…_CERTIFICATE` | PEM file of the authorities to trust | the public ones |
 //! | `…_TRACES_CLIENT_KEY`, `…_CLIENT_KEY` | PEM file of the client's private key | none |
 //! | `…_TRACES_CLIENT_CERTIFICATE`, `…_CLIENT_CERTIFICATE` | PEM file of the client's certificates | none |
+//! | `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` | `http://host:port` or `https://host:port`, with `user:password@`; names in capitals or not. gRPC goes by `HTTPS_PROXY`, through a tunnel, what is on this machine by none | none |
+//! | `NO_PROXY` | hosts, domains and networks that need no proxy, `*` for all | none |
 //! | `OTEL_SERVICE_NAME` | the service | the program's name |
 //! | `OTEL_RESOURCE_ATTRIBUTES` | `key=value,…`, percent-encoded | none |
 //! | `OTEL_TRACES_SAMPLER` | `always_on`, `always_off`, `traceidratio`, and each with `parentbased_` | `parentbased_always_on` |

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::ValueEnum as _;
 use lantern_telemetry::{ConfigError, ExporterSettings};
 
+use super::ways::Way;
+
 use crate::signal::{Signal, Signals};
 
 /// Where requests wait for the backends.
@@ -42,7 +44,7 @@ pub struct Backend {
     /// Its name: for log lines, metrics, and its place in a queue on disk.
     pub name: String,
     /// How it is reached.
-    pub exporter: ExporterSettings,
+    pub way: Way,
     /// What it is sent of what is taken.
     pub signals: Signals,
 }
@@ -55,7 +57,7 @@ impl Backend {
     pub fn only(exporter: ExporterSettings) -> Backend {
         Backend {
             name: Backend::DEFAULT_NAME.to_owned(),
-            exporter,
+            way: Way::Otlp(Box::new(exporter)),
             signals: Signals::ALL,
         }
     }
@@ -107,7 +109,7 @@ fn backend(flag: &str, get: &dyn Fn(&str) -> Option<String>) -> Result<Backend, 
     let prefix = format!("{PREFIX}_{variables}_");
     Ok(Backend {
         name: name.to_owned(),
-        exporter: ExporterSettings::named(FLAG, url, &prefix, get)?,
+        way: Way::read(url, &prefix, get)?,
         signals: signals(&format!("{prefix}SIGNALS"), get)?,
     })
 }
@@ -178,12 +180,14 @@ mod tests {
             panic!("two, not {}", backends.len());
         };
         assert_eq!((&*west.name, &*jaeger.name), ("eu-west", "jaeger"));
-        assert_eq!(west.exporter.endpoint, "https://otlp.example.com/v1/traces");
-        assert_eq!(west.exporter.headers["authorization"], "Bearer a");
+        let exporter = |one: &Backend| one.way.exporter().expect("OTLP").clone();
+        let (west_out, jaeger_out) = (exporter(west), exporter(jaeger));
+        assert_eq!(west_out.endpoint, "https://otlp.example.com/v1/traces");
+        assert_eq!(west_out.headers["authorization"], "Bearer a");
         let taken = Signal::ALL.map(|signal| west.signals.has(signal));
         assert_eq!(taken, [true, false, true, false]);
-        assert_eq!(jaeger.exporter.protocol, Protocol::Grpc);
-        assert!(jaeger.exporter.headers.is_empty());
+        assert_eq!(jaeger_out.protocol, Protocol::Grpc);
+        assert!(jaeger_out.headers.is_empty());
         assert_eq!(jaeger.signals, Signals::ALL);
     }
 

@@ -4,6 +4,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceResponse,
 };
 use prost::Message as _;
+use serde_json::Value;
 
 use super::shortened;
 use crate::signal::Signal;
@@ -27,6 +28,18 @@ impl Accepted {
         Accepted {
             rejected: u64::try_from(partial.rejected_spans).unwrap_or(0),
             message: shortened(&partial.error_message),
+        }
+    }
+
+    /// The same of a response in JSON, whose counts may be numbers or text.
+    pub(super) fn from_json(response: &[u8], signal: Signal) -> Accepted {
+        let response: Value = serde_json::from_slice(response).unwrap_or_default();
+        let partial = &response["partialSuccess"];
+        let rejected = &partial[signal.rejected_key()];
+        let as_text = || rejected.as_str().and_then(|text| text.parse().ok());
+        Accepted {
+            rejected: rejected.as_u64().or_else(as_text).unwrap_or(0),
+            message: shortened(partial["errorMessage"].as_str().unwrap_or_default()),
         }
     }
 
@@ -75,6 +88,30 @@ impl Accepted {
             } else {
                 self.message
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_in_json_is_read_from_it() {
+        let accepted = Accepted {
+            rejected: 3,
+            message: "some were too old".to_owned(),
+        };
+        for signal in Signal::ALL {
+            let json = accepted.to_json(signal);
+            assert_eq!(Accepted::from_json(json.as_bytes(), signal), accepted);
+        }
+        let number =
+            br#"{"partialSuccess":{"rejectedSpans":3,"errorMessage":"some were too old"}}"#;
+        assert_eq!(Accepted::from_json(number, Signal::Traces), accepted);
+        for full in ["{}", "", r#"{"partialSuccess":null}"#, "<html>"] {
+            let read = Accepted::from_json(full.as_bytes(), Signal::Traces);
+            assert_eq!(read, Accepted::default(), "{full}");
         }
     }
 }

@@ -9,12 +9,11 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_rustls::MaybeHttpsStream;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use lantern_telemetry::ExporterSettings;
-use tokio::net::TcpStream;
+use lantern_telemetry::config::{self, Stream};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tower::util::MapResponse;
@@ -34,8 +33,8 @@ const FRAME_HEADER_BYTES: usize = 5;
 /// The frame's header and the message, not copied together.
 type Framed = Full<Chain<Bytes, Bytes>>;
 
-type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
-type Connector = MapResponse<HttpsConnector<HttpConnector>, fn(Stream) -> Batched<Stream>>;
+type TlsStream = MaybeHttpsStream<Stream>;
+type Connector = MapResponse<config::Connector, fn(TlsStream) -> Batched<TlsStream>>;
 
 /// See the module.
 pub(super) struct GrpcClient {

@@ -1,4 +1,4 @@
-//! OTLP/HTTP out, in protobuf.
+//! OTLP/HTTP out, in protobuf or JSON.
 
 use std::time::SystemTime;
 
@@ -6,11 +6,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use lantern_telemetry::ExporterSettings;
+use lantern_telemetry::config::Connector;
+use lantern_telemetry::{ExporterSettings, Protocol};
 use prost::Message as _;
 use tonic::Code;
 
@@ -23,10 +22,11 @@ use crate::counts::PerSignal;
 use crate::signal::Signal;
 
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// See the module.
 pub(super) struct HttpClient {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<Connector, Full<Bytes>>,
     /// None where it is not known where the signal goes.
     uris: PerSignal<Option<Uri>>,
     headers: HeaderMap,
@@ -40,11 +40,15 @@ impl HttpClient {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .http2_keep_alive_timeout(KEEP_ALIVE_LIMIT)
             .build(settings.connector());
-        let mut headers = settings.headers.clone();
+        let mut headers = settings.request_headers();
         headers
             .entry(header::USER_AGENT)
             .or_insert(HeaderValue::from_static(USER_AGENT));
-        headers.insert(header::CONTENT_TYPE, PROTOBUF);
+        let content_type = match settings.protocol {
+            Protocol::HttpJson => JSON,
+            Protocol::Grpc | Protocol::HttpProtobuf => PROTOBUF,
+        };
+        headers.insert(header::CONTENT_TYPE, content_type);
         let mut uris = PerSignal::default();
         for signal in Signal::ALL {
             *uris.of_mut(signal) = uri(&settings.endpoint, signal);
@@ -74,7 +78,7 @@ impl HttpClient {
                 .insert(header::CONTENT_ENCODING, coding);
         }
         match self.client.request(request).await {
-            Ok(response) => answer(response).await,
+            Ok(response) => answer(signal, response).await,
             Err(error) => Answer::later(chain(&error)),
         }
     }
@@ -95,7 +99,7 @@ fn uri(endpoint: &str, signal: Signal) -> Option<Uri> {
     )
 }
 
-async fn answer(response: Response<Incoming>) -> Answer {
+async fn answer(signal: Signal, response: Response<Incoming>) -> Answer {
     let (parts, body) = response.into_parts();
     let after = retry::retry_after(&parts.headers, SystemTime::now());
     // The status has decided; a body that breaks off or goes on for too long tells nothing.
@@ -103,12 +107,15 @@ async fn answer(response: Response<Incoming>) -> Answer {
     let body = body
         .map(http_body_util::Collected::to_bytes)
         .unwrap_or_default();
-    let is_protobuf = parts.headers.get(header::CONTENT_TYPE) == Some(&PROTOBUF);
+    let content_type = parts.headers.get(header::CONTENT_TYPE);
     if parts.status.is_success() {
-        let readable = if is_protobuf { &body[..] } else { &[] };
-        return Answer::Accepted(Accepted::from_protobuf(readable));
+        return Answer::Accepted(match content_type {
+            Some(content_type) if content_type == PROTOBUF => Accepted::from_protobuf(&body),
+            Some(content_type) if is_json(content_type) => Accepted::from_json(&body, signal),
+            Some(_) | None => Accepted::default(),
+        });
     }
-    let reason = reason(parts.status, is_protobuf, &body);
+    let reason = reason(parts.status, content_type, &body);
     if retry::http_is_retryable(parts.status) {
         return Answer::Later { reason, after };
     }
@@ -129,10 +136,24 @@ async fn answer(response: Response<Incoming>) -> Answer {
 }
 
 /// The status, and the message of the `google.rpc.Status` or page that came with it.
-fn reason(status: StatusCode, is_protobuf: bool, body: &[u8]) -> String {
-    let told = match tonic_types::Status::decode(body) {
-        Ok(told) if is_protobuf => told.message,
-        _ => String::from_utf8_lossy(body).into_owned(),
+fn reason(status: StatusCode, content_type: Option<&HeaderValue>, body: &[u8]) -> String {
+    let told = match content_type {
+        Some(content_type) if content_type == PROTOBUF => {
+            let told = tonic_types::Status::decode(body);
+            told.ok().map(|told| told.message)
+        }
+        Some(content_type) if is_json(content_type) => {
+            let told: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+            told.and_then(|told| told["message"].as_str().map(str::to_owned))
+        }
+        Some(_) | None => None,
     };
+    let told = told.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
     shortened(&format!("{status} {told}"))
+}
+
+/// Whatever parameters follow.
+fn is_json(content_type: &HeaderValue) -> bool {
+    let name = content_type.as_bytes().get(..JSON.len());
+    name.is_some_and(|name| name.eq_ignore_ascii_case(JSON.as_bytes()))
 }

@@ -1,13 +1,17 @@
-//! OTLP out. An [`Outlet`] carries a request to its backend once, by [`grpc`] or [`http`], and reads
-//! the answer; [`retry`] knows which answers are worth another attempt, and when.
+//! The ways out. An [`Outlet`] carries a request to its backend once, by [`grpc`] or [`http`], in parts
+//! to the members of a [`balance`], or into [`files`], and reads the answer; [`retry`] knows which
+//! answers are worth another attempt, and when. [`as_json`] is for those that do not take protobuf.
 //!
 //! Two make use of it. An [`Exporter`] takes batches from the queue and stays with each until the
 //! backend has answered for it. [`Direct`] passes a request on while its sender waits, and the
 //! answer back.
 
 mod accepted;
+mod as_json;
+mod balance;
 mod batched;
 mod direct;
+mod files;
 mod grpc;
 mod http;
 mod outlet;
@@ -18,7 +22,10 @@ use std::time::Duration;
 
 use tonic::Code;
 
+use crate::queue::Payload;
+
 pub(crate) use accepted::Accepted;
+pub use balance::{Resolve, Resolving, SystemResolver};
 pub(crate) use direct::Direct;
 pub(crate) use outlet::Outlet;
 pub(crate) use sender::Exporter;
@@ -74,6 +81,55 @@ impl Answer {
         Answer::Later {
             reason,
             after: None,
+        }
+    }
+
+    /// What it says of each of the `payloads` that were sent as one.
+    fn for_each_of(self, payloads: Vec<Payload>) -> Vec<(Payload, Answer)> {
+        let mut rejected = match &self {
+            Answer::Accepted(accepted) => accepted.rejected,
+            Answer::Later { .. } | Answer::Refused(_) => 0,
+        };
+        let of_each = |payload: Payload| {
+            let mut answer = self.clone();
+            if let Answer::Accepted(accepted) = &mut answer {
+                accepted.rejected = rejected.min(payload.items);
+                rejected -= accepted.rejected;
+            }
+            (payload, answer)
+        };
+        payloads.into_iter().map(of_each).collect()
+    }
+
+    /// What is to be said of a request of which parts were `answered` for. Who sends it again sends
+    /// all of it, so that what was refused of one part is told as rejected.
+    fn of_parts(answered: Vec<(Payload, Answer)>) -> Answer {
+        let mut all = Accepted::default();
+        let mut later: Option<(String, Option<Duration>)> = None;
+        let mut refusal = None;
+        let parts = answered.len();
+        let mut refused = 0;
+        for (part, answer) in answered {
+            match answer {
+                Answer::Accepted(accepted) => all = all.and(accepted),
+                Answer::Later { reason, after } => {
+                    let before = later.and_then(|(_, after)| after);
+                    later = Some((reason, after.max(before)));
+                }
+                Answer::Refused(rejection) => {
+                    refused += 1;
+                    all = all.and(Accepted {
+                        rejected: part.items,
+                        message: rejection.reason.clone(),
+                    });
+                    refusal = Some(rejection);
+                }
+            }
+        }
+        match (later, refusal) {
+            (Some((reason, after)), _) => Answer::Later { reason, after },
+            (None, Some(rejection)) if refused == parts => Answer::Refused(rejection),
+            (None, _) => Answer::Accepted(all),
         }
     }
 }

@@ -4,6 +4,9 @@
 //! not decompress. Jaeger has traces alone, and a server built on tonic knows zstd only if asked. Not
 //! all say so: the Collector calls a coding that it does not know a bad request.
 
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
@@ -12,9 +15,12 @@ use bytes::Bytes;
 use lantern_telemetry::config::Compression;
 use lantern_telemetry::{ConfigError, ExporterSettings, LimitedLog, Protocol};
 
+use super::as_json::AsJson;
+use super::balance::{Answered, Balancer};
+use super::files::Files;
 use super::{Answer, Cause, Rejection, grpc, http};
 use crate::coding::{self, Coding};
-use crate::config::Backend;
+use crate::config::{Backend, Way};
 use crate::counts::PerSignal;
 use crate::queue::Payload;
 use crate::signal::{Signal, Signals};
@@ -25,18 +31,38 @@ const LACKING_LIMIT: Duration = Duration::from_secs(300);
 const LOCK: &str = "no holder of this lock panics";
 
 enum Client {
+    /// Each request as a whole.
+    Whole(Box<Carrier>),
+    /// In parts, each to a member, which has an outlet of its own.
+    Parts(Arc<Balancer>),
+}
+
+enum Carrier {
     Grpc(grpc::GrpcClient),
     Http(http::HttpClient),
+    Files(Arc<Files>),
+}
+
+impl Carrier {
+    fn has_place_for(&self, signal: Signal) -> bool {
+        match self {
+            Carrier::Http(client) => client.has_place_for(signal),
+            Carrier::Grpc(_) | Carrier::Files(_) => true,
+        }
+    }
 }
 
 /// See the module.
 pub(crate) struct Outlet {
     pub(crate) name: String,
     pub(crate) endpoint: String,
-    settings: Mutex<ExporterSettings>,
+    way: Mutex<Way>,
     /// Made anew when the TLS files change.
     client: RwLock<Arc<Client>>,
-    timeout: Duration,
+    /// For one attempt. Files take the time they take: a line that is half written is no answer.
+    timeout: Option<Duration>,
+    /// For who takes no protobuf.
+    as_json: Option<AsJson>,
     compression: Option<Compression>,
     signals: Signals,
     /// Which signals it has taken, or did not have.
@@ -65,18 +91,40 @@ enum Known {
 
 impl Outlet {
     pub(crate) fn new(backend: &Backend) -> Outlet {
-        let settings = &backend.exporter;
+        let exporter = backend.way.exporter();
+        let takes_protobuf =
+            exporter.is_some_and(|exporter| exporter.protocol != Protocol::HttpJson);
         Outlet {
             name: backend.name.clone(),
-            endpoint: settings.endpoint.clone(),
-            client: RwLock::new(Arc::new(client(settings))),
-            settings: Mutex::new(settings.clone()),
-            timeout: settings.timeout,
-            compression: settings.compression,
+            endpoint: backend.way.endpoint(),
+            client: RwLock::new(Arc::new(client(&backend.way, backend.signals))),
+            way: Mutex::new(backend.way.clone()),
+            timeout: exporter.map(|exporter| exporter.timeout),
+            as_json: (!takes_protobuf).then(AsJson::default),
+            compression: exporter.map_or(Some(Compression::None), |one| one.compression),
             signals: backend.signals,
             known: Mutex::default(),
             gzip: Decompresses::default(),
             zstd: Decompresses::default(),
+        }
+    }
+
+    /// The way to one address of several that a name has.
+    pub(super) fn member(
+        settings: &ExporterSettings,
+        address: SocketAddr,
+        signals: Signals,
+    ) -> Outlet {
+        let mut exporter = settings.clone();
+        exporter.connect_to = Some(address);
+        let endpoint = format!("{} at {address}", settings.endpoint);
+        let backend = Backend {
+            signals,
+            ..Backend::only(exporter)
+        };
+        Outlet {
+            endpoint,
+            ..Outlet::new(&backend)
         }
     }
 
@@ -103,18 +151,20 @@ impl Outlet {
 
     /// Whether there are files that may change.
     pub(crate) fn has_tls_files(&self) -> bool {
-        let settings = self.settings.lock().expect(LOCK);
-        settings.certificate.is_some() || settings.client_certificate.is_some()
+        let way = self.way.lock().expect(LOCK);
+        way.exporter().is_some_and(|settings| {
+            settings.certificate.is_some() || settings.client_certificate.is_some()
+        })
     }
 
     /// Whether there was something new.
     fn reload(&self) -> Result<bool, ConfigError> {
-        let mut settings = self.settings.lock().expect(LOCK);
-        let Some(changed) = settings.with_changed_tls_files()? else {
+        let mut way = self.way.lock().expect(LOCK);
+        let Some(changed) = way.with_changed_tls_files()? else {
             return Ok(false);
         };
-        *self.client.write().expect(LOCK) = Arc::new(client(&changed));
-        *settings = changed;
+        *self.client.write().expect(LOCK) = Arc::new(client(&changed, self.signals));
+        *way = changed;
         Ok(true)
     }
 
@@ -134,16 +184,60 @@ impl Outlet {
     /// Whether it was meant to be sent `signal`.
     fn is_meant_for(&self, signal: Signal) -> bool {
         let has_place = match &*self.client() {
-            Client::Grpc(_) => true,
-            Client::Http(client) => client.has_place_for(signal),
+            Client::Whole(carrier) => carrier.has_place_for(signal),
+            Client::Parts(_) => true,
         };
-        self.signals.has(signal) && has_place
+        let has_words = self.as_json.is_none() || AsJson::has_words_for(signal);
+        self.signals.has(signal) && has_place && has_words
+    }
+
+    /// What shares requests out, if there are several to send to.
+    pub(super) fn balancer(&self) -> Option<Arc<Balancer>> {
+        match &*self.client() {
+            Client::Parts(balancer) => Some(Arc::clone(balancer)),
+            Client::Whole(_) => None,
+        }
+    }
+
+    /// Sends each part of `payloads` once, to its member.
+    pub(super) async fn send_shares(
+        &self,
+        balancer: &Balancer,
+        payloads: Vec<Payload>,
+    ) -> Vec<Answered> {
+        let answered = balancer.send(payloads).await;
+        for (part, answer) in &answered {
+            self.learn(part.signal, answer);
+        }
+        answered
+    }
+
+    /// [`Outlet::send`] for who is called by it.
+    pub(super) fn send_boxed(
+        outlet: Arc<Outlet>,
+        payload: Payload,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        Box::pin(async move { outlet.send(&payload).await })
     }
 
     /// Sends `payload` once.
     pub(super) async fn send(&self, payload: &Payload) -> Answer {
+        match &*self.client() {
+            Client::Whole(carrier) => self.send_whole(carrier, payload).await,
+            Client::Parts(balancer) => {
+                let answered = self.send_shares(balancer, vec![payload.clone()]);
+                Answer::of_parts(answered.await)
+            }
+        }
+    }
+
+    async fn send_whole(&self, carrier: &Carrier, payload: &Payload) -> Answer {
+        let payload = &match self.encoded(payload) {
+            Ok(payload) => payload,
+            Err(rejection) => return Answer::Refused(rejection),
+        };
         let (coding, bytes) = self.coded(payload).await;
-        let answer = self.attempt(payload.signal, coding, bytes).await;
+        let answer = self.attempt(carrier, payload.signal, coding, bytes).await;
         let Some(decompresses) = self.decompresses(coding) else {
             self.learn(payload.signal, &answer);
             return answer;
@@ -151,7 +245,7 @@ impl Outlet {
         match &answer {
             Answer::Accepted(_) => decompresses.yes.store(true, Relaxed),
             Answer::Refused(rejection) if may_be_the_coding(rejection, decompresses) => {
-                return self.send_decompressed(payload, coding, decompresses).await;
+                return self.send_decompressed(carrier, payload, coding).await;
             }
             Answer::Refused(_) | Answer::Later { .. } => {}
         }
@@ -162,13 +256,14 @@ impl Outlet {
     /// The backend may mean the coding, or the signal or the data: the same in none tells.
     async fn send_decompressed(
         &self,
+        carrier: &Carrier,
         payload: &Payload,
         refused: Coding,
-        decompresses: &Decompresses,
     ) -> Answer {
+        let signal = payload.signal;
         let plain = recoded(payload, Coding::Identity).await;
-        let answer = self.attempt(payload.signal, Coding::Identity, plain).await;
-        if let Answer::Accepted(_) = &answer {
+        let answer = self.attempt(carrier, signal, Coding::Identity, plain).await;
+        if let (Answer::Accepted(_), Some(decompresses)) = (&answer, self.decompresses(refused)) {
             let endpoint = &self.endpoint;
             let coding = refused.as_str();
             tracing::info!(
@@ -178,21 +273,42 @@ impl Outlet {
             );
             decompresses.no.store(true, Relaxed);
         }
-        self.learn(payload.signal, &answer);
+        self.learn(signal, &answer);
         answer
     }
 
-    async fn attempt(&self, signal: Signal, coding: Coding, bytes: Bytes) -> Answer {
-        let client = self.client();
+    /// `payload` as JSON where that is what is taken.
+    fn encoded<'p>(&self, payload: &'p Payload) -> Result<Cow<'p, Payload>, Rejection> {
+        let Some(as_json) = &self.as_json else {
+            return Ok(Cow::Borrowed(payload));
+        };
+        let gzipped = payload.coding != Coding::Identity
+            && self.compression != Some(Compression::None)
+            && !self.gzip.no.load(Relaxed);
+        let encoded = as_json.encode(&self.endpoint, payload, gzipped);
+        encoded.map(Cow::Owned)
+    }
+
+    async fn attempt(
+        &self,
+        carrier: &Carrier,
+        signal: Signal,
+        coding: Coding,
+        bytes: Bytes,
+    ) -> Answer {
         let sending = async {
-            match &*client {
-                Client::Grpc(client) => client.send(signal, coding, bytes).await,
-                Client::Http(client) => client.send(signal, coding, bytes).await,
+            match carrier {
+                Carrier::Grpc(client) => client.send(signal, coding, bytes).await,
+                Carrier::Http(client) => client.send(signal, coding, bytes).await,
+                Carrier::Files(files) => Arc::clone(files).send(signal, bytes).await,
             }
         };
-        tokio::time::timeout(self.timeout, sending)
+        let Some(limit) = self.timeout else {
+            return sending.await;
+        };
+        tokio::time::timeout(limit, sending)
             .await
-            .unwrap_or_else(|_| Answer::later(format!("no answer within {:?}", self.timeout)))
+            .unwrap_or_else(|_| Answer::later(format!("no answer within {limit:?}")))
     }
 
     /// `payload` as it is to leave: as it came, unless the settings or the backend want it
@@ -272,10 +388,21 @@ fn may_be_the_coding(rejection: &Rejection, decompresses: &Decompresses) -> bool
     }
 }
 
-fn client(settings: &ExporterSettings) -> Client {
-    match settings.protocol {
-        Protocol::Grpc => Client::Grpc(grpc::GrpcClient::new(settings)),
-        Protocol::HttpProtobuf => Client::Http(http::HttpClient::new(settings)),
+fn client(way: &Way, signals: Signals) -> Client {
+    match way {
+        Way::Otlp(settings) => Client::Whole(Box::new(match settings.protocol {
+            Protocol::Grpc => Carrier::Grpc(grpc::GrpcClient::new(settings)),
+            Protocol::HttpProtobuf | Protocol::HttpJson => {
+                Carrier::Http(http::HttpClient::new(settings))
+            }
+        })),
+        Way::Balanced(settings, balance) => {
+            Client::Parts(Arc::new(Balancer::new(settings, balance, signals)))
+        }
+        Way::Files(settings) => {
+            let files = Files::new(settings.clone());
+            Client::Whole(Box::new(Carrier::Files(Arc::new(files))))
+        }
     }
 }
 

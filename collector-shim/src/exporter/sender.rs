@@ -1,6 +1,8 @@
 //! From the queue to one backend: senders take batches and stay with each until the backend has
 //! answered for it.
 
+mod shares;
+
 use std::sync::Arc;
 
 use lantern_telemetry::LimitedLog;
@@ -57,6 +59,9 @@ impl Exporter {
 
     /// Sends `batch` until the backend has answered for all of it.
     async fn deliver(&self, batch: &Batch) {
+        if self.outlet().balancer().is_some() {
+            return self.deliver_shares(batch).await;
+        }
         match self.send_until_answered(&batch.merged()).await {
             // One sender's broken data must not take the others' with it: each alone. They are
             // new requests, not the refused one again.
@@ -85,26 +90,42 @@ impl Exporter {
                 }
                 Answer::Refused(rejection) => return Final::Refused(rejection),
                 Answer::Later { reason, after } => {
-                    self.counters().retries.add(1);
-                    if let Some(attempts) = self.retry_log.due(1) {
-                        let waiting_items = self.source.queue().level(self.backend).total_items();
-                        let endpoint = &self.outlet().endpoint;
-                        tracing::warn!(
-                            endpoint,
-                            reason,
-                            attempts,
-                            waiting_items,
-                            "backend does not take data, trying again"
-                        );
-                    }
+                    self.tell_of_retry(&reason);
                     tokio::time::sleep(backoff.next_delay(after)).await;
                 }
             }
         }
     }
 
+    fn tell_of_retry(&self, reason: &str) {
+        self.counters().retries.add(1);
+        if let Some(attempts) = self.retry_log.due(1) {
+            let waiting_items = self.source.queue().level(self.backend).total_items();
+            let endpoint = &self.outlet().endpoint;
+            tracing::warn!(
+                endpoint,
+                reason,
+                attempts,
+                waiting_items,
+                "backend does not take data, trying again"
+            );
+        }
+    }
+
     /// Counts what became of `payloads` and gives up their place in the queue.
     async fn settle(&self, payloads: &[Payload], answer: Final) {
+        self.account(payloads, answer).await;
+        self.leave_queue(payloads);
+    }
+
+    fn leave_queue(&self, payloads: &[Payload]) {
+        for payload in payloads {
+            self.source.settle(self.backend, payload);
+        }
+    }
+
+    /// Counts what became of `payloads`, and keeps letters of what was refused.
+    async fn account(&self, payloads: &[Payload], answer: Final) {
         let (mut rejected, reason) = match answer {
             Final::Accepted(Accepted { rejected, message }) => (rejected, message),
             Final::Refused(Rejection { reason, .. }) => {
@@ -118,7 +139,7 @@ impl Exporter {
                 (u64::MAX, reason)
             }
             Final::Unsent => {
-                self.settle_unsent(payloads).await;
+                self.account_for_unsent(payloads).await;
                 return;
             }
         };
@@ -131,7 +152,6 @@ impl Exporter {
             counters.rejected.of(payload.signal).add(of_this);
             let delivered = payload.items - of_this;
             counters.delivered.of(payload.signal).add(delivered);
-            self.source.settle(self.backend, payload);
         }
         if rejected_items == 0 && reason.is_empty() {
             return;
@@ -149,7 +169,7 @@ impl Exporter {
 
     /// What was acknowledged, for a backend that turned out not to have the signal. Were there
     /// letters for each backend that lacks what another takes, they would push out all others.
-    async fn settle_unsent(&self, payloads: &[Payload]) {
+    async fn account_for_unsent(&self, payloads: &[Payload]) {
         for payload in payloads {
             // The last backend to find out sees that none is left.
             if !self.outlets.iter().any(|one| one.takes(payload.signal)) {
@@ -161,7 +181,6 @@ impl Exporter {
             }
             let unsent = &self.counters().unsent;
             unsent.of(payload.signal).add(payload.items);
-            self.source.settle(self.backend, payload);
         }
     }
 

@@ -100,6 +100,18 @@ impl Batch {
         self.payloads
     }
 
+    /// In parts, each of payloads that can be merged.
+    pub(crate) fn joinable(self) -> Vec<Batch> {
+        let mut parts: Vec<Batch> = Vec::new();
+        for payload in self.payloads {
+            match parts.last_mut() {
+                Some(part) if part.has_room_for(&payload, usize::MAX) => part.push(payload),
+                _ => parts.push(Batch::of(payload)),
+            }
+        }
+        parts
+    }
+
     pub(crate) fn items(&self) -> u64 {
         self.payloads.iter().map(|payload| payload.items).sum()
     }

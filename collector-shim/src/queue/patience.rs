@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::{OfferError, Payload, Queue};
+use super::{OfferError, Queue};
 
 /// Waiting requests of all senders together; one alone may be larger.
 const MAX_WAITING_BYTES: usize = 8 * 1024 * 1024;
@@ -33,20 +33,24 @@ impl Patience {
         }
     }
 
-    /// Puts all of `payloads` into `queue`, or none of them. Once it returns, they may be acknowledged.
-    pub(crate) async fn offer(
+    /// Lets `attempt` put `bytes` into `queue` as often as there may be room, until it has or the wait is
+    /// over. Dropped meanwhile, as when the sender has gone away, it makes no further attempt.
+    pub(crate) async fn offer<Attempt>(
         &self,
         queue: &Queue,
-        payloads: Vec<Payload>,
-    ) -> Result<(), OfferError> {
+        bytes: usize,
+        attempt: impl Fn() -> Attempt,
+    ) -> Result<(), OfferError>
+    where
+        Attempt: Future<Output = Result<(), OfferError>>,
+    {
         let deadline = Instant::now() + self.limit;
-        let bytes: usize = payloads.iter().map(|payload| payload.bytes.len()).sum();
         let mut place = None;
         loop {
             let mut freed = pin!(queue.freed().notified());
             // Registers before the look, so that a change right after it is not missed.
             freed.as_mut().enable();
-            let full = match queue.offer(payloads.clone()).await {
+            let full = match attempt().await {
                 Err(error) if error.may_pass() => error,
                 offered => return offered,
             };
@@ -70,7 +74,7 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::super::MemoryQueue;
+    use super::super::{MemoryQueue, Payload};
     use super::*;
     use crate::signal::Signal;
 
@@ -89,12 +93,17 @@ mod tests {
         (queue, held)
     }
 
+    async fn offer(patience: &Patience, queue: &Queue, bytes: usize) -> Result<(), OfferError> {
+        let attempt = || queue.offer(vec![payload(bytes)]);
+        patience.offer(queue, bytes, attempt).await
+    }
+
     #[tokio::test]
     async fn a_request_waits_until_there_is_room() {
         let (queue, held) = full().await;
         let waiting = tokio::spawn({
             let queue = Arc::clone(&queue);
-            async move { Patience::new(HOUR).offer(&queue, vec![payload(10)]).await }
+            async move { offer(&Patience::new(HOUR), &queue, 10).await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
@@ -107,7 +116,7 @@ mod tests {
         let (queue, _) = full().await;
         for limit in [Duration::ZERO, Duration::from_millis(20)] {
             let start = Instant::now();
-            let offered = Patience::new(limit).offer(&queue, vec![payload(10)]).await;
+            let offered = offer(&Patience::new(limit), &queue, 10).await;
             assert!(matches!(offered, Err(OfferError::Full { .. })));
             assert!(start.elapsed() >= limit);
         }
@@ -118,7 +127,7 @@ mod tests {
         let (queue, _) = full().await;
         let waiting = tokio::spawn({
             let queue = Arc::clone(&queue);
-            async move { Patience::new(HOUR).offer(&queue, vec![payload(10)]).await }
+            async move { offer(&Patience::new(HOUR), &queue, 10).await }
         });
         tokio::task::yield_now().await;
         queue.close();
@@ -131,15 +140,11 @@ mod tests {
         let patience = Arc::new(Patience::new(HOUR));
         let mut waiting = tokio::spawn({
             let (queue, patience) = (Arc::clone(&queue), Arc::clone(&patience));
-            async move {
-                patience
-                    .offer(&queue, vec![payload(2 * MAX_WAITING_BYTES)])
-                    .await
-            }
+            async move { offer(&patience, &queue, 2 * MAX_WAITING_BYTES).await }
         });
         let waits = tokio::time::timeout(Duration::ZERO, &mut waiting).await;
         assert!(waits.is_err());
-        let offered = patience.offer(&queue, vec![payload(10)]).await;
+        let offered = offer(&patience, &queue, 10).await;
         assert!(matches!(offered, Err(OfferError::Full { .. })));
         waiting.abort();
     }

@@ -40,6 +40,8 @@ enum By {
     Grpc,
     #[value(name = "http/protobuf")]
     HttpProtobuf,
+    #[value(name = "http/json")]
+    HttpJson,
 }
 
 /// A replay under way.
@@ -58,6 +60,7 @@ impl Replay {
             None => settings,
             Some(By::Grpc) => settings.with_protocol(Protocol::Grpc),
             Some(By::HttpProtobuf) => settings.with_protocol(Protocol::HttpProtobuf),
+            Some(By::HttpJson) => settings.with_protocol(Protocol::HttpJson),
         };
         Ok(Replay {
             outlet: Arc::new(Outlet::new(&Backend::only(settings.exporter().clone()))),

@@ -182,6 +182,29 @@ async fn one_bad_request_does_not_take_the_others_of_its_batch_with_it() {
 }
 
 #[tokio::test]
+async fn a_request_waits_for_room_as_long_as_its_sender_does() {
+    let backend = Backend::held();
+    let message = request("bulk", 10);
+    let exporter = exporter(&backend.grpc_url(), "grpc", &[]);
+    let config = Config {
+        queue_wait: Duration::from_secs(3_600),
+        ..forwarding(exporter, message.len(), message.len())
+    };
+    let shim = Running::start(config).await;
+    assert_eq!(export(shim.grpc, &message).await.code(), Code::Ok);
+    let gone = export(shim.grpc, &message);
+    let gone = tokio::time::timeout(Duration::from_millis(300), gone).await;
+    assert!(gone.is_err(), "{gone:?}");
+    let address = shim.grpc;
+    let waiting = tokio::spawn(async move { export(address, &message).await });
+    backend.release();
+    assert_eq!(waiting.await.expect("no panic").code(), Code::Ok);
+    let counts = shim.settled(20).await;
+    assert_eq!((counts.received_spans, counts.refused_spans), (20, 0));
+    assert_eq!(backend.deliveries().len(), 2);
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_and_loses_nothing_that_it_took() {
     let backend = Backend::held();
     let message = request("bulk", 10);

@@ -1,6 +1,7 @@
 //! The shim over real sockets: what comes in by either protocol and what arrives behind it.
 
 mod acknowledging;
+mod balancing;
 mod crash;
 mod crossing;
 mod delivery;
@@ -8,7 +9,9 @@ mod doors;
 mod durable;
 mod duties;
 mod fanning;
+mod files;
 mod program;
+mod proxied;
 mod receiving;
 mod relaying;
 mod signals;

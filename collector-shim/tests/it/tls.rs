@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lantern_shim::Config;
-use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rcgen::{Certificate, CertifiedKey, KeyPair, generate_simple_self_signed};
 use rustls::crypto::ring;
 use rustls::pki_types::PrivateKeyDer;
 
@@ -16,7 +16,12 @@ use crate::support::{Running, eventually, exporter};
 fn self_signed() -> (rustls::ServerConfig, String) {
     let names = ["127.0.0.1".to_owned()];
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names).expect("issued");
-    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
+    (server_config(&cert, &signing_key), cert.pem())
+}
+
+/// A server's side with that certificate.
+pub(crate) fn server_config(cert: &Certificate, key: &KeyPair) -> rustls::ServerConfig {
+    let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
     let mut config =
         rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -25,7 +30,7 @@ fn self_signed() -> (rustls::ServerConfig, String) {
             .with_single_cert(vec![cert.der().clone()], key)
             .expect("they belong together");
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    (config, cert.pem())
+    config
 }
 
 #[tokio::test]

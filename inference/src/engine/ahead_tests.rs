@@ -36,6 +36,8 @@ struct Ahead {
     launched: RefCell<VecDeque<Vec<RowResult>>>,
     /// The most steps that were under way at once.
     depth: Arc<std::sync::atomic::AtomicUsize>,
+    /// Rows of each step so far.
+    rows: Arc<std::sync::Mutex<Vec<usize>>>,
 }
 
 impl Ahead {
@@ -64,6 +66,10 @@ impl Ops for Ahead {
         true
     }
 
+    fn recorded_batch_sizes(&self) -> &[usize] {
+        &[1, 2, 4, 8]
+    }
+
     fn launch(&self, step: &StepInputs, _: &mut dyn FnMut() -> Result<StepTensors>) -> Result<()> {
         let mut tokens = step.tokens.clone();
         for carried in &step.carried {
@@ -74,6 +80,7 @@ impl Ops for Ahead {
             .borrow_mut()
             .extend(slots.zip(tokens.iter().copied()));
         self.check(step);
+        self.rows.lock().unwrap().push(step.tokens.len());
         let mut rows = Vec::new();
         let mut chosen = Vec::new();
         for wanted in &step.wanted {
@@ -276,4 +283,19 @@ fn preempted_and_cancelled_sequences_lose_nothing_of_what_was_under_way() {
     assert!(stats.preemptions > 0, "{stats:?}");
     assert!(stats.prefix_cache_hits > 0, "{stats:?}");
     all_given_back(&stats);
+}
+
+#[test]
+fn steps_of_every_batch_size_that_can_come_are_recorded_before_there_are_requests() {
+    let recorded = |max_num_seqs| {
+        let device = Ahead::default();
+        let rows = Arc::clone(&device.rows);
+        let runner = ModelRunner::new(Box::new(NoModel), Box::new(device), 1).unwrap();
+        runner.record(max_num_seqs).unwrap();
+        let rows = rows.lock().unwrap();
+        rows.clone()
+    };
+    assert_eq!(recorded(1), [1]);
+    assert_eq!(recorded(3), [1, 2, 4], "three run as four");
+    assert_eq!(recorded(100), [1, 2, 4, 8]);
 }

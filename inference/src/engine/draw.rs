@@ -1,39 +1,36 @@
 //! A draw from a distribution of tokens, with a random stream of its own.
 
-use rand::SeedableRng;
-use rand::distr::Distribution;
-use rand::distr::weighted::{Error, WeightedIndex};
-use rand::rngs::StdRng;
+use candle_core::{Device, Result, Tensor};
+use candle_transformers::generation::{LogitsProcessor, Sampling};
 
-use super::sampler::max;
 use crate::sampling_params::SamplingParams;
 
-/// Draws one sequence's tokens.
+/// Draws one sequence's tokens, by candle-transformers' processor. Its own `top_p` puts the whole vocabulary in
+/// order for each token; ours only what can be kept.
 pub(super) struct Draw {
-    random: StdRng,
-    temperature: f32,
+    processor: LogitsProcessor,
     top_p: f32,
 }
 
 impl Draw {
     pub(super) fn new(params: &SamplingParams) -> Self {
+        let seed = params.seed.unwrap_or_else(rand::random);
+        let temperature = f64::from(params.temperature);
         Self {
-            random: StdRng::seed_from_u64(params.seed.unwrap_or_else(rand::random)),
-            temperature: params.temperature,
+            processor: LogitsProcessor::from_sampling(seed, Sampling::All { temperature }),
             top_p: params.top_p,
         }
     }
 
-    /// A token as likely as its logit says at the temperature, of the fewest that together have `top_p`. Logits whose
-    /// best is not finite are an error.
-    pub(super) fn token(&mut self, logits: &[f32]) -> Result<u32, Error> {
-        let best = max(logits);
-        let weight = |logit: &f32| ((logit - best) / self.temperature).exp();
-        let mut weights: Vec<f32> = logits.iter().map(weight).collect();
-        if self.top_p < 1.0 {
-            keep_top_p(&mut weights, self.top_p);
-        }
-        Ok(WeightedIndex::new(weights)?.sample(&mut self.random) as u32)
+    /// A token as likely as its logit says at the temperature, of the fewest that together have `top_p`. Logits (V,)
+    /// whose best is not finite are an error.
+    pub(super) fn token(&mut self, logits: Vec<f32>) -> Result<u32> {
+        let logits = Tensor::new(logits, &Device::Cpu)?;
+        self.processor.sample_f(&logits, |probabilities| {
+            if self.top_p < 1.0 {
+                keep_top_p(probabilities, self.top_p);
+            }
+        })
     }
 }
 
@@ -87,8 +84,9 @@ mod tests {
     fn a_best_that_is_not_finite_is_an_error() {
         let mut draw = Draw::new(&SamplingParams::default());
         for best in [f32::NEG_INFINITY, f32::INFINITY] {
-            assert!(draw.token(&[best, f32::NEG_INFINITY]).is_err(), "{best}");
+            assert!(draw.token(vec![best, f32::NEG_INFINITY]).is_err(), "{best}");
         }
-        assert_eq!(draw.token(&[f32::NEG_INFINITY, 0.0]), Ok(1));
+        let token = draw.token(vec![f32::NEG_INFINITY, 0.0]);
+        assert_eq!(token.expect("a token can be drawn"), 1);
     }
 }

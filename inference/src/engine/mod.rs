@@ -78,8 +78,8 @@ pub enum EngineError {
         /// What is there.
         available_bytes: u64,
     },
-    /// The device could not say how much memory it has.
-    #[error("cannot read the device's free memory")]
+    /// The device could not be made ready, or not say how much memory it has.
+    #[error("cannot prepare the device")]
     Device(#[from] TensorError),
     /// The device does not have the memory of the budget.
     #[error(
@@ -213,8 +213,12 @@ impl Engine {
             eos_token_ids: model.eos_token_ids.clone(),
         };
         let bytes = kv_blocks as u64 * block_bytes(&model);
-        let ops = ops::for_device(model.device());
-        let runner = ModelRunner::new(model.into_model(), ops, kv_blocks);
+        let ops =
+            ops::for_device(model.device()).map_err(|error| EngineError::Device(error.into()))?;
+        let runner = ModelRunner::new(model.into_model(), ops, kv_blocks).and_then(|runner| {
+            runner.record(limits.max_num_seqs)?;
+            Ok(runner)
+        });
         let runner = runner.map_err(|error| EngineError::KvCacheAllocation {
             bytes,
             source: error.into(),

@@ -47,6 +47,28 @@ impl ModelRunner {
         self.ops.runs_ahead()
     }
 
+    /// Runs a step of each batch size that the device records, up to the one for so many sequences, so that no request
+    /// waits for it. What that writes to the pages belongs to nobody yet.
+    pub(crate) fn record(&self, max_num_seqs: usize) -> Result<()> {
+        let mut smaller = 0;
+        for &size in self.ops.recorded_batch_sizes() {
+            if smaller >= max_num_seqs {
+                break;
+            }
+            smaller = size;
+            let row = Part {
+                tokens: &[0],
+                context: 0,
+                blocks: &[0],
+                carried: None,
+                choice: Some(Choice::Greedy),
+            };
+            self.launch(&vec![row; size])?;
+            self.collect()?;
+        }
+        Ok(())
+    }
+
     /// Starts a step.
     pub(crate) fn launch(&self, parts: &[Part<'_>]) -> Result<()> {
         let mut step = StepInputs::default();

@@ -6,14 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rand::distr::weighted;
-
 use super::draw::Draw;
 use super::request::TokenLogprobs;
 use super::sequence::Sequence;
 use crate::grammar::{Constraint, GrammarState, Stuck};
 use crate::ops::{Choice, RowResult};
 use crate::sampling_params::SamplingParams;
+use crate::tensor_error::TensorError;
 
 /// Below this a temperature means greedy, as in vLLM.
 const MIN_TEMPERATURE: f32 = 1e-5;
@@ -24,9 +23,15 @@ pub(crate) enum SampleError {
     #[error("the model's logits are not numbers")]
     NotANumber,
     #[error("no token can be drawn: {0}")]
-    Draw(#[from] weighted::Error),
+    Draw(#[from] TensorError),
     #[error(transparent)]
     Stuck(#[from] Stuck),
+}
+
+impl From<candle_core::Error> for SampleError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Draw(error.into())
+    }
 }
 
 /// A sequence's token, and its log probabilities if they were asked for.
@@ -130,7 +135,7 @@ impl Sampler {
             Some(draw) => {
                 keep_min_p(&mut logits, params);
                 keep_top_k(&mut logits, params.top_k);
-                draw.token(&logits)?
+                draw.token(logits)?
             }
         };
         if let Some(grammar) = &mut self.grammar {
@@ -177,7 +182,7 @@ fn argmax(logits: &[f32]) -> u32 {
     best as u32
 }
 
-pub(super) fn max(logits: &[f32]) -> f32 {
+fn max(logits: &[f32]) -> f32 {
     logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 

@@ -52,9 +52,15 @@ pub(crate) fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     }
 }
 
+#[cfg(feature = "cuda")]
 fn open_gpu() -> Result<Device, DeviceError> {
-    const FIRST_GPU: usize = 0;
-    Device::new_cuda(FIRST_GPU).map_err(|error| DeviceError(error.into()))
+    crate::ops::open_gpu().map_err(|error| DeviceError(error.into()))
+}
+
+/// Says that this build has no GPU, in candle's words.
+#[cfg(not(feature = "cuda"))]
+fn open_gpu() -> Result<Device, DeviceError> {
+    Device::new_cuda(0).map_err(|error| DeviceError(error.into()))
 }
 
 /// The type that weights, activations and KV cache get.

@@ -9,12 +9,15 @@
 //! - `weights`: what operations take from the model's files
 //! - `packed`: quantised matrices, and their products on a CPU
 //! - `pages`: keys and values of all sequences, in blocks
-//! - `cpu`: the operations on a CPU; `plain`: on any other device; `shared`: what is the same in both
+//! - `cpu`: the operations on a CPU; `cuda`: on a GPU; `plain`: on any other device
+//! - `shared`: what is the same in those that run op by op
 //!
 //! Letters in shapes, here and in the models: T rows of a step, R of them wanted, H hidden size,
 //! E embedding size, V vocabulary, N heads of queries, K heads of keys and values, D head size.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod packed;
 mod pages;
 mod plain;
@@ -49,6 +52,11 @@ pub trait Ops: Send {
     /// all rows of [`Choice::Greedy`] itself, and a row may take its token from the step before.
     fn runs_ahead(&self) -> bool {
         false
+    }
+
+    /// Batch sizes whose first step of one row for each sequence takes longer, because it is recorded; ascending.
+    fn recorded_batch_sizes(&self) -> &[usize] {
+        &[]
     }
 
     /// Starts a step: its inputs go to the device, then `forward` runs, or what was recorded of it. At
@@ -100,12 +108,20 @@ pub trait Ops: Send {
     fn wanted(&self, x: &Tensor, step: &StepInputs) -> Result<Tensor>;
 }
 
+/// Opens the first GPU, as [`for_device`] needs it.
+#[cfg(feature = "cuda")]
+pub(crate) fn open_gpu() -> Result<Device> {
+    cuda::open()
+}
+
 /// The operations for tensors on `device`.
-pub fn for_device(device: &Device) -> Box<dyn Ops> {
-    match device {
+pub fn for_device(device: &Device) -> Result<Box<dyn Ops>> {
+    Ok(match device {
         Device::Cpu => Box::new(cpu::CpuOps::default()),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => Box::new(cuda::CudaOps::new(device)?),
         other => plain(other),
-    }
+    })
 }
 
 /// Those made of candle's own, which any device has: slow, and what others are compared with.

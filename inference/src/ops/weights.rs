@@ -87,7 +87,7 @@ pub enum Epilogue {
 }
 
 /// The activations there are, by what they compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `max(x, 0)`
     Relu,
@@ -142,7 +142,7 @@ pub struct PositionTable {
 }
 
 /// How many heads, and how wide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Heads {
     /// N.
     pub queries: usize,

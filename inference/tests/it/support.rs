@@ -79,7 +79,7 @@ impl Paged {
     pub(crate) fn new(model: Box<dyn CausalLm>, sequences: usize) -> Self {
         let blocks = sequences * 256 / KV_BLOCK_TOKENS;
         Self {
-            ops: ops::for_device(model.device()),
+            ops: ops::for_device(model.device()).unwrap(),
             pages: KvPages::new(&model.kv_shape(), blocks, model.device()).unwrap(),
             model,
             sequences,

@@ -89,7 +89,7 @@ impl Endpoint {
     /// The URL to send `signal` to by `protocol`.
     fn url(&self, protocol: Protocol, signal: Signal) -> String {
         match (protocol, self.scope) {
-            (Protocol::HttpProtobuf, Scope::AllSignals) => {
+            (Protocol::HttpProtobuf | Protocol::HttpJson, Scope::AllSignals) => {
                 format!("{}{}", self.url.trim_end_matches('/'), signal.path())
             }
             _ => self.url.clone(),
@@ -102,6 +102,8 @@ pub(super) fn resolve(endpoint: Option<&Endpoint>, protocol: Protocol, signal: S
     match (endpoint, protocol) {
         (Some(endpoint), _) => endpoint.url(protocol, signal),
         (None, Protocol::Grpc) => DEFAULT_GRPC_URL.to_owned(),
-        (None, Protocol::HttpProtobuf) => format!("{DEFAULT_HTTP_URL}{}", signal.path()),
+        (None, Protocol::HttpProtobuf | Protocol::HttpJson) => {
+            format!("{DEFAULT_HTTP_URL}{}", signal.path())
+        }
     }
 }

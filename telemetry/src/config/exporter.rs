@@ -2,11 +2,13 @@
 //! same settings as the exporter of this crate.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::endpoint::{self, Endpoint};
+use super::proxies::Proxies;
 use super::tls::{self, PemFile};
 use super::vars::{Var, Vars};
 use super::{ConfigError, Signal};
@@ -24,6 +26,8 @@ pub enum Protocol {
     Grpc,
     /// `http/protobuf`: OTLP/HTTP with protobuf bodies.
     HttpProtobuf,
+    /// `http/json`: OTLP/HTTP with JSON bodies.
+    HttpJson,
 }
 
 impl fmt::Display for Protocol {
@@ -31,6 +35,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Grpc => "grpc",
             Self::HttpProtobuf => "http/protobuf",
+            Self::HttpJson => "http/json",
         })
     }
 }
@@ -66,6 +71,9 @@ pub struct ExporterSettings {
     pub client_key: Option<PemFile>,
     /// The certificate chain to show to the server.
     pub client_certificate: Option<PemFile>,
+    /// Where to connect to, whatever address the endpoint's host has; no proxy stands before it.
+    pub connect_to: Option<SocketAddr>,
+    pub(super) proxies: Proxies,
 }
 
 impl ExporterSettings {
@@ -116,6 +124,8 @@ impl ExporterSettings {
             certificate: tls.certificate,
             client_key: tls.client_key,
             client_certificate: tls.client_certificate,
+            connect_to: None,
+            proxies: Proxies::from_vars(vars)?,
         })
     }
 }
@@ -124,7 +134,8 @@ fn protocol(var: &Var) -> Result<Protocol, ConfigError> {
     match var.lowercase().as_str() {
         "grpc" => Ok(Protocol::Grpc),
         "http/protobuf" => Ok(Protocol::HttpProtobuf),
-        _ => Err(var.error("grpc or http/protobuf")),
+        "http/json" => Ok(Protocol::HttpJson),
+        _ => Err(var.error("grpc, http/protobuf or http/json")),
     }
 }
 

@@ -8,6 +8,7 @@ mod connector;
 mod endpoint;
 mod error;
 mod exporter;
+mod proxies;
 mod sdk;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::Sampler;
 use opentelemetry_semantic_conventions::resource::SERVICE_NAME;
 
+pub use connector::{Connector, Resolver, Route, Stream};
 pub use error::ConfigError;
 pub use exporter::{Compression, ExporterSettings, Protocol};
 pub(crate) use sdk::{BatchSettings, MetricSettings, OtherSignals, PropagatorKind, SpanLimits};

@@ -15,6 +15,7 @@ use super::{ConfigError, ExporterSettings, Signal};
 
 /// A file is read up to this size: a bundle of every public authority has a quarter of it.
 const MAX_PEM_BYTES: u64 = 1024 * 1024;
+const CHECKED: &str = "the TLS files were checked when they were read";
 
 /// A PEM file that was read and has in it what its variable asks for.
 #[derive(Clone, PartialEq, Eq)]
@@ -159,20 +160,29 @@ impl ExporterSettings {
 
     /// The TLS of a client of the endpoint; application protocols are left to it.
     pub(super) fn rustls_config(&self) -> ClientConfig {
-        let checked = "the TLS files were checked when they were read";
-        let roots = match &self.certificate {
-            Some(file) => file.roots().expect(checked),
-            None => RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        };
-        let builder = builder().with_root_certificates(roots);
+        let builder = builder().with_root_certificates(self.trusted());
         match (&self.client_certificate, &self.client_key) {
             (Some(chain), Some(key)) => builder
                 .with_client_auth_cert(
-                    chain.certificates().expect(checked),
-                    key.private_key().expect(checked),
+                    chain.certificates().expect(CHECKED),
+                    key.private_key().expect(CHECKED),
                 )
-                .expect(checked),
+                .expect(CHECKED),
             _ => builder.with_no_client_auth(),
+        }
+    }
+
+    /// The same without the client's identity, which is not for the proxy on the way.
+    pub(super) fn anonymous_rustls_config(&self) -> ClientConfig {
+        builder()
+            .with_root_certificates(self.trusted())
+            .with_no_client_auth()
+    }
+
+    fn trusted(&self) -> RootCertStore {
+        match &self.certificate {
+            Some(file) => file.roots().expect(CHECKED),
+            None => RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         }
     }
 }

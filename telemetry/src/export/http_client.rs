@@ -7,15 +7,13 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use opentelemetry_http::{HttpClient, HttpError, ResponseBodyTooLarge};
 
 use super::last_failure::LastFailure;
 use crate::chain;
-use crate::config::ExporterSettings;
+use crate::config::{Connector, ExporterSettings};
 
 /// An OTLP answer is a few bytes; a misconfigured endpoint may answer with a page. (The value is the
 /// one that [`ResponseBodyTooLarge`] names.)
@@ -28,7 +26,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client for one endpoint.
 #[derive(Debug)]
 pub(super) struct OtlpHttpClient {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<Connector, Full<Bytes>>,
     headers: HeaderMap,
     /// The longest that one request may take, its response included.
     timeout: Duration,
@@ -43,7 +41,7 @@ impl OtlpHttpClient {
             .build(settings.connector());
         Self {
             client,
-            headers: settings.headers.clone(),
+            headers: settings.request_headers(),
             timeout: settings.timeout,
             last_failure,
         }

@@ -1,13 +1,13 @@
-//! From ended spans to an OTLP endpoint: a bounded queue in front of the SDK's batch processor, a guarded
-//! exporter behind it, and one ledger that both write losses into.
+//! From ended spans to an OTLP endpoint: a bounded queue of encoded spans, a task that sends them, and one
+//! ledger that both write losses into.
 //!
 //! ```text
-//! span ends -> CountedQueue -> BatchSpanProcessor (its thread) -> GuardedExporter -> OTLP exporter
-//!                    \______________ DropLedger _________________/    (own runtime)
+//! span ends -> QueueProcessor (encode) -> SpanQueue -> worker -> OtlpClient (own runtime)
+//!                    \______________ DropLedger ________/
 //! ```
 
+mod encode;
 mod grpc_channel;
-mod guarded;
 mod http_client;
 mod last_failure;
 mod ledger;
@@ -15,12 +15,12 @@ mod limits;
 mod metrics;
 mod otlp;
 mod queue;
-mod rejections;
-mod split;
+mod retry;
+mod worker;
 
-pub(crate) use guarded::{Explain, ExportContext, GuardedExporter};
 pub(crate) use last_failure::LastFailure;
 pub(crate) use ledger::{DropLedger, Losses};
 pub(crate) use metrics::build_metrics;
-pub(crate) use otlp::build;
-pub(crate) use queue::{CountedQueue, Waiting};
+pub(crate) use otlp::OtlpClient;
+pub(crate) use queue::{QueueLimits, SpanQueue};
+pub(crate) use worker::{ExportContext, start};

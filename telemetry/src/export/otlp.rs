@@ -1,146 +1,269 @@
-//! The OTLP exporter of opentelemetry-otlp, built from our settings.
+//! The OTLP exporter of spans: a request is encoded once, sent by either protocol, and sent again for as
+//! long as its time allows where the endpoint may take it later.
 
+use std::io::{self, Write as _};
 use std::time::Duration;
 
-use opentelemetry_otlp::{
-    ExporterBuildError, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig,
-    WithTonicConfig,
-};
+use bytes::Bytes;
+use flate2::write::GzEncoder;
+use http::Request;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
+use opentelemetry_http::HttpClient as _;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
-use tonic::metadata::MetadataMap;
+use prost::Message as _;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+use tonic::Status;
+use tracing::instrument::WithSubscriber as _;
+use tracing::subscriber::NoSubscriber;
 
-use super::grpc_channel::channel;
-use super::guarded::Explain;
+use super::encode;
+use super::grpc_channel::GrpcClient;
 use super::http_client::OtlpHttpClient;
 use super::last_failure::LastFailure;
+use super::queue::Batch;
+use super::retry::{Backoff, Retry};
 use crate::chain;
 use crate::config::{Compression, ConfigError, ExporterSettings, Protocol};
 
-/// More retries than fit into an export: its time is the bound, not their number.
-const MAX_RETRIES: usize = 100;
-const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
-const MAX_RETRY_JITTER: Duration = Duration::from_millis(100);
+/// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent>
+const AGENT: &str = concat!("OTel-OTLP-Exporter-Rust/", env!("CARGO_PKG_VERSION"));
 
-/// An OTLP exporter, by either protocol.
-#[derive(Debug)]
-pub(crate) struct OtlpExporter {
-    exporter: SpanExporter,
+/// A client of one endpoint.
+pub(crate) struct OtlpClient {
+    transport: Transport,
+    /// As it stands in every request.
+    resource: Vec<u8>,
+    /// The longest that an export may take, its retries included.
+    timeout: Duration,
     last_failure: LastFailure,
 }
 
-/// The exporter for `settings`. It must be built inside the runtime it will run on. Why an attempt
-/// failed goes into `last_failure`.
-pub(crate) fn build(
-    settings: &ExporterSettings,
-    resource: &Resource,
-    last_failure: LastFailure,
-) -> Result<OtlpExporter, ConfigError> {
-    let mut exporter = match settings.protocol {
-        Protocol::Grpc => grpc(settings, last_failure.clone()),
-        Protocol::HttpProtobuf => {
-            http(settings, last_failure.clone()).map_err(|error| chain(&error))
-        }
-    };
-    if let Ok(exporter) = &mut exporter {
-        exporter.set_resource(resource);
-    }
-    // Everything was validated before; should the exporter know better, its words are the best there are.
-    let exporter = exporter.map_err(|error| {
-        let variable = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
-        ConfigError::new(
-            variable,
-            &settings.endpoint,
-            format!("another one ({error})"),
-        )
-    })?;
-    Ok(OtlpExporter {
-        exporter,
-        last_failure,
-    })
+enum Transport {
+    Grpc(Box<GrpcClient>),
+    Http {
+        client: Box<OtlpHttpClient>,
+        endpoint: String,
+        is_json: bool,
+        is_gzip: bool,
+    },
 }
 
-fn grpc(settings: &ExporterSettings, last_failure: LastFailure) -> Result<SpanExporter, String> {
-    let builder = SpanExporter::builder().with_tonic();
-    let builder = grpc_settings(builder, settings, last_failure)?;
-    builder.build().map_err(|error| chain(&error))
+/// What an endpoint has rejected of what it took.
+#[derive(Debug, Default)]
+pub(super) struct Rejection {
+    pub(super) spans: usize,
+    pub(super) message: String,
 }
 
-fn http(
-    settings: &ExporterSettings,
-    last_failure: LastFailure,
-) -> Result<SpanExporter, ExporterBuildError> {
-    http_settings(SpanExporter::builder().with_http(), settings, last_failure).build()
+/// Why an attempt failed.
+struct Failure {
+    words: String,
+    retry: Retry,
 }
 
-/// What an exporter by gRPC is told, whatever it exports.
-pub(super) fn grpc_settings<B: WithTonicConfig + WithExportConfig>(
-    builder: B,
-    settings: &ExporterSettings,
-    last_failure: LastFailure,
-) -> Result<B, String> {
-    let channel = channel(settings, last_failure).map_err(|error| chain(&error))?;
-    let headers = settings.headers.clone();
-    // The exporter merges the environment's headers into its metadata; the settings have already
-    // decided which apply.
-    let own_metadata = move |mut request: tonic::Request<()>| {
-        *request.metadata_mut() = MetadataMap::from_headers(headers.clone());
-        Ok(request)
-    };
-    let builder = builder
-        .with_channel(channel)
-        .with_timeout(settings.timeout)
-        .with_interceptor(own_metadata)
-        .with_retry_policy(retry_policy());
-    Ok(match settings.compression {
-        Some(Compression::Gzip) => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
-        None | Some(Compression::None) => builder,
-    })
+/// `ExportTraceServiceResponse`, as far as it is read.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Response {
+    #[prost(message, optional, tag = "1")]
+    partial_success: Option<PartialSuccess>,
 }
 
-/// What an exporter by HTTP is told, whatever it exports.
-pub(super) fn http_settings<B: WithHttpConfig + WithExportConfig>(
-    builder: B,
-    settings: &ExporterSettings,
-    last_failure: LastFailure,
-) -> B {
-    let builder = builder
-        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-        .with_endpoint(&settings.endpoint)
-        .with_timeout(settings.timeout)
-        .with_http_client(OtlpHttpClient::new(settings, last_failure))
-        .with_retry_policy(retry_policy());
-    match settings.compression {
-        Some(Compression::Gzip) => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
-        None | Some(Compression::None) => builder,
-    }
+#[derive(Clone, PartialEq, prost::Message)]
+struct PartialSuccess {
+    #[prost(int64, tag = "1")]
+    rejected_spans: i64,
+    #[prost(string, tag = "2")]
+    error_message: String,
 }
 
-fn retry_policy() -> RetryPolicy {
-    RetryPolicy::recommended()
-        .with_max_retries(MAX_RETRIES)
-        .with_initial_delay(FIRST_RETRY_DELAY)
-        .with_max_delay(MAX_RETRY_DELAY)
-        .with_max_jitter(MAX_RETRY_JITTER)
-}
-
-impl opentelemetry_sdk::trace::SpanExporter for OtlpExporter {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.exporter.export(batch).await
-    }
-}
-
-impl Explain for OtlpExporter {
-    fn explain(&self, error: &OTelSdkError) -> String {
-        self.last_failure.get().unwrap_or_else(|| match error {
-            // The exporter's name for itself helps nobody.
-            OTelSdkError::InternalFailure(reason) => {
-                let words = reason.strip_prefix("TonicTracesClient export failed with ");
-                words.unwrap_or(reason).to_owned()
-            }
-            other => other.to_string(),
+impl OtlpClient {
+    /// The client for `settings`. It must be made inside the runtime it will run on. Why an attempt
+    /// failed goes into `last_failure`.
+    pub(crate) fn new(
+        settings: &ExporterSettings,
+        resource: &Resource,
+        last_failure: LastFailure,
+    ) -> Result<Self, ConfigError> {
+        // Everything was validated before; should the client know better, its words are the best there are.
+        let refused = |reason: String| {
+            let variable = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+            ConfigError::new(
+                variable,
+                &settings.endpoint,
+                format!("another one ({reason})"),
+            )
+        };
+        let transport = match settings.protocol {
+            Protocol::Grpc => Transport::Grpc(Box::new(
+                GrpcClient::new(settings, last_failure.clone())
+                    .map_err(|error| refused(chain(&error)))?,
+            )),
+            Protocol::HttpProtobuf | Protocol::HttpJson => Transport::Http {
+                client: Box::new(OtlpHttpClient::new(settings, last_failure.clone())),
+                endpoint: settings.endpoint.clone(),
+                is_json: settings.protocol == Protocol::HttpJson,
+                is_gzip: settings.compression == Some(Compression::Gzip),
+            },
+        };
+        Ok(Self {
+            transport,
+            resource: encode::resource(resource),
+            timeout: settings.timeout,
+            last_failure,
         })
     }
+
+    /// Sends all spans of `batch`. An error says why it could not.
+    pub(super) async fn export(&self, batch: Batch) -> Result<Rejection, String> {
+        let request = Bytes::from(encode::request(&self.resource, &batch));
+        drop(batch);
+        let request = self.transport.prepared(request);
+        let end = Instant::now() + self.timeout;
+        let mut backoff = Backoff::default();
+        loop {
+            // What a transport logs of each attempt is not for the program's log.
+            let attempt = self.transport.send(request.clone());
+            let Failure { words, retry } =
+                match attempt.with_subscriber(NoSubscriber::default()).await {
+                    Ok(response) => {
+                        self.last_failure.set(None);
+                        return Ok(response.rejection());
+                    }
+                    Err(failure) => failure,
+                };
+            // Transports know more of connections that fail than their errors say.
+            let reason = self.last_failure.get().unwrap_or(words);
+            let Retry::After(asked) = retry else {
+                return Err(reason);
+            };
+            let delay = backoff.next_delay(asked);
+            if delay >= end.saturating_duration_since(Instant::now()) {
+                return Err(reason);
+            }
+            sleep(delay).await;
+        }
+    }
+}
+
+impl Transport {
+    /// The bytes as they are sent, each time.
+    fn prepared(&self, request: Bytes) -> Bytes {
+        match self {
+            // Its frames are compressed as they are written.
+            Self::Grpc(_) => request,
+            Self::Http {
+                is_json, is_gzip, ..
+            } => {
+                let request = if *is_json { json(request) } else { request };
+                if *is_gzip {
+                    gzip(&request).expect("memory takes all").into()
+                } else {
+                    request
+                }
+            }
+        }
+    }
+
+    async fn send(&self, request: Bytes) -> Result<Response, Failure> {
+        match self {
+            Self::Grpc(client) => {
+                let sent = client.send(request).await;
+                sent.map_err(|status| Failure::of_status(&status))
+            }
+            Self::Http {
+                client,
+                endpoint,
+                is_json,
+                is_gzip,
+            } => {
+                let content_type = if *is_json {
+                    "application/json"
+                } else {
+                    "application/x-protobuf"
+                };
+                let mut builder = Request::post(endpoint)
+                    .header(CONTENT_TYPE, content_type)
+                    .header(USER_AGENT, AGENT);
+                if *is_gzip {
+                    builder = builder.header(CONTENT_ENCODING, "gzip");
+                }
+                let request = builder
+                    .body(request)
+                    .expect("the endpoint is a checked URL");
+                let response = match client.send_bytes(request).await {
+                    Ok(response) => response,
+                    Err(error) => {
+                        return Err(Failure {
+                            words: chain(error.as_ref()),
+                            retry: Retry::After(None),
+                        });
+                    }
+                };
+                let (status, headers) = (response.status(), response.headers());
+                if status.is_success() {
+                    // It was taken; an answer that cannot be read does not change that.
+                    let answer = &**response.body();
+                    return Ok(if *is_json {
+                        Response::of_json(answer)
+                    } else {
+                        Response::decode(answer).unwrap_or_default()
+                    });
+                }
+                Err(Failure {
+                    words: status.to_string(),
+                    retry: Retry::of_response(status, headers),
+                })
+            }
+        }
+    }
+}
+
+impl Failure {
+    fn of_status(status: &Status) -> Self {
+        let (code, message) = (status.code(), status.message());
+        let colon = if message.is_empty() { "" } else { ": " };
+        Self {
+            words: format!("gRPC code {code:?}{colon}{message}"),
+            retry: Retry::of_status(status),
+        }
+    }
+}
+
+impl Response {
+    /// OTLP/JSON writes large integers as text, and takes them as numbers too.
+    fn of_json(answer: &[u8]) -> Self {
+        let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
+        let partial = &answer["partialSuccess"];
+        let spans = &partial["rejectedSpans"];
+        let written = || spans.as_str().and_then(|text| text.parse().ok());
+        Self {
+            partial_success: Some(PartialSuccess {
+                rejected_spans: spans.as_i64().or_else(written).unwrap_or(0),
+                error_message: partial["errorMessage"].as_str().unwrap_or("").to_owned(),
+            }),
+        }
+    }
+
+    fn rejection(self) -> Rejection {
+        let partial = self.partial_success.unwrap_or_default();
+        Rejection {
+            spans: usize::try_from(partial.rejected_spans).unwrap_or(0),
+            message: partial.error_message,
+        }
+    }
+}
+
+/// The same request in OTLP/JSON.
+fn json(request: Bytes) -> Bytes {
+    let request = ExportTraceServiceRequest::decode(request).expect("it was encoded here");
+    let json = serde_json::to_vec(&request);
+    json.expect("a request has a JSON").into()
+}
+
+fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes)?;
+    encoder.finish()
 }

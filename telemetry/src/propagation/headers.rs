@@ -73,17 +73,24 @@ fn is_traceparent(value: &str) -> bool {
             .all(|(field, length)| field.len() == length && hex(field))
 }
 
-/// Request headers to inject into.
-pub(super) struct HeaderWriter<'a>(pub(super) &'a mut HeaderMap);
+/// Takes headers one by one.
+pub(super) struct HeaderWriter<'a, F> {
+    /// The names that propagators use, which need not be parsed.
+    pub(super) known: &'a [HeaderName],
+    pub(super) set: F,
+}
 
-impl Injector for HeaderWriter<'_> {
+impl<F: FnMut(HeaderName, HeaderValue)> Injector for HeaderWriter<'_, F> {
     fn set(&mut self, key: &str, value: String) {
-        let Ok(name) = HeaderName::from_bytes(key.as_bytes()) else {
-            return;
-        };
+        let known = self.known.iter().find(|name| name.as_str() == key);
+        let name = known.map_or_else(
+            || HeaderName::from_bytes(key.as_bytes()),
+            |name| Ok(name.clone()),
+        );
         // An empty `tracestate` says that there is none, and is not sent.
-        if let (false, Ok(value)) = (value.is_empty(), HeaderValue::try_from(value)) {
-            self.0.insert(name, value);
+        if let (Ok(name), false, Ok(value)) = (name, value.is_empty(), HeaderValue::try_from(value))
+        {
+            (self.set)(name, value);
         }
     }
 }

@@ -13,7 +13,7 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::Context;
 use opentelemetry::propagation::{TextMapCompositePropagator, TextMapPropagator};
 use opentelemetry::trace::TraceContextExt as _;
@@ -69,8 +69,30 @@ impl Propagator {
                 headers.remove(name);
             }
         }
+        self.write(context, |name, value| {
+            headers.insert(name, value);
+        });
+    }
+
+    /// Hands each header that carries the span of `context` to `set`: all that [`Propagator::inject`]
+    /// writes but the baggage.
+    pub fn inject_span(&self, context: &Context, mut set: impl FnMut(HeaderName, HeaderValue)) {
+        self.write(context, |name, value| {
+            if name != BAGGAGE {
+                set(name, value);
+            }
+        });
+    }
+
+    /// The names of the headers that belong to one span, and go when another takes its place.
+    pub fn span_fields(&self) -> &[HeaderName] {
+        &self.of_a_span
+    }
+
+    fn write(&self, context: &Context, set: impl FnMut(HeaderName, HeaderValue)) {
+        let known = &self.of_a_span;
         self.composite
-            .inject_context(context, &mut HeaderWriter(headers));
+            .inject_context(context, &mut HeaderWriter { known, set });
     }
 
     /// The names of the headers that are read or replaced, sorted.

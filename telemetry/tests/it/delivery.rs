@@ -75,13 +75,16 @@ async fn spans_arrive_with_resource_headers_and_scope() {
         assert_eq!(header(&received.headers, "tenant"), Some("7"), "{protocol}");
         assert_eq!(header(&received.headers, "grpc-encoding"), None);
         assert_eq!(header(&received.headers, "content-encoding"), None);
-        if protocol == "http/protobuf" {
-            assert_eq!(received.path, "/v1/traces");
-            assert_eq!(
-                header(&received.headers, "content-type"),
-                Some("application/x-protobuf")
-            );
-        }
+        let (path, content_type) = match protocol {
+            "grpc" => ("", "application/grpc"),
+            "http/protobuf" => ("/v1/traces", "application/x-protobuf"),
+            _ => ("/v1/traces", "application/json"),
+        };
+        assert_eq!(received.path, path);
+        assert_eq!(
+            header(&received.headers, "content-type"),
+            Some(content_type)
+        );
         let resource = &received.request.resource_spans[0];
         let attributes = texts(&resource.resource.as_ref().expect("a resource").attributes);
         assert_eq!(attributes["service.name"], "shop");

@@ -15,8 +15,8 @@ use opentelemetry::trace::{Span as _, Tracer as _};
 /// Longer than anything here takes; a test that waits for it has failed.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// The two protocols as the variable names them.
-const PROTOCOLS: [&str; 2] = ["grpc", "http/protobuf"];
+/// The protocols as the variable names them.
+const PROTOCOLS: [&str; 3] = ["grpc", "http/protobuf", "http/json"];
 
 fn settings(vars: &[(&str, &str)]) -> Settings {
     let get = |name: &str| {

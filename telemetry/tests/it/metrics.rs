@@ -74,10 +74,15 @@ async fn serve_http(listener: TcpListener, sender: Sender) {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = body.collect().await?.to_bytes();
+                let request = if parts.headers["content-type"] == "application/json" {
+                    serde_json::from_slice(&body).expect("JSON")
+                } else {
+                    ExportMetricsServiceRequest::decode(body).expect("protobuf")
+                };
                 let received = Received {
                     api_key: parts.headers["api-key"].to_str().expect("text").to_owned(),
                     path: parts.uri.path().to_owned(),
-                    request: ExportMetricsServiceRequest::decode(body).expect("protobuf"),
+                    request,
                 };
                 let _ = sender.0.send(received);
                 Ok::<_, hyper::Error>(http::Response::new(Full::<Bytes>::default()))

@@ -219,7 +219,12 @@ async fn answer_http(
             .read_to_end(&mut plain)
             .expect("gzip");
     }
-    let request = ExportTraceServiceRequest::decode(&*plain).expect("protobuf");
+    let is_json = parts.headers["content-type"] == "application/json";
+    let request = if is_json {
+        serde_json::from_slice(&plain).expect("JSON")
+    } else {
+        ExportTraceServiceRequest::decode(&*plain).expect("protobuf")
+    };
     let path = parts.uri.path().to_owned();
     let answer = state.next_answer(Received {
         path,
@@ -229,6 +234,10 @@ async fn answer_http(
     let (status, body) = match &answer {
         Answer::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "come back later".into()),
         Answer::Forbid => (StatusCode::FORBIDDEN, "no such\nkey".into()),
+        answer if is_json => {
+            let json = serde_json::to_vec(&response(answer)).expect("it has a JSON");
+            (StatusCode::OK, json)
+        }
         answer => (StatusCode::OK, response(answer).encode_to_vec()),
     };
     let mut response = Response::new(Full::from(body));

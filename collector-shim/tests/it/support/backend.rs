@@ -242,7 +242,12 @@ async fn answer(
         return Ok(Response::new(Body::empty()));
     };
     let body = body.to_bytes();
-    let is_grpc = parts.headers["content-type"] == "application/grpc";
+    let speech = match parts.headers["content-type"].to_str() {
+        Ok("application/grpc") => Speech::Grpc,
+        Ok("application/json") => Speech::Json,
+        _ => Speech::Protobuf,
+    };
+    let is_grpc = speech == Speech::Grpc;
     let (was_compressed, named_by, raw) = if is_grpc {
         (body[0] == 1, "grpc-encoding", body.slice(5..))
     } else {
@@ -286,7 +291,7 @@ async fn answer(
         .expect("never closed")
         .forget();
     if is_refused {
-        return Ok(Reply::Http(400, None).into_response(is_grpc));
+        return Ok(Reply::Http(400, None).into_response(speech));
     }
     let reply = state
         .script
@@ -294,13 +299,21 @@ async fn answer(
         .expect("no panic")
         .pop_front()
         .unwrap_or(Reply::Accept);
-    Ok(reply.into_response(is_grpc))
+    Ok(reply.into_response(speech))
+}
+
+/// What a request came in, and is answered in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    Grpc,
+    Protobuf,
+    Json,
 }
 
 impl Reply {
-    fn into_response(self, is_grpc: bool) -> Response<Body> {
+    fn into_response(self, speech: Speech) -> Response<Body> {
         match self {
-            Reply::Accept => accepted(is_grpc, &ExportTraceServiceResponse::default()),
+            Reply::Accept => accepted(speech, &ExportTraceServiceResponse::default()),
             Reply::Partial(rejected_spans) => {
                 let error_message = "some were too old".to_owned();
                 let partial = ExportTracePartialSuccess {
@@ -308,7 +321,7 @@ impl Reply {
                     error_message,
                 };
                 let partial_success = Some(partial);
-                accepted(is_grpc, &ExportTraceServiceResponse { partial_success })
+                accepted(speech, &ExportTraceServiceResponse { partial_success })
             }
             Reply::Status(status) => status.into_http(),
             Reply::Http(status, retry_after) => {
@@ -322,18 +335,24 @@ impl Reply {
     }
 }
 
-fn accepted(is_grpc: bool, message: &ExportTraceServiceResponse) -> Response<Body> {
-    let message = message.encode_to_vec();
-    let (body, content_type) = if is_grpc {
-        let mut trailers = HeaderMap::new();
-        trailers.insert("grpc-status", HeaderValue::from_static("0"));
-        let body = Full::new(frame(false, &message)).with_trailers(async { Some(Ok(trailers)) });
-        (Body::new(body), "application/grpc")
-    } else {
-        (
-            Body::new(Full::new(Bytes::from(message))),
-            "application/x-protobuf",
-        )
+fn accepted(speech: Speech, response: &ExportTraceServiceResponse) -> Response<Body> {
+    let message = response.encode_to_vec();
+    let (body, content_type) = match speech {
+        Speech::Grpc => {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            let body = Full::new(frame(false, &message));
+            let body = body.with_trailers(async { Some(Ok(trailers)) });
+            (Body::new(body), "application/grpc")
+        }
+        Speech::Protobuf => {
+            let body = Body::new(Full::new(Bytes::from(message)));
+            (body, "application/x-protobuf")
+        }
+        Speech::Json => {
+            let json = serde_json::to_vec(response).expect("it has a JSON");
+            (Body::new(Full::new(Bytes::from(json))), "application/json")
+        }
     };
     let response = Response::builder().header("content-type", content_type);
     response.body(body).expect("a response")

@@ -4,6 +4,7 @@
 pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod signals;
 pub(crate) mod spans;
 

@@ -151,16 +151,17 @@ fn protocol_is_grpc_unless_it_is_named() {
                 "http/protobuf",
             ),
             (&[(PROTOCOL, ""), (TRACES_PROTOCOL, " ")], "grpc"),
+            (&[(PROTOCOL, "http/json")], "http/json"),
         ],
     );
     check_refused(&[
         (
             &[(TRACES_PROTOCOL, "foo")],
-            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL='foo' is not supported: use grpc or http/protobuf",
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL='foo' is not supported: use grpc, http/protobuf or http/json",
         ),
         (
-            &[(PROTOCOL, "http/json")],
-            "OTEL_EXPORTER_OTLP_PROTOCOL='http/json' is not supported: use grpc or http/protobuf",
+            &[(PROTOCOL, "http/xml")],
+            "OTEL_EXPORTER_OTLP_PROTOCOL='http/xml' is not supported: use grpc, http/protobuf or http/json",
         ),
     ]);
 }
@@ -361,4 +362,66 @@ fn endpoint_knows_which_variable_or_flag_named_it() {
     let settings = settings.with_traces_endpoint("--to", "http://b:2");
     let settings = settings.expect("a valid flag");
     assert_eq!(settings.traces_endpoint_variable(), Some("--to"));
+}
+
+#[test]
+fn a_proxy_that_cannot_be_used_is_named_without_its_password() {
+    const ALLOWED: &str = "is not supported: use http://host:port or https://host:port, with \
+                           user:password@ before the host where the proxy asks for them";
+    for (name, value) in [
+        ("HTTPS_PROXY", "socks5://user:secret@proxy:1080"),
+        ("http_proxy", "ftp://proxy"),
+        ("ALL_PROXY", "http://"),
+        ("all_proxy", "not a host"),
+    ] {
+        check_refused(&[(&[(name, value)], &format!("{name}='…' {ALLOWED}"))]);
+    }
+}
+
+#[test]
+fn the_proxy_on_the_way_depends_on_the_endpoint_and_on_the_protocol() {
+    let proxies = |endpoint, protocol| {
+        [
+            (TRACES_ENDPOINT, endpoint),
+            (TRACES_PROTOCOL, protocol),
+            ("HTTP_PROXY", "http://plain:3128"),
+            ("https_proxy", "user:secret@secure:3128"),
+            ("NO_PROXY", "inside.example.com, 10.0.0.0/8"),
+        ]
+    };
+    let check = |endpoint, protocol, expect: &str| {
+        let settings = parse(&proxies(endpoint, protocol)).expect("valid");
+        let route = format!("{:?}", settings.exporter().route());
+        assert!(!route.contains("secret"), "{route}");
+        let kind = route.split('(').next().expect("its name");
+        let by = ["plain:3128", "secure:3128"].into_iter();
+        let by: String = by.filter(|proxy| route.contains(proxy)).collect();
+        assert_eq!(format!("{kind} {by}").trim_end(), expect, "{endpoint}");
+    };
+    check("https://otlp.example.com", "grpc", "Tunnel secure:3128");
+    check("http://otlp.example.com", "grpc", "Tunnel secure:3128");
+    check(
+        "https://otlp.example.com",
+        "http/json",
+        "Tunnel secure:3128",
+    );
+    check(
+        "http://otlp.example.com",
+        "http/json",
+        "Forwarder plain:3128",
+    );
+    check(
+        "http://otlp.example.com",
+        "http/protobuf",
+        "Forwarder plain:3128",
+    );
+    for here in [
+        "http://localhost:4317",
+        "http://127.0.0.2:4317",
+        "http://[::1]:4317",
+        "http://inside.example.com",
+        "https://10.1.2.3",
+    ] {
+        check(here, "grpc", "Straight");
+    }
 }

@@ -1,13 +1,13 @@
-//! The engine without HTTP, on a model of OPT-125m's shapes with random weights: how long until it is ready, until
-//! the first token, from token to token, and what it gives with many requests in flight.
+//! The engine without HTTP, on a model with the shapes of a known one and random weights: how long until it is ready,
+//! until the first token, from token to token, and what it gives with many requests in flight.
 //!
-//! `cargo bench -p lantern-inference --features cuda --bench engine -- --device cuda`
+//! `cargo bench -p lantern-inference --features cuda --bench engine -- --device cuda`; for a model that fills a
+//! good part of a GPU also `--shapes llama-3-8b --dtype bfloat16 --max-num-batched-tokens 16384`.
 
-use std::collections::HashMap;
-use std::path::Path;
+mod model;
+
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use futures::stream::{self, StreamExt};
 use lantern_inference::engine::request::{Event, Request};
@@ -15,11 +15,7 @@ use lantern_inference::engine::{Engine, EngineConfig};
 use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions};
 use lantern_inference::sampling_params::SamplingParams;
 
-const VOCAB_SIZE: usize = 50272;
-const HIDDEN: usize = 768;
-const INNER: usize = 3072;
-const LAYERS: usize = 12;
-const CONTEXT: usize = 2048;
+use self::model::Shapes;
 
 /// Tokens that requests of the decode rows have before they are timed; they are timed around 512.
 const DECODE_PROMPT: usize = 448;
@@ -33,6 +29,12 @@ struct Options {
     /// Of weights and KV cache.
     #[arg(long, default_value = "auto")]
     dtype: DTypeChoice,
+    /// Whose shapes the model has.
+    #[arg(long, default_value = "opt-125m")]
+    shapes: Shapes,
+    /// Tokens in one step, at most.
+    #[arg(long, default_value_t = EngineConfig::default().max_num_batched_tokens)]
+    max_num_batched_tokens: usize,
     /// Batch sizes whose steps are timed.
     #[arg(long, value_delimiter = ',', default_value = "1,8,64,256")]
     batches: Vec<usize>,
@@ -56,13 +58,17 @@ struct Served {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let folder = tempfile::tempdir()?;
-    write_model(folder.path())?;
+    options.shapes.write(folder.path())?;
     let model = folder.path().to_string_lossy().into_owned();
 
+    let config = EngineConfig {
+        max_num_batched_tokens: options.max_num_batched_tokens,
+        ..EngineConfig::default()
+    };
     let begun = Instant::now();
     let source = loader::resolve(&model, &HubOptions::from_env())?;
     let loaded = loader::load(&source, options.device, options.dtype, None)?;
-    let (engine, thread) = Engine::start(loaded, EngineConfig::default())?;
+    let (engine, thread) = Engine::start(loaded, config)?;
     let ready = begun.elapsed();
     println!("| what | measured |\n|---|---|");
     println!("| start to ready | {ready:.2?} |");
@@ -79,6 +85,15 @@ fn main() -> anyhow::Result<()> {
     });
     let firsts = firsts.collect::<anyhow::Result<Vec<_>>>()?;
     println!("| first token of 128 | {:.2?} |", median(firsts));
+    let mut eights = Vec::new();
+    for round in 0..3 {
+        let prompts: Vec<_> = (0..8)
+            .map(|index| prompt(100 + round * 8 + index, 2000))
+            .collect();
+        let served = runtime.block_on(serve(&engine, &prompts, 1))?;
+        eights.extend(served.iter().map(first_token).max());
+    }
+    println!("| all first tokens of 8 x 2000 | {:.1?} |", median(eights));
     for &batch in &options.batches {
         let prompts: Vec<_> = (0..batch)
             .map(|index| prompt(1000 + index, DECODE_PROMPT))
@@ -176,43 +191,6 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 /// Tokens that no other prompt begins with.
 fn prompt(index: usize, tokens: usize) -> Vec<u32> {
-    let token = |at| (index * 31 + at * 7 + index * at) % (VOCAB_SIZE - 10) + 5;
+    let token = |at| (index * 31 + at * 7 + index * at) % (model::VOCAB_SIZE - 10) + 5;
     (0..tokens).map(|at| token(at) as u32).collect()
-}
-
-/// A model as a folder: config.json and model.safetensors.
-fn write_model(folder: &Path) -> anyhow::Result<()> {
-    let config = serde_json::json!({
-        "model_type": "opt", "vocab_size": VOCAB_SIZE, "hidden_size": HIDDEN, "ffn_dim": INNER,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 12, "word_embed_proj_dim": HIDDEN,
-        "max_position_embeddings": CONTEXT, "torch_dtype": "float16",
-    });
-    std::fs::write(folder.join("config.json"), config.to_string())?;
-    let mut tensors = HashMap::new();
-    let mut add = |name: String, shape: &[usize]| -> anyhow::Result<()> {
-        let random = Tensor::rand(-0.05_f32, 0.05, shape, &Device::Cpu)?.to_dtype(DType::F16)?;
-        tensors.insert(format!("model.decoder.{name}"), random);
-        Ok(())
-    };
-    add("embed_tokens.weight".into(), &[VOCAB_SIZE, HIDDEN])?;
-    add("embed_positions.weight".into(), &[CONTEXT + 2, HIDDEN])?;
-    for layer in 0..LAYERS {
-        let mut linear = |name: &str, from: usize, to: usize| {
-            add(format!("layers.{layer}.{name}.weight"), &[to, from])?;
-            add(format!("layers.{layer}.{name}.bias"), &[to])
-        };
-        for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            linear(&format!("self_attn.{name}"), HIDDEN, HIDDEN)?;
-        }
-        linear("fc1", HIDDEN, INNER)?;
-        linear("fc2", INNER, HIDDEN)?;
-        for name in ["self_attn_layer_norm", "final_layer_norm"] {
-            add(format!("layers.{layer}.{name}.weight"), &[HIDDEN])?;
-            add(format!("layers.{layer}.{name}.bias"), &[HIDDEN])?;
-        }
-    }
-    add("final_layer_norm.weight".into(), &[HIDDEN])?;
-    add("final_layer_norm.bias".into(), &[HIDDEN])?;
-    candle_core::safetensors::save(&tensors, folder.join("model.safetensors"))?;
-    Ok(())
 }

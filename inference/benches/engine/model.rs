@@ -1,0 +1,121 @@
+//! Models as folders: config.json and model.safetensors, with random weights.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use clap::ValueEnum;
+use serde_json::json;
+
+/// Token ids that every model has.
+pub(crate) const VOCAB_SIZE: usize = 50272;
+
+/// Numbers that weights repeat, out of step with their rows: drawing all of a large model's takes minutes.
+const DRAWN: usize = (1 << 22) - 3;
+
+/// Whose shapes a model has.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Shapes {
+    #[value(name = "opt-125m")]
+    Opt125m,
+    #[value(name = "llama-3-8b")]
+    Llama3With8b,
+}
+
+/// A model's weights, as they are made.
+struct Weights {
+    drawn: Tensor,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Shapes {
+    /// Writes the model.
+    pub(crate) fn write(self, folder: &Path) -> anyhow::Result<()> {
+        let (config, weights) = match self {
+            Self::Opt125m => opt_125m()?,
+            Self::Llama3With8b => llama_3_8b()?,
+        };
+        std::fs::write(folder.join("config.json"), config.to_string())?;
+        candle_core::safetensors::save(&weights.tensors, folder.join("model.safetensors"))?;
+        Ok(())
+    }
+}
+
+impl Weights {
+    fn new(dtype: DType) -> anyhow::Result<Self> {
+        Ok(Self {
+            drawn: Tensor::rand(-0.05_f32, 0.05, DRAWN, &Device::Cpu)?.to_dtype(dtype)?,
+            tensors: HashMap::new(),
+        })
+    }
+
+    fn add(&mut self, name: String, shape: &[usize]) -> anyhow::Result<()> {
+        let numbers = shape.iter().product::<usize>();
+        let repeated = self.drawn.repeat(numbers.div_ceil(DRAWN))?;
+        let tensor = repeated.narrow(0, 0, numbers)?.reshape(shape)?;
+        self.tensors.insert(name, tensor);
+        Ok(())
+    }
+}
+
+fn opt_125m() -> anyhow::Result<(serde_json::Value, Weights)> {
+    let (hidden, inner, layers, context) = (768, 3072, 12, 2048);
+    let config = json!({
+        "model_type": "opt", "vocab_size": VOCAB_SIZE, "hidden_size": hidden, "ffn_dim": inner,
+        "num_hidden_layers": layers, "num_attention_heads": 12, "word_embed_proj_dim": hidden,
+        "max_position_embeddings": context, "torch_dtype": "float16",
+    });
+    let mut weights = Weights::new(DType::F16)?;
+    let mut add =
+        |name: String, shape: &[usize]| weights.add(format!("model.decoder.{name}"), shape);
+    add("embed_tokens.weight".into(), &[VOCAB_SIZE, hidden])?;
+    add("embed_positions.weight".into(), &[context + 2, hidden])?;
+    for layer in 0..layers {
+        let mut linear = |name: &str, from: usize, to: usize| {
+            add(format!("layers.{layer}.{name}.weight"), &[to, from])?;
+            add(format!("layers.{layer}.{name}.bias"), &[to])
+        };
+        for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+            linear(&format!("self_attn.{name}"), hidden, hidden)?;
+        }
+        linear("fc1", hidden, inner)?;
+        linear("fc2", inner, hidden)?;
+        for name in ["self_attn_layer_norm", "final_layer_norm"] {
+            add(format!("layers.{layer}.{name}.weight"), &[hidden])?;
+            add(format!("layers.{layer}.{name}.bias"), &[hidden])?;
+        }
+    }
+    add("final_layer_norm.weight".into(), &[hidden])?;
+    add("final_layer_norm.bias".into(), &[hidden])?;
+    Ok((config, weights))
+}
+
+fn llama_3_8b() -> anyhow::Result<(serde_json::Value, Weights)> {
+    const VOCABULARY: usize = 128_256;
+    let (hidden, inner, layers, keys) = (4096, 14336, 32, 1024);
+    let config = json!({
+        "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "hidden_act": "silu",
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+    });
+    let mut weights = Weights::new(DType::BF16)?;
+    weights.add("lm_head.weight".into(), &[VOCABULARY, hidden])?;
+    weights.add("model.embed_tokens.weight".into(), &[VOCABULARY, hidden])?;
+    weights.add("model.norm.weight".into(), &[hidden])?;
+    for layer in 0..layers {
+        let mut add = |name: &str, shape: &[usize]| {
+            weights.add(format!("model.layers.{layer}.{name}.weight"), shape)
+        };
+        add("input_layernorm", &[hidden])?;
+        add("post_attention_layernorm", &[hidden])?;
+        add("self_attn.q_proj", &[hidden, hidden])?;
+        add("self_attn.k_proj", &[keys, hidden])?;
+        add("self_attn.v_proj", &[keys, hidden])?;
+        add("self_attn.o_proj", &[hidden, hidden])?;
+        add("mlp.gate_proj", &[inner, hidden])?;
+        add("mlp.up_proj", &[inner, hidden])?;
+        add("mlp.down_proj", &[hidden, inner])?;
+    }
+    Ok((config, weights))
+}

@@ -1,0 +1,135 @@
+// What Rust calls: plain structs and functions that launch kernels on a stream. `kernels.rs` mirrors it.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+extern "C" {
+
+enum LanternType { LANTERN_F32 = 0, LANTERN_F16 = 1, LANTERN_BF16 = 2 };
+
+enum LanternActivation {
+    LANTERN_NO_ACTIVATION = 0,
+    LANTERN_RELU = 1,
+    LANTERN_GELU = 2,
+    LANTERN_GELU_TANH = 3,
+    LANTERN_SILU = 4,
+};
+
+enum LanternNormKind { LANTERN_NO_NORM = 0, LANTERN_LAYER_NORM = 1, LANTERN_RMS_NORM = 2 };
+
+// A norm over the last dimension. `bias` may be null.
+struct LanternNorm {
+    const void *weight;
+    const void *bias;
+    float eps;
+    int kind;
+};
+
+// out = residual + activation(norm(x) . weight^T + bias): x (rows, inputs), weight (outputs, inputs), out (rows,
+// outputs), or (rows, outputs / 2) if gated. `bias` and `residual` may be null.
+struct LanternProduct {
+    const void *x;
+    const void *weight;
+    const void *bias;
+    const void *residual;
+    void *out;
+    LanternNorm norm;
+    int rows;
+    int inputs;
+    int outputs;
+    int activation;
+    int gated;
+    int type;
+};
+
+// Whether there is a kernel for such a product, and whether it takes a norm along; if not, `norm.kind` must be
+// LANTERN_NO_NORM.
+int lantern_product_fits(int rows, int inputs, int type);
+int lantern_product_norms(int rows, int inputs, int type);
+cudaError_t lantern_product(const LanternProduct *product, cudaStream_t stream);
+
+// out = activation(x), or activation of x's first half times its second if gated: out (rows, results). `out` may be
+// `x` if it is not gated.
+cudaError_t lantern_activate(const void *x, void *out, int rows, int results, int activation, int gated, int type,
+                             cudaStream_t stream);
+
+// out = residual + norm(x), (rows, size); `residual` may be null.
+cudaError_t lantern_norm(const void *x, const void *residual, void *out, const LanternNorm *norm, int rows,
+                         int size, int type, cudaStream_t stream);
+
+// out[row] = tokens[ids[row]] * scale + table[positions[row] + offset]; `tokens` or `table` may be null.
+struct LanternEmbedding {
+    const void *tokens;
+    const void *table;
+    void *out;
+    const uint32_t *ids;
+    const uint32_t *positions;
+    float scale;
+    int offset;
+    int rows;
+    int size;
+    int type;
+};
+cudaError_t lantern_embed(const LanternEmbedding *embedding, cudaStream_t stream);
+
+// out[i] = x[rows[i]], rows of `size` numbers.
+cudaError_t lantern_gather(const void *x, const uint32_t *rows, void *out, int count, int size, int type,
+                           cudaStream_t stream);
+
+// Rows of a prompt that are attended with together.
+#define LANTERN_TILE_ROWS 64
+
+// Causal attention over pages. Row r of `qkv` (rows, (heads + 2 kv_heads) * dim) belongs to span `span_of[r]`;
+// its keys and values go to `slots[r]`, nowhere if that is ~0; its place is `positions[r]`.
+struct LanternAttention {
+    const void *qkv;
+    void *keys;
+    void *values;
+    void *out;
+    const uint32_t *positions;
+    const uint32_t *slots;
+    const uint32_t *span_of;
+    // Per span: where in `tables` its block table starts.
+    const uint32_t *table_starts;
+    const uint32_t *tables;
+    // Radians per token, (dim / 2); null: none.
+    const float *frequencies;
+    LanternNorm query_norm;
+    LanternNorm key_norm;
+    // Of split decode: see lantern_attention_scratch_bytes. `arrivals` holds zeros between launches.
+    float *scratch;
+    uint32_t *arrivals;
+    float scale;
+    // A row sees so many tokens; 0: all.
+    int window;
+    int rows;
+    // Rows of spans that have one alone, and how many; not read if there are no tiles: then all rows are.
+    const uint32_t *single_rows;
+    int singles;
+    // Of longer spans, up to LANTERN_TILE_ROWS rows each: where they start, and how many they are.
+    int tiles;
+    const uint32_t *tile_rows;
+    const uint32_t *tile_lengths;
+    int heads;
+    int kv_heads;
+    int dim;
+    int type;
+    // Into how many parts long contexts of single rows are split.
+    int splits;
+};
+
+// How many parts contexts should be split into when so many rows decode.
+int lantern_attention_splits(int rows, int kv_heads);
+size_t lantern_attention_scratch_bytes(int rows, int heads, int dim, int splits);
+cudaError_t lantern_attention(const LanternAttention *attention, cudaStream_t stream);
+
+// chosen[row] = the index of the greatest of logits[row] (rows, vocabulary), ~0 if none is a number. `best` (rows)
+// holds zeros between launches.
+cudaError_t lantern_argmax(const void *logits, unsigned long long *best, uint32_t *chosen, int rows,
+                           int vocabulary, int type, cudaStream_t stream);
+
+// ids[rows[i]] = chosen[from[i]]
+cudaError_t lantern_carry(uint32_t *ids, const uint32_t *rows, const uint32_t *from, const uint32_t *chosen,
+                          int count, cudaStream_t stream);
+}
