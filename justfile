@@ -51,6 +51,11 @@ bench NAME *OPTIONS:
 fuzz TARGET RUNS="100000" *OPTIONS:
     fuzz/run.sh {{TARGET}} {{RUNS}} {{OPTIONS}}
 
+# Traces of llama.cpp's server in the real Jaeger: installs and builds it (minutes, once), with a model of yours
+llama GGUF:
+    LANTERN_TEST_GGUF="$(realpath {{GGUF}})" \
+        cargo test --release -p lantern --test it -- --ignored llama_cpps_server
+
 # Every way through the shim between real neighbours: the Python SDK, Jaeger, the Collector; attribute for attribute
 matrix:
     tests/matrix/run.sh

@@ -8,6 +8,7 @@ mod cancelled_stream;
 mod configuration;
 mod instrument;
 mod one_trace;
+mod other_servers;
 mod python_clients;
 mod shared_steps;
 mod shutdown;
