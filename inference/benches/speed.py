@@ -4,7 +4,8 @@
     python inference/benches/speed.py model.gguf                       # beside llama.cpp, by llama-cpp-python
     python inference/benches/speed.py facebook/opt-125m --batch 8      # beside transformers, float32
 
-Prefill: the time until every sequence has its first token. Decode: from then on. The median of all turns is printed.
+Prefill: the time until every sequence has its first token. Decode: from then on. The median of all turns is printed,
+by the clock and by the CPU time of all threads: on a machine that is shared only the latter, with --threads 1, says much.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from pathlib import Path
 SPEED = Path(__file__).parents[2] / "target/release/examples/speed"
 WARM_UP_TOKENS = 8
 
-# Prefill and decode, tokens a second.
-Rates = tuple[float, float]
+# Prefill and decode, tokens a second, by the clock and by CPU time.
+Rates = tuple[float, float, float, float]
 
 
 def main() -> None:
@@ -34,11 +35,12 @@ def main() -> None:
     for _ in range(arguments.turns):
         turns["lantern"].append(lantern(arguments))
         turns[name].append(other())
-    medians = {who: [statistics.median(rates) for rates in zip(*own, strict=True)] for who, own in turns.items()}
-    for who, (prefill, decode) in medians.items():
-        print(f"{who:12} prefill {prefill:8.1f}  decode {decode:8.1f} tokens/s")
-    ratios = [ours / theirs for ours, theirs in zip(medians["lantern"], medians[name], strict=True)]
-    print(f"{'ratio':12} prefill {ratios[0]:8.2f}  decode {ratios[1]:8.2f}")
+    medians = {who: tuple(statistics.median(rates) for rates in zip(*own, strict=True)) for who, own in turns.items()}
+    medians["ratio"] = tuple(ours / theirs for ours, theirs in zip(medians["lantern"], medians[name], strict=True))
+    print(f"{'tokens/s':12} {'prefill':>9} {'decode':>9}   of CPU time: {'prefill':>9} {'decode':>9}")
+    for who, rates in medians.items():
+        prefill, decode, prefill_cpu, decode_cpu = (f"{rate:9.2f}" for rate in rates)
+        print(f"{who:12} {prefill} {decode}                {prefill_cpu} {decode_cpu}")
 
 
 def parse() -> argparse.Namespace:
@@ -58,8 +60,19 @@ def lantern(arguments: argparse.Namespace) -> Rates:
     environment = os.environ | {"RAYON_NUM_THREADS": str(arguments.threads)}
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     # The first run warms up.
-    prefill, decode = re.findall(r"prefill ([\d.]+) decode ([\d.]+)", output)[-1]
-    return float(prefill), float(decode)
+    found = re.findall(r"prefill ([\d.]+) decode ([\d.]+)", output)[-2:]
+    prefill, decode, prefill_cpu, decode_cpu = (float(rate) for pair in found for rate in pair)
+    return prefill, decode, prefill_cpu, decode_cpu
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def rates(prompt: int, start: tuple, first: tuple, decoded: int, last: tuple) -> Rates:
+    prefill = [prompt / (end - begin) for begin, end in zip(start, first, strict=True)]
+    decode = [decoded / (end - begin) for begin, end in zip(first, last, strict=True)]
+    return prefill[0], decode[0], prefill[1], decode[1]
 
 
 def llama_cpp(arguments: argparse.Namespace) -> Callable[[], Rates]:
@@ -74,15 +87,15 @@ def llama_cpp(arguments: argparse.Namespace) -> Callable[[], Rates]:
 
     def turn() -> Rates:
         model.reset()
-        start = time.perf_counter()
+        start = now()
         model.eval([(at * 31) % 30_000 + 3 for at in range(arguments.prompt)])
         token = model.sample(temp=0.0)
-        first = time.perf_counter()
+        first = now()
         for _ in range(arguments.decode - 1):
             model.eval([token])
             token = model.sample(temp=0.0)
-        last = time.perf_counter()
-        return arguments.prompt / (first - start), (arguments.decode - 1) / (last - first)
+        last = now()
+        return rates(arguments.prompt, start, first, arguments.decode - 1, last)
 
     return turn
 
@@ -96,15 +109,19 @@ def transformers(arguments: argparse.Namespace) -> Callable[[], Rates]:
     prompts = torch.arange(arguments.batch * arguments.prompt).reshape(arguments.batch, -1) * 31
     prompts = prompts % (model.config.vocab_size - 3) + 3
 
-    def generate(tokens: int) -> float:
-        start = time.perf_counter()
+    def generate(tokens: int) -> None:
         model.generate(prompts, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens)
-        return time.perf_counter() - start
 
     def turn() -> Rates:
-        first = generate(1)
-        rest = generate(arguments.decode) - first
-        return arguments.batch * arguments.prompt / first, arguments.batch * (arguments.decode - 1) / rest
+        start = now()
+        generate(1)
+        first = now()
+        generate(arguments.decode)
+        last = now()
+        # The prompt was read twice.
+        rest = [end - begin - (begin - before) for before, begin, end in zip(start, first, last, strict=True)]
+        end = (first[0] + rest[0], first[1] + rest[1])
+        return rates(arguments.batch * arguments.prompt, start, first, arguments.batch * (arguments.decode - 1), end)
 
     return turn
 

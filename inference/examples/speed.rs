@@ -1,5 +1,6 @@
 //! Tokens a second of a model on this machine, as the engine serves it without HTTP: prompts read at once, then
-//! one token of each at a time.
+//! one token of each at a time. By the clock, and by the CPU time of all threads, which tells more where a machine is
+//! shared (Linux alone; elsewhere it is 0).
 //!
 //! `cargo run --release -p lantern-inference --example speed -- MODEL --prompt 512 --decode 128 --batch 1`;
 //! `RAYON_NUM_THREADS` is the number of threads. `benches/speed.py` runs it in turns with other engines.
@@ -57,13 +58,15 @@ fn main() -> anyhow::Result<()> {
     };
     let (engine, thread) = Engine::start(model, config)?;
     for run in 0..args.runs {
-        let (prefill, decode) = measure(&engine, &args, (run, vocabulary))?;
+        let [prefill, decode] = measure(&engine, &args, (run, vocabulary))?;
         let rate =
             |tokens: usize, time: Duration| (args.batch * tokens) as f64 / time.as_secs_f64();
         println!(
-            "prefill {:.1} decode {:.1} tokens/s",
-            rate(args.prompt, prefill),
-            rate(args.decode - 1, decode)
+            "prefill {:.1} decode {:.1} tokens/s, prefill {:.1} decode {:.1} tokens/s of CPU time",
+            rate(args.prompt, prefill.clock),
+            rate(args.decode - 1, decode.clock),
+            rate(args.prompt, prefill.cpu),
+            rate(args.decode - 1, decode.cpu),
         );
     }
     engine.shut_down();
@@ -71,13 +74,46 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A moment, or the time between two.
+#[derive(Clone, Copy)]
+struct Times {
+    clock: Duration,
+    /// Of all threads.
+    cpu: Duration,
+}
+
+impl Times {
+    fn since(start: Instant) -> anyhow::Result<Self> {
+        let mut nanoseconds = 0;
+        if let Ok(threads) = std::fs::read_dir("/proc/self/task") {
+            for thread in threads {
+                let times = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+                let running = times.split_whitespace().next().context("an empty file")?;
+                nanoseconds += running.parse::<u64>()?;
+            }
+        }
+        Ok(Self {
+            clock: start.elapsed(),
+            cpu: Duration::from_nanos(nanoseconds),
+        })
+    }
+
+    fn until(self, later: Self) -> Self {
+        Self {
+            clock: later.clock - self.clock,
+            cpu: later.cpu.saturating_sub(self.cpu),
+        }
+    }
+}
+
 /// Time until every sequence has its first token, and from then until every one has its last.
 fn measure(
     engine: &Engine,
     args: &Args,
     (run, vocabulary): (usize, usize),
-) -> anyhow::Result<(Duration, Duration)> {
+) -> anyhow::Result<[Times; 2]> {
     let start = Instant::now();
+    let begun = Times::since(start)?;
     let streams = (0..args.batch).map(|sequence| {
         // Prompts that share no prefix, with each other or with earlier runs.
         let first = (run * args.batch + sequence + 1) * 7919;
@@ -94,29 +130,27 @@ fn measure(
         };
         engine.submit(request).context("the engine takes requests")
     });
-    let streams = streams.collect::<anyhow::Result<Vec<_>>>()?;
-    let mut first = start;
-    let mut last = start;
-    for stream in streams {
-        let times = token_times(stream)?;
-        if times.len() != args.decode {
-            bail!("{} of {} tokens were made", times.len(), args.decode);
-        }
-        first = first.max(times[0]);
-        last = last.max(times[times.len() - 1]);
+    let mut streams = streams.collect::<anyhow::Result<Vec<_>>>()?;
+    for stream in &mut streams {
+        take_tokens(stream, 1)?;
     }
-    Ok((first - start, last - first))
+    let first = Times::since(start)?;
+    for stream in &mut streams {
+        take_tokens(stream, args.decode - 1)?;
+    }
+    let last = Times::since(start)?;
+    Ok([begun.until(first), first.until(last)])
 }
 
-/// When each token was sampled.
-fn token_times(stream: RequestStream) -> anyhow::Result<Vec<Instant>> {
-    let mut times = Vec::new();
-    for event in block_on(stream.collect::<Vec<_>>()) {
-        match event {
-            Event::Token { at, .. } => times.push(at),
-            Event::Failed { message } => bail!(message),
-            _ => {}
+/// Waits for so many tokens.
+fn take_tokens(stream: &mut RequestStream, mut count: usize) -> anyhow::Result<()> {
+    while count > 0 {
+        match block_on(stream.next()) {
+            Some(Event::Token { .. }) => count -= 1,
+            Some(Event::Failed { message }) => bail!(message),
+            Some(_) => {}
+            None => bail!("{count} tokens did not come"),
         }
     }
-    Ok(times)
+    Ok(())
 }

@@ -105,8 +105,8 @@ impl GrammarCompiler {
         let vocabulary = Arc::clone(&self.vocabulary);
         let (sender, compiled) = oneshot::channel();
         let work = move || {
-            let _compilation = compilation;
             let compiled = vocabulary.compile(grammar);
+            drop(compilation);
             // Nobody may be waiting any more.
             let _ = sender.send(compiled.map(|matcher| Constraint::new(matcher, place)));
         };

@@ -210,3 +210,23 @@ async fn a_model_without_an_end_of_sequence_has_no_structured_output() {
         Some("the model has no end of sequence")
     );
 }
+
+#[tokio::test]
+async fn a_grammar_has_its_place_in_memory_until_nobody_needs_it_and_others_wait() {
+    let compiler = compiler();
+    let choice = || Grammar::Choice(vec!["a".to_owned()]);
+    let constraint = compiler.compile(choice()).await.unwrap();
+    let again = constraint.clone();
+    drop(constraint);
+    assert_eq!(compiler.places.available_permits(), MAX_GRAMMARS - 1);
+    drop(again);
+    assert_eq!(compiler.places.available_permits(), MAX_GRAMMARS);
+
+    let all = compiler.places.acquire_many(MAX_GRAMMARS as u32).await;
+    let mut waiting = std::pin::pin!(compiler.compile(choice()));
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    let free = compiler.compilations.available_permits();
+    assert_eq!(free, MAX_COMPILATIONS, "it is not begun");
+    drop(all);
+    assert!(waiting.await.is_ok());
+}

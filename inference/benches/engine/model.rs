@@ -1,17 +1,68 @@
-//! Models as folders: config.json and model.safetensors, with random weights.
+//! Models as folders: config.json and model.safetensors, with random weights; engines that serve them, and prompts.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use clap::ValueEnum;
+use lantern_inference::engine::{Engine, EngineConfig, EngineThread};
+use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions};
 use serde_json::json;
+use tempfile::TempDir;
+
+use crate::Options;
 
 /// Token ids that every model has.
-pub(crate) const VOCAB_SIZE: usize = 50272;
+const VOCAB_SIZE: usize = 50272;
 
 /// Numbers that weights repeat, out of step with their rows: drawing all of a large model's takes minutes.
 const DRAWN: usize = (1 << 22) - 3;
+
+/// The model as files.
+pub(crate) struct Model {
+    folder: TempDir,
+    device: DeviceChoice,
+    dtype: DTypeChoice,
+}
+
+/// An engine at work.
+pub(crate) struct Started {
+    pub(crate) engine: Engine,
+    thread: EngineThread,
+}
+
+impl Model {
+    pub(crate) fn write(options: &Options) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        options.shapes.write(folder.path())?;
+        Ok(Self {
+            folder,
+            device: options.device,
+            dtype: options.dtype,
+        })
+    }
+
+    pub(crate) fn start(&self, config: EngineConfig) -> anyhow::Result<Started> {
+        let source = self.folder.path().to_string_lossy();
+        let source = loader::resolve(&source, &HubOptions::from_env())?;
+        let loaded = loader::load(&source, self.device, self.dtype, None)?;
+        let (engine, thread) = Engine::start(loaded, config)?;
+        Ok(Started { engine, thread })
+    }
+}
+
+impl Started {
+    pub(crate) fn stop(self) -> anyhow::Result<()> {
+        self.engine.shut_down();
+        Ok(self.thread.join()?)
+    }
+}
+
+/// Tokens that no other prompt begins with.
+pub(crate) fn prompt(index: usize, tokens: usize) -> Vec<u32> {
+    let token = |at| (index * 31 + at * 7 + index * at) % (VOCAB_SIZE - 10) + 5;
+    (0..tokens).map(|at| token(at) as u32).collect()
+}
 
 /// Whose shapes a model has.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -29,8 +80,7 @@ struct Weights {
 }
 
 impl Shapes {
-    /// Writes the model.
-    pub(crate) fn write(self, folder: &Path) -> anyhow::Result<()> {
+    fn write(self, folder: &Path) -> anyhow::Result<()> {
         let (config, weights) = match self {
             Self::Opt125m => opt_125m()?,
             Self::Llama3With8b => llama_3_8b()?,

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Result, Tensor};
 use futures::StreamExt;
@@ -38,6 +39,8 @@ struct Ahead {
     depth: Arc<std::sync::atomic::AtomicUsize>,
     /// Rows of each step so far.
     rows: Arc<std::sync::Mutex<Vec<usize>>>,
+    /// How long each step takes.
+    takes: Duration,
 }
 
 impl Ahead {
@@ -102,6 +105,7 @@ impl Ops for Ahead {
     }
 
     fn collect(&self) -> Result<StepResult> {
+        std::thread::sleep(self.takes);
         Ok(StepResult {
             rows: self.launched.borrow_mut().pop_front().expect("launched"),
             hidden: Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?,
@@ -179,12 +183,8 @@ fn request(first: u32, prompt: usize, max_tokens: usize, host: bool) -> Request 
     }
 }
 
-/// Runs requests on a device of so many blocks; each is cut off after so many tokens, if it is.
-fn run(kv_blocks: usize, requests: Vec<(Request, Option<usize>)>) -> (EngineStats, usize) {
-    let config = EngineConfig::default();
-    let (engine, submissions) = Engine::channel(config, MAX_MODEL_LEN);
-    let device = Ahead::default();
-    let depth = Arc::clone(&device.depth);
+/// A device of so many blocks.
+fn work(device: Ahead, kv_blocks: usize) -> Work {
     let limits = Limits {
         max_num_seqs: 6,
         max_num_batched_tokens: 48,
@@ -192,7 +192,7 @@ fn run(kv_blocks: usize, requests: Vec<(Request, Option<usize>)>) -> (EngineStat
         kv_blocks,
         prefix_caching: true,
     };
-    let work = Work {
+    Work {
         runner: ModelRunner::new(Box::new(NoModel), Box::new(device), kv_blocks).unwrap(),
         scheduler: Scheduler::new(limits),
         vocabulary: Vocabulary {
@@ -200,13 +200,21 @@ fn run(kv_blocks: usize, requests: Vec<(Request, Option<usize>)>) -> (EngineStat
             eos_token_ids: vec![EOS],
         },
         observer: None,
-    };
+    }
+}
+
+/// Runs requests on a device of so many blocks; each is cut off after so many tokens, if it is.
+fn run(kv_blocks: usize, requests: Vec<(Request, Option<usize>)>) -> (EngineStats, usize) {
+    let config = EngineConfig::default();
+    let (engine, submissions) = Engine::channel(config, MAX_MODEL_LEN);
+    let device = Ahead::default();
+    let depth = Arc::clone(&device.depth);
     let streams: Vec<_> = requests
         .into_iter()
         .map(|(request, cut)| (engine.submit(request.clone()).unwrap(), request, cut))
         .collect();
     let shared = Arc::clone(&engine.shared);
-    let thread = start(work, submissions, shared).unwrap();
+    let thread = start(work(device, kv_blocks), submissions, shared).unwrap();
     for (stream, request, cut) in streams {
         match cut {
             Some(tokens) => drop(block_on(stream.take(1 + tokens).collect::<Vec<_>>())),
@@ -298,4 +306,30 @@ fn steps_of_every_batch_size_that_can_come_are_recorded_before_there_are_request
     assert_eq!(recorded(1), [1]);
     assert_eq!(recorded(3), [1, 2, 4], "three run as four");
     assert_eq!(recorded(100), [1, 2, 4, 8]);
+}
+
+#[test]
+fn waiting_for_the_device_is_no_part_of_scheduling() {
+    let takes = Duration::from_millis(5);
+    let device = Ahead {
+        takes,
+        ..Ahead::default()
+    };
+    let (engine, submissions) = Engine::channel(EngineConfig::default(), MAX_MODEL_LEN);
+    // The host chooses the tokens: no step is scheduled while another one is under way.
+    let stream = engine.submit(request(1, 5, 8, true)).unwrap();
+    let begun = Instant::now();
+    let thread = start(work(device, 64), submissions, Arc::clone(&engine.shared)).unwrap();
+    let events: Vec<_> = block_on(stream.collect());
+    let elapsed = begun.elapsed();
+    let times = events.iter().rev().find_map(|event| match event {
+        Event::Token { times, .. } => Some(*times),
+        _ => None,
+    });
+    let times = times.expect("tokens came");
+    assert!(times.model_forward >= 8 * takes, "{times:?}");
+    let counted = times.scheduler + times.model_forward;
+    assert!(counted <= elapsed, "nothing counts twice: {times:?}");
+    engine.shut_down();
+    thread.join().unwrap();
 }

@@ -9,9 +9,10 @@ use candle_core::{DType, Result, Tensor, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::math::{add_scaled, dot, exp};
+use super::math::{add_weighted, dot, exp};
 use super::number::{Number, read, widened, write};
 use super::rotation::Angle;
+use crate::ops::packed::in_wide_vectors;
 use crate::ops::{Attention, Heads, KV_BLOCK_TOKENS, LayerPages, Norm, NormKind, Span, StepInputs};
 
 /// Rows of one sequence that a task takes.
@@ -65,7 +66,7 @@ fn attend_as<T: Number>(
                     keys,
                     values,
                 };
-                task.run(&context)
+                in_wide_vectors(|| task.run(&context))
             };
             Ok(mix::<T>(&tasks(step, heads), heads, step, heads_of))
         })
@@ -287,6 +288,7 @@ struct Softmax {
 
 impl Task {
     /// The heads of its rows, one row after another: (rows, N / K, D).
+    #[inline(always)]
     fn run<T: Number>(&self, context: &Context<'_, T>) -> Vec<f32> {
         let Attention { heads, window, .. } = *context.attention;
         let group = heads.queries / heads.keys;
@@ -351,6 +353,7 @@ impl Task {
 
 impl Softmax {
     /// Adds some tokens' values, (tokens, D), to `mixed`, by the scores of their keys.
+    #[inline(always)]
     fn take_in(&mut self, query: &[f32], keys: &[f32], values: &[f32], mixed: &mut [f32]) {
         let mut scores = [0.0; KV_BLOCK_TOKENS];
         let scores = &mut scores[..keys.len() / query.len()];
@@ -369,9 +372,7 @@ impl Softmax {
             *score = exp(*score - largest);
         }
         self.sum += scores.iter().sum::<f32>();
-        for (weight, value) in scores.iter().zip(values.chunks_exact(query.len())) {
-            add_scaled(mixed, *weight, value);
-        }
+        add_weighted(mixed, scores, values);
     }
 }
 

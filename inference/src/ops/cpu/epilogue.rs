@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::math::{gelu_tanh, silu};
 use super::number::{Number, read, widened, write};
+use crate::ops::packed::in_wide_vectors;
 use crate::ops::{Activation, Epilogue};
 
 /// Fewer numbers than this are not worth a second thread.
@@ -79,17 +80,19 @@ fn each_row<T: Number>(
     activation: impl Fn(f32) -> f32 + Sync,
 ) -> Result<()> {
     let width = product.dim(1)?;
-    let row = |row: &mut [T]| match bias {
-        Some(bias) => {
-            for (number, bias) in row.iter_mut().zip(bias) {
-                *number = T::narrow(activation(number.widen() + bias));
+    let row = |row: &mut [T]| {
+        in_wide_vectors(|| match bias {
+            Some(bias) => {
+                for (number, bias) in row.iter_mut().zip(bias) {
+                    *number = T::narrow(activation(number.widen() + bias));
+                }
             }
-        }
-        None => {
-            for number in row {
-                *number = T::narrow(activation(number.widen()));
+            None => {
+                for number in row {
+                    *number = T::narrow(activation(number.widen()));
+                }
             }
-        }
+        });
     };
     write::<T>(product, |numbers| {
         if numbers.len() < PARALLEL_NUMBERS {
@@ -116,9 +119,11 @@ fn gate<T: Number>(
         let mut gated = vec![T::zero(); rows * half];
         let row = |(out, row): (&mut [T], &[T])| {
             let (gate, rest) = row.split_at(half);
-            for ((out, gate), rest) in out.iter_mut().zip(gate).zip(rest) {
-                *out = T::narrow(activation(gate.widen()) * rest.widen());
-            }
+            in_wide_vectors(|| {
+                for ((out, gate), rest) in out.iter_mut().zip(gate).zip(rest) {
+                    *out = T::narrow(activation(gate.widen()) * rest.widen());
+                }
+            });
         };
         if numbers.len() < PARALLEL_NUMBERS {
             let rows = gated.chunks_mut(half).zip(numbers.chunks(width));

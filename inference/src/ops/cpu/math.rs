@@ -58,11 +58,28 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// sum += factor * x
+/// `sum + weights . rows`: (n), (n, D) -> (D), in place.
 #[inline(always)]
-pub(super) fn add_scaled(sum: &mut [f32], factor: f32, x: &[f32]) {
-    for (sum, x) in sum.iter_mut().zip(x) {
-        *sum += factor * x;
+pub(super) fn add_weighted(sum: &mut [f32], weights: &[f32], rows: &[f32]) {
+    let width = sum.len();
+    // Each number of the sum is loaded and stored once for so many rows.
+    let (fours, rest) = weights.as_chunks::<4>();
+    let (together, others) = rows.split_at(fours.len() * 4 * width);
+    for (weights, rows) in fours.iter().zip(together.chunks_exact(4 * width)) {
+        let (first, rows) = rows.split_at(width);
+        let (second, rows) = rows.split_at(width);
+        let (third, fourth) = rows.split_at(width);
+        let rows = first.iter().zip(second).zip(third.iter().zip(fourth));
+        for (sum, ((first, second), (third, fourth))) in sum.iter_mut().zip(rows) {
+            *sum += weights[0] * first
+                + weights[1] * second
+                + (weights[2] * third + weights[3] * fourth);
+        }
+    }
+    for (weight, row) in rest.iter().zip(others.chunks_exact(width)) {
+        for (sum, number) in sum.iter_mut().zip(row) {
+            *sum += weight * number;
+        }
     }
 }
 
@@ -98,5 +115,20 @@ mod tests {
     fn dot_takes_in_what_is_left_of_its_lanes() {
         let a: Vec<f32> = (0..37).map(|n| n as f32).collect();
         assert_eq!(dot(&a, &a), 16_206.0);
+        assert_eq!(dot(&a[..7], &a[..7]), 91.0);
+    }
+
+    #[test]
+    fn weighted_rows_are_added_however_many_there_are() {
+        for count in 0..=9u8 {
+            let weights: Vec<f32> = (0..count).map(|row| f32::from(row) + 1.0).collect();
+            let rows: Vec<f32> = (0..count).flat_map(|row| [f32::from(row), 1.0]).collect();
+            let mut sum = [10.0, 20.0];
+            add_weighted(&mut sum, &weights, &rows);
+            let numbers = (0..count).map(f32::from);
+            let first: f32 = numbers.clone().map(|row| row * (row + 1.0)).sum();
+            let second: f32 = numbers.map(|row| row + 1.0).sum();
+            assert_eq!(sum, [10.0 + first, 20.0 + second], "{count}");
+        }
     }
 }

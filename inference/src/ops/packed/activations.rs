@@ -1,6 +1,7 @@
 //! What a packed matrix is multiplied with: rows of f32, rounded to bytes block by block.
 
 use super::format::BLOCK_COLUMNS;
+use super::kernel::in_wide_vectors;
 
 /// Largest code; -128 is left out, so that signs can be swapped.
 const LARGEST: f32 = 127.0;
@@ -19,6 +20,7 @@ pub(super) struct ActivationBlock {
 
 impl ActivationBlock {
     /// `numbers` are 32.
+    #[inline(always)]
     fn quantise(numbers: &[f32]) -> Self {
         // By its bits, as a maximum of floats would leave out what is not a number.
         let sizes = numbers.iter().map(|number| number.abs().to_bits());
@@ -59,9 +61,15 @@ pub(super) struct Activations {
 impl Activations {
     /// (T, in); `columns` are a multiple of 32.
     pub(super) fn quantise(x: &[f32], columns: usize) -> Self {
-        let blocks = x.chunks_exact(BLOCK_COLUMNS);
+        let numbers = x.chunks_exact(BLOCK_COLUMNS);
+        let mut blocks = vec![ActivationBlock::default(); numbers.len()];
+        in_wide_vectors(|| {
+            for (block, numbers) in blocks.iter_mut().zip(numbers) {
+                *block = ActivationBlock::quantise(numbers);
+            }
+        });
         Self {
-            blocks: blocks.map(ActivationBlock::quantise).collect(),
+            blocks,
             blocks_per_row: columns / BLOCK_COLUMNS,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! A block's codes are unpacked into vectors once and multiplied with all rows of the tile: what is read
 //! from memory and unpacked serves up to 16 rows of a prompt. The one module of the CPU path with `unsafe`:
-//! loads and stores of whole vectors, and the calls of functions for features that were looked for.
+//! loads and stores of whole vectors, and the calls of functions for features that were looked for; others have theirs
+//! by [`in_wide_vectors`].
 #![cfg_attr(
     target_arch = "x86_64",
     allow(unsafe_code, reason = "SIMD by std::arch; see each SAFETY comment")
@@ -26,6 +27,21 @@ pub(super) enum Kernel {
     /// 512 bits, with the dot product of bytes (VNNI).
     #[cfg(target_arch = "x86_64")]
     Avx512,
+}
+
+/// Runs plain Rust compiled for the widest vectors that this CPU has, as far as it is inlined: what the compiler
+/// takes without being told are those that all CPUs have.
+#[inline]
+pub(in crate::ops) fn in_wide_vectors<R>(work: impl FnOnce() -> R) -> R {
+    match Kernel::best() {
+        Kernel::Portable => work(),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `best` names a kernel only where the CPU has its features.
+        Kernel::Avx2 => unsafe { avx2::run(work) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kernel::Avx512 => unsafe { avx512::run(work) },
+    }
 }
 
 /// What a product is compiled for: code width, whether there are minima, and rows at once.
@@ -138,6 +154,12 @@ mod avx512 {
     use super::super::activations::ActivationBlock;
     use super::super::panels::{Halves, Line, PANEL_ROWS, Panel, QUADS};
     use super::scales;
+
+    /// Work that is compiled for these features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub(super) fn run<R>(work: impl FnOnce() -> R) -> R {
+        work()
+    }
 
     /// Products of 16 rows with `M` rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -280,6 +302,12 @@ mod avx2 {
 
     /// Rows of half a panel: a vector's lanes.
     const LANES: usize = PANEL_ROWS / 2;
+
+    /// Work that is compiled for these features.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn run<R>(work: impl FnOnce() -> R) -> R {
+        work()
+    }
 
     /// Products of 16 rows with `M` rows, one half of the panel after the other: 16 registers hold the
     /// codes of a half and the sums of 4 rows.

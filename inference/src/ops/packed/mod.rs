@@ -28,6 +28,7 @@ use kernel::{Kernel, TILE_ROWS};
 use panels::{PANEL_ROWS, Panels};
 
 pub(crate) use format::is_packable;
+pub(super) use kernel::in_wide_vectors;
 
 /// Bytes of packed codes per task: some microseconds of work, so that starting a task costs little.
 const TASK_BYTES: usize = 32 << 10;
