@@ -1,7 +1,7 @@
 //! Structured output: what a request may say, as a grammar over the model's tokens. llguidance does the work.
 //!
 //! A [`Grammar`] is what the API read; [`GrammarCompiler`] makes a [`Constraint`] of it, before the request is queued and
-//! on a thread of its own; the sampler of each sequence walks it with a [`GrammarState`].
+//! on a thread of its own; the sampler of each sequence walks it with a `GrammarState`.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
