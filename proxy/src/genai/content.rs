@@ -227,11 +227,23 @@ mod tests {
 
     const LIMIT: usize = 4096;
 
-    fn shown(content: &Content) -> Vec<String> {
+    /// Attributes and their JSON, of which the order of keys does not matter.
+    type Shown = Vec<(String, Value)>;
+
+    fn shown(content: &Content) -> Shown {
         let mut attributes = Vec::new();
         content.attributes(&mut attributes);
-        let show = |kv: &KeyValue| format!("{} {}", kv.key, kv.value);
+        let show = |kv: &KeyValue| (kv.key.to_string(), json_of(&kv.value.to_string()));
         attributes.iter().map(show).collect()
+    }
+
+    fn told<const N: usize>(expected: [(&str, &str); N]) -> Shown {
+        let tell = |(key, json): (&str, &str)| (key.to_owned(), json_of(json));
+        expected.map(tell).into()
+    }
+
+    fn json_of(text: &str) -> Value {
+        serde_json::from_str(text).expect("JSON")
     }
 
     #[test]
@@ -242,10 +254,16 @@ mod tests {
         content.document(br#"{"choices":[{"message":{"role":"assistant","content":"yo","tool_calls":[{"id":"1","function":{"name":"f","arguments":"{}"}}]},"finish_reason":"stop"}]}"#);
         assert_eq!(
             shown(&content),
-            [
-                r#"gen_ai.input.messages [{"parts":[{"content":"be brief","type":"text"}],"role":"system"},{"parts":[{"content":"hi","type":"text"},{"type":"image_url"}],"role":"user"}]"#,
-                r#"gen_ai.output.messages [{"finish_reason":"stop","parts":[{"content":"yo","type":"text"},{"arguments":"{}","id":"1","name":"f","type":"tool_call"}],"role":"assistant"}]"#,
-            ]
+            told([
+                (
+                    "gen_ai.input.messages",
+                    r#"[{"parts":[{"content":"be brief","type":"text"}],"role":"system"},{"parts":[{"content":"hi","type":"text"},{"type":"image_url"}],"role":"user"}]"#
+                ),
+                (
+                    "gen_ai.output.messages",
+                    r#"[{"finish_reason":"stop","parts":[{"content":"yo","type":"text"},{"arguments":"{}","id":"1","name":"f","type":"tool_call"}],"role":"assistant"}]"#
+                ),
+            ])
         );
     }
 
@@ -263,10 +281,7 @@ mod tests {
         ] {
             let mut content = Content::new(LIMIT);
             content.request(body.as_bytes());
-            assert_eq!(
-                shown(&content),
-                [format!("gen_ai.input.messages {messages}")]
-            );
+            assert_eq!(shown(&content), told([("gen_ai.input.messages", messages)]));
         }
     }
 
@@ -277,11 +292,20 @@ mod tests {
         content.document(br#"{"output":[{"type":"message","role":"assistant","content":[{"type":"output_text","text":"yo"}]}]}"#);
         assert_eq!(
             shown(&content),
-            [
-                r#"gen_ai.input.messages [{"parts":[{"content":"hi","type":"text"}],"role":"user"}]"#,
-                r#"gen_ai.output.messages [{"parts":[{"content":"yo","type":"text"}],"role":"assistant"}]"#,
-                r#"gen_ai.system_instructions [{"content":"be brief","type":"text"}]"#,
-            ]
+            told([
+                (
+                    "gen_ai.input.messages",
+                    r#"[{"parts":[{"content":"hi","type":"text"}],"role":"user"}]"#
+                ),
+                (
+                    "gen_ai.output.messages",
+                    r#"[{"parts":[{"content":"yo","type":"text"}],"role":"assistant"}]"#
+                ),
+                (
+                    "gen_ai.system_instructions",
+                    r#"[{"content":"be brief","type":"text"}]"#
+                ),
+            ])
         );
     }
 
@@ -300,9 +324,10 @@ mod tests {
         }
         assert_eq!(
             shown(&content),
-            [
-                r#"gen_ai.output.messages [{"finish_reason":"length","parts":[{"content":"aa","type":"text"}],"role":"assistant"},{"finish_reason":null,"parts":[{"content":"b","type":"text"}],"role":"assistant"}]"#
-            ]
+            told([(
+                "gen_ai.output.messages",
+                r#"[{"finish_reason":"length","parts":[{"content":"aa","type":"text"}],"role":"assistant"},{"finish_reason":null,"parts":[{"content":"b","type":"text"}],"role":"assistant"}]"#
+            )])
         );
     }
 
@@ -316,10 +341,13 @@ mod tests {
         }
         assert_eq!(
             shown(&content),
-            [
-                r#"gen_ai.output.messages [{"finish_reason":null,"parts":[{"content":"a","type":"text"}],"role":"assistant"}]"#,
-                "lantern.gen_ai.content.truncated true",
-            ]
+            told([
+                (
+                    "gen_ai.output.messages",
+                    r#"[{"finish_reason":null,"parts":[{"content":"a","type":"text"}],"role":"assistant"}]"#
+                ),
+                ("lantern.gen_ai.content.truncated", "true"),
+            ])
         );
     }
 
