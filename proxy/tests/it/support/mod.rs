@@ -184,7 +184,8 @@ pub(crate) async fn refuses_connections(address: SocketAddr) {
     let refused = async {
         loop {
             match tokio::net::TcpStream::connect(address).await {
-                // It came before the listener was gone.
+                // It came before the listener was gone. Nothing is waited for: a handshake that the kernel
+                // finishes while the listener closes leaves a client that is told so when it writes, and not before.
                 Ok(late) => drop(late),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
                 Err(error) => return error,
