@@ -84,11 +84,10 @@ fn a_long_prompt_shares_a_step_with_the_stream_that_it_stalls(backend: &Backend)
         let mut values = step.filter(|tag| tag["key"] == key);
         values.next().and_then(|tag| tag["value"].as_u64())
     };
-    assert_eq!(
-        tag("lantern.step.prefill_tokens"),
-        Some(PROMPT_TOKENS as u64),
-        "{shared:#}"
-    );
+    // The stream's last sequences may begin in it too.
+    let prefilled = tag("lantern.step.prefill_tokens");
+    let whole_prompt = |tokens| tokens >= PROMPT_TOKENS as u64;
+    assert!(prefilled.is_some_and(whole_prompt), "{shared:#}");
     let decoded = tag("lantern.step.decode_tokens");
     assert!(decoded.is_some_and(|tokens| tokens > 0), "{shared:#}");
 }

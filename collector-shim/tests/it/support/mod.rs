@@ -13,7 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use lantern_shim::{
-    Backend, Config, Counts, Destination, LogAck, QueueDir, Shim, ShimHandle, Waiting,
+    Backend, Config, Counts, Destination, Error, LogAck, QueueDir, QueueDirError, Shim, ShimHandle,
+    Waiting,
 };
 use lantern_telemetry::{ExporterSettings, Settings};
 use tokio::task::JoinHandle;
@@ -54,7 +55,18 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(config: Config) -> Running {
-        let shim = Shim::bind(config).await.expect("port 0 is free");
+        // A program that another test is just starting has this one's files until it runs, a lock among them.
+        let bound = async {
+            loop {
+                match Shim::bind(config.clone()).await {
+                    Err(Error::QueueDir(QueueDirError::InUse { .. })) => {
+                        tokio::time::sleep(POLL_INTERVAL).await;
+                    }
+                    bound => return bound,
+                }
+            }
+        };
+        let shim = within_patience(bound).await.expect("port 0 is free");
         let stop = CancellationToken::new();
         let (grpc, http) = (shim.grpc_addr(), shim.http_addr());
         let viewer = shim.viewer_addr().expect("the tests' shims have one");
