@@ -23,6 +23,7 @@ use crate::generation::exchange::Exchange;
 use crate::generation::record::{Facts, Outcome};
 use crate::generation::timeline::{Timeline, between};
 use gen_ai::GenAiMetrics;
+use lantern_telemetry::instruments::Instruments;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -102,7 +103,10 @@ impl Metrics {
         let mut registry = Registry::with_labels([label].into_iter());
         let engine = EngineMetrics::register(&mut registry);
         let requests = RequestMetrics::register(&mut registry);
-        let gen_ai = GenAiMetrics::register(&mut registry, meter);
+        let gen_ai = GenAiMetrics::register(&mut Instruments {
+            registry: &mut registry,
+            meter,
+        });
         let help = "Tokens per engine step";
         registry.register("vllm:iteration_tokens_total", help, step_tokens);
         Self(Arc::new(Inner {

@@ -24,6 +24,7 @@
 //! - `export`: spans as OTLP has them, the queue of these, the exporter, and the ledger of lost spans.
 //! - `propagation`: trace context in HTTP headers.
 //! - `kept`: spans exported though nobody sampled them. `recorded`: which may be, before they begin.
+//! - [`instruments`]: metrics for Prometheus with exemplars, and for OTLP.
 //! - `guard`: [`Telemetry`], which holds it all and flushes. Nothing is global.
 //! - [`process`]: logging, signals and exit codes, the same in every program.
 //! - [`serve`]: an accept loop with its bounds and its drain, for every port but the proxy's.
@@ -84,6 +85,7 @@ pub mod config;
 mod error_chain;
 mod export;
 mod guard;
+pub mod instruments;
 mod kept;
 mod limited_log;
 pub mod process;

@@ -42,7 +42,7 @@ async fn a_request_is_in_the_conventions_histograms_with_its_trace() {
     let harness = Harness::start(|submission| say(&submission, b"ok")).await;
     post(&harness, &json!({"model": MODEL, "prompt": "hi"})).await;
     let metrics = harness.get("/metrics").await.text;
-    let labels = format!("model_name=\"scripted\",{LABELS},error_type=\"\"");
+    let labels = format!("model_name=\"scripted\",{LABELS}");
     for name in [
         "request_duration",
         "time_to_first_token",

@@ -5,7 +5,6 @@
 //! Sampling does not touch them: a request counts whether or not anybody keeps its span.
 
 mod endpoint;
-mod instrument;
 mod model;
 
 use std::borrow::Cow;
@@ -20,8 +19,8 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
 pub(crate) use endpoint::Endpoint;
-pub(crate) use instrument::Trace;
-use instrument::{Description, Histogram, Instruments, Key, Labels, UpDown};
+pub(crate) use lantern_telemetry::instruments::Trace;
+use lantern_telemetry::instruments::{Description, Histogram, Instruments, Key, Labels, UpDown};
 use model::ModelMetrics;
 
 use crate::genai::Facts;

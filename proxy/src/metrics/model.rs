@@ -8,21 +8,14 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use lantern_telemetry::instruments::{
+    Description, FIRST_TOKEN_SECONDS, Histogram, Instruments, Key, Labels, OPERATION_SECONDS,
+    TOKEN_SECONDS, Trace,
+};
 use opentelemetry_semantic_conventions::{attribute as semconv, metric};
 
-use super::instrument::{Description, Histogram, Instruments, Key, Labels, Trace};
 use crate::genai::Facts;
 
-/// Whole operations of a model, s.
-const OPERATION_SECONDS: &[f64] = &[
-    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
-];
-const FIRST_TOKEN_SECONDS: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-];
-const TOKEN_SECONDS: &[f64] = &[
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
-];
 const TOKENS: &[f64] = &[
     1.0,
     4.0,

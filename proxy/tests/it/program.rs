@@ -131,8 +131,12 @@ async fn serving(mut command: Command) -> (tokio::process::Child, SocketAddr) {
         }
     };
     let address = within("the ready line", ready).await;
-    // What else it says must not fill the pipe.
-    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    // What else it says must not fill the pipe, and is shown if the test fails.
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            eprintln!("{line}");
+        }
+    });
     (child, address)
 }
 

@@ -10,9 +10,10 @@
 //! - `steps`: a step launched and collected; `inputs`: its way to the device
 //! - `products`: by which kernel; `blas`: those with many rows
 //! - `buffers`, `graphs`: where recorded passes write, and the recordings; `memory`: other memory
-//!
-//! `unsafe` because memory on the device is known by its address alone.
-#![allow(unsafe_code)] // see above
+#![allow(
+    unsafe_code,
+    reason = "memory on the device is known by its address alone"
+)]
 
 mod blas;
 mod buffers;

@@ -1,5 +1,7 @@
 //! Instruments as the conventions name them: attributes with dots, and exemplars that carry the trace
 //! of a request. Prometheus' spelling is made when it asks.
+//!
+//! The SDK has no exemplars and no text format, Prometheus' library no OTLP, so each has its own series.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -16,15 +18,29 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+/// The GenAI conventions' bounds of whole operations, in seconds:
+/// <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/>.
+pub const OPERATION_SECONDS: &[f64] = &[
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
+/// The same of the time to a first token.
+pub const FIRST_TOKEN_SECONDS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
+/// The same of the time for each token after it.
+pub const TOKEN_SECONDS: &[f64] = &[
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
+];
+
 /// The attributes of one series.
-pub(super) type Labels = Vec<(Key, Value)>;
+pub type Labels = Vec<(Key, Value)>;
 
 /// An attribute's name, as the conventions have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key(pub(super) &'static str);
+pub struct Key(pub &'static str);
 
 /// An attribute's value.
-pub(super) type Value = Cow<'static, str>;
+pub type Value = Cow<'static, str>;
 
 impl EncodeLabelKey for Key {
     fn encode(&self, encoder: &mut LabelKeyEncoder<'_>) -> fmt::Result {
@@ -34,14 +50,14 @@ impl EncodeLabelKey for Key {
 
 /// The span that an observation belongs to: the labels of an exemplar, spelled out when it is read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Trace {
+pub struct Trace {
     trace_id: TraceId,
     span_id: SpanId,
 }
 
 impl Trace {
     /// Of a span that is exported: another is to be found nowhere.
-    pub(crate) fn of(span: &SpanContext) -> Self {
+    pub fn of(span: &SpanContext) -> Self {
         Self {
             trace_id: span.trace_id(),
             span_id: span.span_id(),
@@ -59,29 +75,34 @@ impl EncodeLabelSet for Trace {
     }
 }
 
-/// Where instruments are made: Prometheus' registry and, if metrics go out by OTLP, the meter. The
-/// SDK has no exemplars and no text format, Prometheus' library no OTLP, so each has its own series.
-pub(super) struct Instruments<'a> {
-    pub(super) registry: &'a mut Registry,
-    pub(super) meter: Option<&'a Meter>,
+/// Where instruments are made.
+pub struct Instruments<'a> {
+    /// Prometheus'.
+    pub registry: &'a mut Registry,
+    /// OTLP's, if metrics go out by it.
+    pub meter: Option<&'a Meter>,
 }
 
 /// What an instrument is, and its bounds if it is a histogram.
-pub(super) struct Description {
-    pub(super) name: &'static str,
-    pub(super) help: &'static str,
+pub struct Description {
+    /// As the conventions have it, with dots.
+    pub name: &'static str,
+    /// One line.
+    pub help: &'static str,
     /// In UCUM, as OTLP has it.
-    pub(super) unit: &'static str,
-    pub(super) bounds: &'static [f64],
+    pub unit: &'static str,
+    /// The upper ones, ascending, but for infinity.
+    pub bounds: &'static [f64],
 }
 
 /// A histogram with the bounds that the conventions give it.
-pub(super) struct Histogram {
+#[derive(Debug)]
+pub struct Histogram {
     scraped: Family<Labels, HistogramWithExemplars<Trace>, Bounds>,
     pushed: Option<metrics::Histogram<f64>>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Bounds(&'static [f64]);
 
 impl MetricConstructor<HistogramWithExemplars<Trace>> for Bounds {
@@ -91,7 +112,8 @@ impl MetricConstructor<HistogramWithExemplars<Trace>> for Bounds {
 }
 
 impl Histogram {
-    pub(super) fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
+    /// A new one, of no series yet.
+    pub fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
         let &Description {
             name,
             help,
@@ -121,7 +143,8 @@ impl Histogram {
         }
     }
 
-    pub(super) fn observe(&self, value: f64, labels: &Labels, trace: Option<Trace>) {
+    /// Notes `value`, with the trace that it belongs to where that is exported.
+    pub fn observe(&self, value: f64, labels: &Labels, trace: Option<Trace>) {
         let at = std::time::SystemTime::now();
         self.scraped
             .get_or_create(labels)
@@ -133,13 +156,15 @@ impl Histogram {
 }
 
 /// A number that goes up and down.
-pub(super) struct UpDown {
+#[derive(Debug)]
+pub struct UpDown {
     scraped: Family<Labels, Gauge>,
     pushed: Option<metrics::UpDownCounter<i64>>,
 }
 
 impl UpDown {
-    pub(super) fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
+    /// A new one, of no series yet.
+    pub fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
         let &Description {
             name, help, unit, ..
         } = description;
@@ -158,7 +183,8 @@ impl UpDown {
         }
     }
 
-    pub(super) fn add(&self, number: i64, labels: &Labels) {
+    /// Adds `number`, which may be negative.
+    pub fn add(&self, number: i64, labels: &Labels) {
         self.scraped.get_or_create(labels).inc_by(number);
         if let Some(pushed) = &self.pushed {
             pushed.add(number, &attributes(labels));
