@@ -22,6 +22,7 @@ use opentelemetry_semantic_conventions::attribute as semconv;
 use crate::error::Failure;
 use crate::headers::text;
 use crate::instrumentation::{Instrumentation, OTHER_METHOD_NAME, method_attributes};
+use crate::ip;
 use crate::redact::redact_query;
 use crate::span::protocol_version;
 
@@ -36,9 +37,10 @@ pub(crate) struct Destination {
     /// The upstream as it was configured, which is `server.address`.
     pub(crate) host: Arc<str>,
     pub(crate) port: u16,
+    /// What its URLs begin with.
+    pub(crate) origin: Arc<str>,
     /// Where it was found.
     pub(crate) address: SocketAddr,
-    pub(crate) tls: bool,
 }
 
 /// What the span of an attempt says from its start.
@@ -62,7 +64,7 @@ pub(crate) fn described(
     attributes.push(KeyValue::new(semconv::SERVER_ADDRESS, host));
     let port = i64::from(destination.port);
     attributes.push(KeyValue::new(semconv::SERVER_PORT, port));
-    let peer = destination.address.ip().to_canonical().to_string();
+    let peer = ip::text(destination.address.ip());
     attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, peer));
     let peer_port = i64::from(destination.address.port());
     attributes.push(KeyValue::new(semconv::NETWORK_PEER_PORT, peer_port));
@@ -206,16 +208,9 @@ impl Attempt {
 
 /// `url.full`, with credentials redacted.
 fn url(head: &Parts, destination: &Destination) -> String {
-    let Destination { host, port, .. } = destination;
-    let scheme = if destination.tls { "https" } else { "http" };
     // OPTIONS of the server itself has none.
     let path = Some(head.uri.path()).filter(|path| path.starts_with('/'));
-    let path = path.unwrap_or_default();
-    let mut url = if host.contains(':') {
-        format!("{scheme}://[{host}]:{port}{path}")
-    } else {
-        format!("{scheme}://{host}:{port}{path}")
-    };
+    let mut url = [&*destination.origin, path.unwrap_or_default()].concat();
     if let Some(query) = head.uri.query() {
         url.push('?');
         url.push_str(&redact_query(query));

@@ -107,10 +107,10 @@ impl Clients {
                 stream,
                 ends,
                 newcomer: self.newcomers.token(),
+                place,
             };
             let (app, closing) = (Arc::clone(&self.app), self.closing.subscribe());
-            let serving = serve(app, front, accepted, closing);
-            self.tasks.spawn(holding(place, serving));
+            self.tasks.spawn(serve(app, front, accepted, closing));
             return;
         }
         if let Some(refused) = self.full_log.due(1) {
@@ -119,8 +119,7 @@ impl Clients {
         }
         match Arc::clone(&self.refusal_places).try_acquire_owned() {
             Ok(place) => {
-                self.tasks
-                    .spawn(holding(place, refuse(stream, ends, front)));
+                self.tasks.spawn(refuse(stream, ends, front, place));
             }
             Err(_) => front
                 .refusals
@@ -186,6 +185,8 @@ struct Accepted {
     stream: TcpStream,
     ends: Ends,
     newcomer: TaskTrackerToken,
+    /// Given back with the connection, however it ends.
+    place: OwnedSemaphorePermit,
 }
 
 async fn serve(
@@ -198,12 +199,18 @@ async fn serve(
         stream,
         ends,
         newcomer,
+        place: _place,
     } = accepted;
     let peer = ends.peer;
     let tls = front.tls.as_ref().map(|tls| tls.current());
+    // Boxed: a TLS handshake would need its room for as long as the connection lasts.
+    let preparing = Box::pin(timeout(
+        front.header_timeout,
+        Transport::prepare(stream, tls),
+    ));
     let prepared = tokio::select! {
         biased;
-        prepared = timeout(front.header_timeout, Transport::prepare(stream, tls)) => prepared,
+        prepared = preparing => prepared,
         // It had its time to begin a request.
         _ = closing.wait_for(|&closing| closing) => return,
     };
@@ -225,14 +232,8 @@ async fn serve(
     }
 }
 
-/// Runs `work` and gives `place` back when it ends, however it ends.
-async fn holding(place: OwnedSemaphorePermit, work: impl Future<Output = ()>) {
-    work.await;
-    drop(place);
-}
-
-/// Answers a connection over the bound without reading its request.
-async fn refuse(stream: TcpStream, ends: Ends, front: Arc<Front>) {
+/// Answers a connection over the bound without reading its request; `_place` is given back when that is done.
+async fn refuse(stream: TcpStream, ends: Ends, front: Arc<Front>, _place: OwnedSemaphorePermit) {
     let (failure, refusals) = (Failure::TooManyConnections, &front.refusals);
     let tls = front.tls.as_ref().map(|tls| tls.current());
     let reached = timeout(REFUSAL_LIMIT, Transport::reach(stream, tls)).await;

@@ -171,9 +171,9 @@ impl ClientConnection {
 
     /// Records what HTTP/2 has refused by these bytes, which were written.
     fn watch_written(&mut self, bytes: &[u8]) {
-        let refused = self.http2.as_mut().map_or(0, |http2| http2.written(bytes));
-        for _ in 0..refused {
-            self.refusals.record_http2(self.ends);
+        if let Some(http2) = &mut self.http2 {
+            let (refusals, ends) = (&self.refusals, self.ends);
+            http2.written(bytes, &mut |status| refusals.record_http2(status, ends));
         }
     }
 

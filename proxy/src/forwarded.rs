@@ -8,6 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::Result;
 use pingora::http::RequestHeader;
 
+use crate::ip;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
@@ -18,7 +20,7 @@ pub(crate) fn tell(
     scheme: &'static str,
 ) -> Result<()> {
     if let Some(peer) = peer {
-        let forwarded = forwarded_for(&request.headers, &peer.to_canonical().to_string());
+        let forwarded = forwarded_for(&request.headers, &ip::text(peer));
         request.insert_header(X_FORWARDED_FOR, forwarded)?;
     }
     request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(scheme))

@@ -1,8 +1,10 @@
 //! What a client's connection of HTTP/2 shows of requests that are refused before anybody here sees them: the library
-//! resets their streams, or gives the connection up. Frames are counted, their contents left alone.
+//! resets their streams, answers 400 and nothing more, or gives the connection up. Frames are counted, their contents left alone.
 //! <https://www.rfc-editor.org/rfc/rfc9113.html#section-4.1>
 
 use std::collections::VecDeque;
+
+use http::StatusCode;
 
 /// What a client begins with.
 const PREFACE_BYTES: usize = 24;
@@ -14,6 +16,12 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
+
+/// The static table's `:status: 400` (<https://www.rfc-editor.org/rfc/rfc7541.html#appendix-A>).
+const STATUS_400: u8 = 0x8c;
+/// How a change of the dynamic table's size begins, which may stand before it, and the bits that say so.
+const TABLE_SIZE: u8 = 0x20;
+const TABLE_SIZE_BITS: u8 = 0xe0;
 
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
@@ -60,22 +68,24 @@ impl Watch {
         });
     }
 
-    /// The library has sent these bytes; how many requests it has refused by them.
-    pub(crate) fn written(&mut self, bytes: &[u8]) -> usize {
+    /// The library has sent these bytes; `refused` gets the status of each request that it has refused by them, if it
+    /// has answered at all.
+    pub(crate) fn written(&mut self, bytes: &[u8], refused: &mut impl FnMut(Option<StatusCode>)) {
         let Self { written, fresh, .. } = self;
-        let mut refused = 0;
         written.push(bytes, &mut |frame| match frame.kind {
             HEADERS | RST_STREAM => {
                 let known = fresh.iter().position(|&stream| stream == frame.stream);
                 let was_fresh = known.and_then(|index| fresh.remove(index)).is_some();
-                let is_refusal = frame.kind == RST_STREAM && frame.code(0) == PROTOCOL_ERROR;
-                refused += usize::from(was_fresh && is_refusal);
+                if frame.is_bare_400() {
+                    refused(Some(StatusCode::BAD_REQUEST));
+                } else if was_fresh && frame.kind == RST_STREAM && frame.code(0) == PROTOCOL_ERROR {
+                    refused(None);
+                }
             }
             // Behind the last stream that was looked at.
-            GOAWAY => refused += usize::from(frame.code(4) != NO_ERROR),
+            GOAWAY if frame.code(4) != NO_ERROR => refused(None),
             _ => {}
         });
-        refused
     }
 }
 
@@ -83,10 +93,25 @@ impl Watch {
 struct Frame {
     kind: u8,
     stream: u32,
+    /// The payload's, of which `start` has the first.
+    bytes: usize,
     start: [u8; START_BYTES],
 }
 
 impl Frame {
+    /// Whether it is the head of an answer that says 400 and nothing else: ours all have an id.
+    fn is_bare_400(&self) -> bool {
+        let head = self.start.get(..self.bytes).unwrap_or_default();
+        self.kind == HEADERS
+            && match head {
+                [status] => *status == STATUS_400,
+                [first, .., status] => {
+                    first & TABLE_SIZE_BITS == TABLE_SIZE && *status == STATUS_400
+                }
+                [] => false,
+            }
+    }
+
     /// The number at a place of the payload.
     fn code(&self, at: usize) -> u32 {
         let bytes = self.start[at..at + 4].try_into().expect("four bytes");
@@ -151,6 +176,7 @@ impl Frames {
             kind: header[3],
             // The highest bit is reserved.
             stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
+            bytes: self.payload_bytes(),
             start: start.try_into().expect("the payload's start"),
         });
         *self = Self::after(self.payload_bytes().saturating_sub(START_BYTES));
@@ -167,18 +193,18 @@ mod tests {
         [header, payload.to_vec()].concat()
     }
 
-    /// How many requests are refused, of what a client sends and what it is answered, in pieces of any size.
-    fn check(sent: &[Vec<u8>], answered: &[Vec<u8>], refused: usize) {
+    /// Which requests are refused, of what a client sends and what it is answered, in pieces of any size.
+    fn check(sent: &[Vec<u8>], answered: &[Vec<u8>], refused: &[Option<StatusCode>]) {
         let sent = [&[0; PREFACE_BYTES], &sent.concat()[..]].concat();
         let answered = answered.concat();
         for size in 1..=sent.len() {
             let mut watch = Watch::new();
             sent.chunks(size).for_each(|piece| watch.read(piece));
-            let counted: usize = answered
-                .chunks(size)
-                .map(|piece| watch.written(piece))
-                .sum();
-            assert_eq!(counted, refused, "{size}: {sent:?} {answered:?}");
+            let mut seen = Vec::new();
+            for piece in answered.chunks(size) {
+                watch.written(piece, &mut |status| seen.push(status));
+            }
+            assert_eq!(seen, refused, "{size}: {sent:?} {answered:?}");
         }
     }
 
@@ -187,20 +213,45 @@ mod tests {
         let head = |stream| frame(HEADERS, stream, &[0x82; 20]);
         let reset = |stream, code: u8| frame(RST_STREAM, stream, &[0, 0, 0, code]);
         let settings = frame(4, 0, &[]);
-        check(&[head(1)], &[settings.clone(), reset(1, 1)], 1);
-        check(&[head(1), head(3)], &[reset(1, 1), reset(3, 1)], 2);
-        check(&[settings, head(1)], &[reset(1, 1), reset(1, 1)], 1);
-        check(&[head(1)], &[reset(1, 8)], 0);
-        check(&[head(1)], &[frame(HEADERS, 1, &[0x88]), reset(1, 1)], 0);
+        check(&[head(1)], &[settings.clone(), reset(1, 1)], &[None]);
+        check(
+            &[head(1), head(3)],
+            &[reset(1, 1), reset(3, 1)],
+            &[None, None],
+        );
+        check(&[settings, head(1)], &[reset(1, 1), reset(1, 1)], &[None]);
+        check(&[head(1)], &[reset(1, 8)], &[]);
+        check(&[head(1)], &[frame(HEADERS, 1, &[0x88]), reset(1, 1)], &[]);
         // Its body or its trailers were at fault: somebody has seen the request.
-        check(&[head(1), frame(DATA, 1, b"body")], &[reset(1, 1)], 0);
-        check(&[head(1), head(1)], &[reset(1, 1)], 0);
+        check(&[head(1), frame(DATA, 1, b"body")], &[reset(1, 1)], &[]);
+        check(&[head(1), head(1)], &[reset(1, 1)], &[]);
+    }
+
+    #[test]
+    fn an_answer_that_says_400_and_nothing_else_is_the_librarys() {
+        let head = frame(HEADERS, 1, &[0x82; 20]);
+        let answer = |block: &[u8]| frame(HEADERS, 1, block);
+        let reset = frame(RST_STREAM, 1, &[0, 0, 0, 1]);
+        let refused = [Some(StatusCode::BAD_REQUEST)];
+        let sent = std::slice::from_ref(&head);
+        check(sent, &[answer(b"\x8c")], &refused);
+        check(sent, &[answer(b"\x8c"), reset], &refused);
+        check(sent, &[answer(b"\x3f\xe1\x1f\x8c")], &refused);
+        for ours in [
+            &b"\x88"[..],
+            b"\x8c\x88",
+            b"\x3f\xe1\x1f\x88",
+            &[0x8c; 9],
+            b"",
+        ] {
+            check(sent, &[answer(ours)], &[]);
+        }
     }
 
     #[test]
     fn a_connection_that_is_given_up_is_refused_and_one_that_ends_is_not() {
         let goodbye = |code: u8| frame(GOAWAY, 0, &[0, 0, 0, 0, 0, 0, 0, code]);
-        check(&[], &[goodbye(1)], 1);
-        check(&[], &[goodbye(0)], 0);
+        check(&[], &[goodbye(1)], &[None]);
+        check(&[], &[goodbye(0)], &[]);
     }
 }

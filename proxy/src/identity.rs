@@ -4,16 +4,13 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use lantern_telemetry::{trace_id_digits, traceparent};
 use opentelemetry::trace::{SpanContext, TraceId};
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator};
 use pingora::http::ResponseHeader;
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
-
-/// `00-` trace id `-` span id `-` flags.
-const TRACERESPONSE_BYTES: usize = 55;
-const TRACE_ID_DIGITS: usize = 32;
 
 /// Longest id that is taken from a client.
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -35,7 +32,8 @@ impl Identity {
         let from_client = named.is_some();
         let request_id = named.unwrap_or_else(|| {
             let trace_id = trace.as_ref().map(SpanContext::trace_id);
-            hex(trace_id.unwrap_or_else(|| RandomIdGenerator::default().new_trace_id()))
+            let id = trace_id.unwrap_or_else(|| RandomIdGenerator::default().new_trace_id());
+            header_value(trace_id_digits(id))
         });
         Self {
             request_id,
@@ -51,22 +49,7 @@ impl Identity {
 
     /// `traceresponse`, when there is a trace.
     fn traceresponse(&self) -> Option<HeaderValue> {
-        let span = self.trace.as_ref()?;
-        let (trace_id, span_id) = (span.trace_id(), span.span_id());
-        let flags = span.trace_flags().to_u8();
-        let mut value = Vec::with_capacity(TRACERESPONSE_BYTES);
-        for field in [
-            &[0][..],
-            &trace_id.to_bytes(),
-            &span_id.to_bytes(),
-            &[flags],
-        ] {
-            if !value.is_empty() {
-                value.push(b'-');
-            }
-            push_hex(field, &mut value);
-        }
-        Some(header_value(value))
+        self.trace.as_ref().map(traceparent).map(header_value)
     }
 
     /// Puts both headers onto an answer, in place of the upstream's.
@@ -93,21 +76,7 @@ fn client_id(headers: &HeaderMap) -> Option<HeaderValue> {
     is_sane.then(|| value.clone())
 }
 
-fn hex(id: TraceId) -> HeaderValue {
-    let mut digits = Vec::with_capacity(TRACE_ID_DIGITS);
-    push_hex(&id.to_bytes(), &mut digits);
-    header_value(digits)
-}
-
-/// By hand: formatting the numbers takes ten times as long, and every answer has five of them.
-fn push_hex(bytes: &[u8], out: &mut Vec<u8>) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        out.extend([byte >> 4, byte & 0xf].map(|digit| DIGITS[usize::from(digit)]));
-    }
-}
-
-fn header_value(digits: Vec<u8>) -> HeaderValue {
+fn header_value(digits: String) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(digits)).expect("hexadecimal digits and dashes")
 }
 

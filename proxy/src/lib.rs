@@ -21,8 +21,8 @@
 //!   who is out.
 //! - `entrance`: lets requests in; `access` knows who may ask, by API key, `limits` what is too much.
 //! - `observer`: begins a request's observation. `span`: the SERVER span and the guard that ends it;
-//!   `attempt`: the CLIENT spans. `origin`, `route`, `redact` and `headers` find out what goes onto
-//!   them; `propagation`: trace headers in and out; `identity`: what the client is told of them.
+//!   `attempt`: the CLIENT spans. `origin`, `route`, `redact`, `headers` and `ip` find out what goes
+//!   onto them; `propagation`: trace headers in and out; `identity`: what the client is told of them.
 //! - `refusal`: requests that pingora never hands over; `http2`: those that are refused within a connection of HTTP/2.
 //! - `bodies`: what passes between the heads; `sse` and `json` read it byte by byte, `genai` knows what
 //!   the APIs mean by it.
@@ -100,6 +100,7 @@ mod headers;
 mod http2;
 mod identity;
 mod instrumentation;
+mod ip;
 mod json;
 mod keep;
 mod limits;

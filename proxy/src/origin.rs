@@ -14,6 +14,8 @@ use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 use lantern_telemetry::config::ConfigError;
 
+use crate::ip;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -80,13 +82,13 @@ impl Origin {
                 Some((host.to_owned(), port))
             }
             (None, Some(local)) => {
-                let address = local.ip().to_canonical().to_string();
+                let address = ip::text(local.ip());
                 Some((address, Some(local.port())))
             }
             (None, None) => None,
         };
         Self {
-            client: told.client.or_else(|| peer.map(|peer| peer.to_string())),
+            client: told.client.or_else(|| peer.map(ip::text)),
             scheme: told.scheme.unwrap_or(own_scheme),
             server,
         }
@@ -254,11 +256,11 @@ impl Hop {
 /// `unknown`, `_hidden`.
 fn address(node: &str) -> String {
     if let Ok(ip) = node.parse::<IpAddr>() {
-        return ip.to_canonical().to_string();
+        return ip::text(ip);
     }
     let (host, _) = split_authority(node);
     match host.parse::<IpAddr>() {
-        Ok(ip) => ip.to_canonical().to_string(),
+        Ok(ip) => ip::text(ip),
         Err(_) => host.to_owned(),
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 
 use crate::answer::Answer;
 use crate::error::Failure;
@@ -58,19 +58,24 @@ impl Refusals {
 
     /// Records a request of which `head` was read, and that nobody answers.
     pub(crate) fn record(&self, failure: Failure, ends: Ends, head: &[u8]) {
-        self.record_head(failure, ends, &readable_head(head));
+        self.record_head(failure, None, ends, &readable_head(head));
     }
 
-    /// Records a request of HTTP/2 that was refused within its connection, whose head nobody can read.
-    pub(crate) fn record_http2(&self, ends: Ends) {
+    /// Records a request of HTTP/2 that was refused within its connection, by an answer with this status if by any.
+    /// Nobody can read its head.
+    pub(crate) fn record_http2(&self, status: Option<StatusCode>, ends: Ends) {
         let mut head = readable_head(&[]);
         head.version = Version::HTTP_2;
-        self.record_head(Failure::InvalidRequest, ends, &head);
+        self.record_head(Failure::InvalidRequest, status, ends, &head);
     }
 
-    fn record_head(&self, failure: Failure, ends: Ends, head: &Parts) {
+    fn record_head(&self, failure: Failure, status: Option<StatusCode>, ends: Ends, head: &Parts) {
         if let Some(span) = &mut self.0.begin(&arrival(head, ends)).span {
-            span.finish(Some(failure), Transferred::default());
+            let sent = Transferred {
+                status,
+                ..Transferred::default()
+            };
+            span.finish(Some(failure), sent);
         }
     }
 }

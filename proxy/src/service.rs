@@ -118,20 +118,17 @@ impl Service {
 
 #[async_trait]
 impl ProxyHttp for Service {
-    type CTX = RequestContext;
+    /// Boxed: pingora moves it from future to future, and each keeps a place for it.
+    type CTX = Box<RequestContext>;
 
-    fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.requests.token())
+    fn new_ctx(&self) -> Self::CTX {
+        Box::new(RequestContext::new(self.requests.token()))
     }
 
     /// None: bodies pass as they are, so there is no use for pingora's compression.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn early_request_filter(
-        &self,
-        session: &mut Session,
-        ctx: &mut RequestContext,
-    ) -> Result<()> {
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
         // Without this a client that pipelines gets a 400 for its first request.
         session.set_pipelining_enabled(true);
         session.set_total_drain_timeout(Some(ERROR_DRAIN_LIMIT));
@@ -147,11 +144,7 @@ impl ProxyHttp for Service {
         Ok(())
     }
 
-    async fn request_filter(
-        &self,
-        session: &mut Session,
-        ctx: &mut RequestContext,
-    ) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         let admitted = self.entrance.admit(session.req_header(), ctx);
         admitted.map_err(Failure::into_error)?;
         let key = if self.upstreams.balances_by_prefix() {
@@ -166,7 +159,7 @@ impl ProxyHttp for Service {
     async fn upstream_peer(
         &self,
         session: &mut Session,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         let cursor = ctx.cursor.as_mut().expect("`request_filter` came first");
         let Some((peer, destination)) = cursor.peer().await else {
@@ -186,7 +179,7 @@ impl ProxyHttp for Service {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
         mut error: Box<PingoraError>,
     ) -> Box<PingoraError> {
         ctx.end_attempt(Some(Failure::of(&error)));
@@ -202,7 +195,7 @@ impl ProxyHttp for Service {
         _peer: &HttpPeer,
         _fd: std::os::fd::RawFd,
         digest: Option<&Digest>,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         ctx.answered = false;
         if let Some(cursor) = &mut ctx.cursor {
@@ -215,7 +208,7 @@ impl ProxyHttp for Service {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         ctx.asking = self.asking(session.req_header(), ctx);
         let observed = ctx.observed.as_mut().expect("the request has begun");
@@ -242,7 +235,7 @@ impl ProxyHttp for Service {
         session: &mut Session,
         body: &mut Option<Bytes>,
         _end_of_stream: bool,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         if let Some(admission) = &mut ctx.admission {
             let admitted = admission.body(session.body_bytes_read());
@@ -262,7 +255,7 @@ impl ProxyHttp for Service {
         &self,
         _session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         if let Some(attempt) = ctx.span().and_then(RequestSpan::attempt) {
             attempt.answered_by(response.version);
@@ -283,7 +276,7 @@ impl ProxyHttp for Service {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         ctx.answered = true;
         if !is_final(response.status) {
@@ -318,7 +311,7 @@ impl ProxyHttp for Service {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         if let (Some(span), Some(body)) = (ctx.span(), &*body) {
             span.response_body(body);
@@ -340,7 +333,7 @@ impl ProxyHttp for Service {
         peer: &HttpPeer,
         session: &mut Session,
         mut error: Box<PingoraError>,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
         client_reused: bool,
     ) -> Box<PingoraError> {
         if *error.etype() == usage::REFUSED {
@@ -367,7 +360,7 @@ impl ProxyHttp for Service {
         &self,
         session: &mut Session,
         error: &PingoraError,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) -> FailToProxy {
         let failure = Failure::of(error);
         if failure == Failure::ClientDisconnected {
@@ -392,7 +385,7 @@ impl ProxyHttp for Service {
         &self,
         session: &mut Session,
         error: Option<&PingoraError>,
-        ctx: &mut RequestContext,
+        ctx: &mut Self::CTX,
     ) {
         ctx.finish(session, error.map(Failure::of));
         let body_is_read = session.is_body_done();
@@ -405,7 +398,7 @@ impl ProxyHttp for Service {
     fn suppress_error_log(
         &self,
         _session: &Session,
-        _ctx: &RequestContext,
+        _ctx: &Self::CTX,
         _error: &PingoraError,
     ) -> bool {
         true
@@ -414,7 +407,7 @@ impl ProxyHttp for Service {
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _ctx: &RequestContext,
+        _ctx: &Self::CTX,
         error: &PingoraError,
         _context: ProxyWarnLogContext,
     ) -> bool {

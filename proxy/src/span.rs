@@ -27,6 +27,7 @@ use crate::genai::{self, Exchange};
 use crate::headers::text;
 use crate::identity::{Identity, X_REQUEST_ID};
 use crate::instrumentation::{Instrumentation, OTHER_METHOD, OTHER_METHOD_NAME, method_attributes};
+use crate::ip;
 use crate::keep::{Keep, is_worth_keeping};
 use crate::metrics::{self, InFlight, Metrics, Trace};
 use crate::origin::{Arrival, Origin};
@@ -346,7 +347,7 @@ fn described(
     let method = method_attributes(instrumentation, head.method.as_str(), &mut attributes);
     let method = method.unwrap_or(OTHER_METHOD_NAME.into());
     let name = match route {
-        Some(route) => format!("{method} {route}").into(),
+        Some(route) => [&*method, " ", route].concat().into(),
         None => method,
     };
     if let Some(route) = route {
@@ -399,7 +400,7 @@ pub(crate) fn protocol_version(version: Version) -> &'static str {
 
 fn peer_attributes(arrival: &Arrival<'_>, attributes: &mut Vec<KeyValue>) {
     let Some(peer) = arrival.peer else { return };
-    let address = peer.ip().to_canonical().to_string();
+    let address = ip::text(peer.ip());
     attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, address));
     let port = i64::from(peer.port());
     attributes.push(KeyValue::new(semconv::NETWORK_PEER_PORT, port));

@@ -98,5 +98,5 @@ pub use error_chain::chain;
 pub use guard::{FlushError, Telemetry};
 pub use kept::KEPT;
 pub use limited_log::LimitedLog;
-pub use propagation::Propagator;
+pub use propagation::{Propagator, trace_id_digits, traceparent};
 pub use recorded::Recorded;

@@ -96,6 +96,15 @@ impl Upstream {
         })
     }
 
+    /// `scheme://host:port`, by the scheme that URLs have for it.
+    fn origin(&self) -> String {
+        let scheme = match self.scheme {
+            Scheme::Http | Scheme::H2c => Scheme::Http,
+            Scheme::Https => Scheme::Https,
+        };
+        format!("{}://{}", scheme.as_str(), self.authority())
+    }
+
     /// `host:port`
     fn authority(&self) -> String {
         if self.host.contains(':') {

@@ -39,6 +39,8 @@ pub(crate) struct Upstreams {
 
 struct Member {
     upstream: Upstream,
+    /// What its URLs begin with.
+    origin: Arc<str>,
     target: Target,
     state: Mutex<State>,
     usage: Mutex<Stance>,
@@ -59,6 +61,7 @@ impl Upstreams {
         let weights = config.upstreams.iter().map(|upstream| upstream.weight);
         let member = |upstream: &Upstream| Member {
             upstream: upstream.clone(),
+            origin: upstream.origin().into(),
             target: Target::new(upstream, config.connect_timeout),
             state: Mutex::default(),
             usage: Mutex::default(),
@@ -200,8 +203,8 @@ impl Cursor {
                 let destination = Destination {
                     host: Arc::clone(&member.upstream.host),
                     port: member.upstream.port,
+                    origin: Arc::clone(&member.origin),
                     address,
-                    tls: member.upstream.scheme == Scheme::Https,
                 };
                 return Some((peer, destination));
             }

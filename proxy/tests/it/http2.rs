@@ -67,6 +67,25 @@ async fn a_request_whose_stream_is_reset_for_its_form_leaves_a_span_and_the_next
 }
 
 #[tokio::test]
+async fn a_request_that_names_two_servers_is_answered_400_and_leaves_a_span() {
+    let echo = Echo::start().await;
+    let mut proxy = TestProxy::in_front_of(echo.address).await;
+    let two = [GET, b"\x00\x04host\x01b"].concat();
+    let _stream = connection(&proxy, &[frame(HEADERS, WHOLE, 1, &two)]).await;
+    let refused = proxy.spans.next().await;
+    assert_eq!(refused.name, "HTTP");
+    for (key, value) in [
+        ("error.type", "invalid_request"),
+        ("http.response.status_code", "400"),
+        ("network.protocol.version", "2"),
+    ] {
+        assert_eq!(attribute(&refused, key).as_deref(), Some(value), "{key}");
+    }
+    assert_eq!(refused.status, Status::Unset);
+    assert!(proxy.spans.is_empty());
+}
+
+#[tokio::test]
 async fn a_connection_that_breaks_the_protocol_leaves_a_span_and_one_that_ends_does_not() {
     let echo = Echo::start().await;
     let mut proxy = TestProxy::in_front_of(echo.address).await;

@@ -11,7 +11,7 @@ use opentelemetry::trace::{Event, Link, SpanId, SpanKind, Status};
 use opentelemetry::{Array, InstrumentationScope, KeyValue, StringValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use super::queue::Batch;
 
@@ -137,11 +137,31 @@ fn attributes(field: u32, attributes: &[KeyValue], out: &mut Vec<u8>) {
     }
 }
 
+/// A string or a number, as nearly all are, has a known length and is written straight on.
 fn attribute(field: u32, key: &str, value: &Value, out: &mut Vec<u8>) {
-    message(field, out, |out| {
-        text(1, key, out);
-        message(2, out, |out| any_value(value, out));
-    });
+    let length = match value {
+        Value::String(value) => length_delimited(value.as_str().len()),
+        Value::Bool(_) => 2,
+        Value::I64(value) => 1 + encoded_len_varint(value.cast_unsigned()),
+        Value::F64(_) => 1 + size_of::<f64>(),
+        _ => {
+            return message(field, out, |out| {
+                text(1, key, out);
+                message(2, out, |out| any_value(value, out));
+            });
+        }
+    };
+    let key_length = if key.is_empty() {
+        0
+    } else {
+        length_delimited(key.len())
+    };
+    tag(field, WireType::LengthDelimited, out);
+    varint((key_length + length_delimited(length)) as u64, out);
+    text(1, key, out);
+    tag(2, WireType::LengthDelimited, out);
+    varint(length as u64, out);
+    any_value(value, out);
 }
 
 fn any_value(value: &Value, out: &mut Vec<u8>) {
@@ -173,24 +193,24 @@ fn string_value(value: &StringValue, out: &mut Vec<u8>) {
 }
 
 fn bool_value(value: &bool, out: &mut Vec<u8>) {
-    encode_key(2, WireType::Varint, out);
-    encode_varint((*value).into(), out);
+    tag(2, WireType::Varint, out);
+    varint((*value).into(), out);
 }
 
 fn int_value(value: &i64, out: &mut Vec<u8>) {
-    encode_key(3, WireType::Varint, out);
-    encode_varint(value.cast_unsigned(), out);
+    tag(3, WireType::Varint, out);
+    varint(value.cast_unsigned(), out);
 }
 
 fn double_value(value: &f64, out: &mut Vec<u8>) {
-    encode_key(4, WireType::SixtyFourBit, out);
+    tag(4, WireType::SixtyFourBit, out);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
 /// A nested message, whose length stands before it and is known behind it. Most are short enough for the
 /// one byte that is kept free; what is longer moves.
 fn message(field: u32, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    encode_key(field, WireType::LengthDelimited, out);
+    tag(field, WireType::LengthDelimited, out);
     let at = out.len();
     out.push(0);
     write(out);
@@ -206,9 +226,29 @@ fn message(field: u32, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
+/// What a field of so many bytes takes with its tag and its length; the field is one of the first 15.
+fn length_delimited(bytes: usize) -> usize {
+    1 + encoded_len_varint(bytes as u64) + bytes
+}
+
+/// Nearly all tags and numbers take one byte, for which the general way is a long one.
+fn tag(field: u32, wire_type: WireType, out: &mut Vec<u8>) {
+    match u8::try_from(field << 3 | wire_type as u32) {
+        Ok(tag) if usize::from(tag) < ONE_BYTE => out.push(tag),
+        _ => encode_key(field, wire_type, out),
+    }
+}
+
+fn varint(value: u64, out: &mut Vec<u8>) {
+    match u8::try_from(value) {
+        Ok(byte) if usize::from(byte) < ONE_BYTE => out.push(byte),
+        _ => encode_varint(value, out),
+    }
+}
+
 fn bytes(field: u32, value: &[u8], out: &mut Vec<u8>) {
-    encode_key(field, WireType::LengthDelimited, out);
-    encode_varint(value.len() as u64, out);
+    tag(field, WireType::LengthDelimited, out);
+    varint(value.len() as u64, out);
     out.extend_from_slice(value);
 }
 
@@ -221,8 +261,8 @@ fn text(field: u32, value: &str, out: &mut Vec<u8>) {
 
 fn number(field: u32, value: u64, out: &mut Vec<u8>) {
     if value != 0 {
-        encode_key(field, WireType::Varint, out);
-        encode_varint(value, out);
+        tag(field, WireType::Varint, out);
+        varint(value, out);
     }
 }
 
@@ -231,7 +271,7 @@ fn time(field: u32, time: SystemTime, out: &mut Vec<u8>) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let nanos = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
     if nanos != 0 {
-        encode_key(field, WireType::SixtyFourBit, out);
+        tag(field, WireType::SixtyFourBit, out);
         out.extend_from_slice(&nanos.to_le_bytes());
     }
 }
@@ -239,7 +279,7 @@ fn time(field: u32, time: SystemTime, out: &mut Vec<u8>) {
 fn flags(field: u32, trace_flags: u8, is_remote: bool, out: &mut Vec<u8>) {
     let remote = if is_remote { IS_REMOTE } else { 0 };
     let flags = u32::from(trace_flags) | HAS_IS_REMOTE | remote;
-    encode_key(field, WireType::ThirtyTwoBit, out);
+    tag(field, WireType::ThirtyTwoBit, out);
     out.extend_from_slice(&flags.to_le_bytes());
 }
 

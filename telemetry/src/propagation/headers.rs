@@ -6,8 +6,9 @@ use opentelemetry::propagation::{Extractor, Injector};
 
 /// Headers that may be split over several lines, which then count as one, joined by commas.
 /// <https://www.w3.org/TR/trace-context/#tracestate-header>
-const LISTS: [&str; 2] = ["tracestate", "baggage"];
-const TRACEPARENT: &str = "traceparent";
+const LISTS: [&str; 2] = [TRACESTATE, "baggage"];
+pub(super) const TRACEPARENT: &str = "traceparent";
+pub(super) const TRACESTATE: &str = "tracestate";
 
 /// Request headers to extract from.
 pub(super) struct HeaderReader<'a> {

@@ -1,6 +1,6 @@
 //! Trace context in HTTP headers: `OTEL_PROPAGATORS` as one object.
 //!
-//! tracecontext and baggage are the SDK's; b3, b3multi and jaeger are ours, because the crates that
+//! tracecontext is read and baggage read and written by the SDK; b3, b3multi and jaeger are ours, because the crates that
 //! have them are deprecated and follow other versions of the API.
 
 mod b3;
@@ -9,6 +9,7 @@ mod ids;
 mod jaeger;
 #[cfg(test)]
 mod tests;
+mod trace_context;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,12 +18,14 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::Context;
 use opentelemetry::propagation::{TextMapCompositePropagator, TextMapPropagator};
 use opentelemetry::trace::TraceContextExt as _;
-use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
+use opentelemetry_sdk::propagation::BaggagePropagator;
 
 use crate::config::PropagatorKind;
 use b3::{B3Propagator, Form};
 use headers::{HeaderReader, HeaderWriter};
 use jaeger::JaegerPropagator;
+use trace_context::TraceContext;
+pub use trace_context::{trace_id_digits, traceparent};
 
 /// Baggage is the caller's, whatever span it comes with.
 const BAGGAGE: &str = "baggage";
@@ -106,7 +109,7 @@ impl Propagator {
 
 fn propagator(kind: PropagatorKind) -> Box<dyn TextMapPropagator + Send + Sync> {
     match kind {
-        PropagatorKind::TraceContext => Box::new(TraceContextPropagator::new()),
+        PropagatorKind::TraceContext => Box::new(TraceContext::new()),
         PropagatorKind::Baggage => Box::new(BaggagePropagator::new()),
         PropagatorKind::B3 => Box::new(B3Propagator::new(Form::Single)),
         PropagatorKind::B3Multi => Box::new(B3Propagator::new(Form::Multi)),

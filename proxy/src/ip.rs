@@ -1,0 +1,49 @@
+//! IP addresses as text. Each request has four of them, and formatting an address costs as much as parsing a
+//! header does.
+
+use std::net::IpAddr;
+
+/// Three digits four times, and the dots between them.
+const MAX_IPV4_CHARS: usize = 15;
+
+/// `ip` as text; an IPv4 address in IPv6's form is one of IPv4.
+pub(crate) fn text(ip: IpAddr) -> String {
+    let IpAddr::V4(ip) = ip.to_canonical() else {
+        return ip.to_string();
+    };
+    let mut text = String::with_capacity(MAX_IPV4_CHARS);
+    for octet in ip.octets() {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        let digits = [octet / 100, octet / 10 % 10, octet % 10];
+        let leading = digits[..2].iter().take_while(|&&digit| digit == 0).count();
+        text.extend(
+            digits[leading..]
+                .iter()
+                .map(|digit| char::from(b'0' + digit)),
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_reads_as_the_standard_library_writes_it() {
+        for octet in 0..=u8::MAX {
+            let ip = IpAddr::from([octet, 0, 255, octet]);
+            assert_eq!(text(ip), ip.to_string());
+        }
+        let ip: IpAddr = "2001:db8::1".parse().expect("an address");
+        assert_eq!(text(ip), "2001:db8::1");
+    }
+
+    #[test]
+    fn an_ipv4_address_in_the_form_of_ipv6_is_one_of_ipv4() {
+        let ip: IpAddr = "::ffff:192.0.2.1".parse().expect("an address");
+        assert_eq!(text(ip), "192.0.2.1");
+    }
+}
