@@ -32,6 +32,8 @@
 //! - `tool`: `queue` and `dead-letters`, which show and send what lies in a queue's directory.
 //! - `program`: arguments to exit, for `lantern-shim` and for `lantern shim`.
 
+#![forbid(unsafe_code)]
+
 mod coding;
 pub mod config;
 mod counts;

@@ -20,8 +20,8 @@ use tower::util::MapResponse;
 
 use super::batched::Batched;
 use super::{
-    Accepted, Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, Rejection,
-    USER_AGENT, chain, retry, shortened,
+    Accepted, Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, Message,
+    Rejection, USER_AGENT, chain, retry, shortened,
 };
 use crate::coding::Coding;
 use crate::counts::PerSignal;
@@ -31,7 +31,7 @@ use crate::signal::Signal;
 const FRAME_HEADER_BYTES: usize = 5;
 
 /// The frame's header and the message, not copied together.
-type Framed = Full<Chain<Bytes, Bytes>>;
+type Framed = Full<Chain<Bytes, Message>>;
 
 type TlsStream = MaybeHttpsStream<Stream>;
 type Connector = MapResponse<config::Connector, fn(TlsStream) -> Batched<TlsStream>>;
@@ -72,8 +72,8 @@ impl GrpcClient {
     }
 
     /// Sends `message`, compressed by `coding`, once.
-    pub(super) async fn send(&self, signal: Signal, coding: Coding, message: Bytes) -> Answer {
-        let Ok(length) = u32::try_from(message.len()) else {
+    pub(super) async fn send(&self, signal: Signal, coding: Coding, message: Message) -> Answer {
+        let Ok(length) = u32::try_from(message.remaining()) else {
             return refused(Code::ResourceExhausted, "longer than a message can be");
         };
         let mut frame_header = BytesMut::with_capacity(FRAME_HEADER_BYTES);

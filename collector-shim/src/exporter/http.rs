@@ -2,7 +2,6 @@
 
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -14,8 +13,8 @@ use prost::Message as _;
 use tonic::Code;
 
 use super::{
-    Accepted, Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, Rejection,
-    USER_AGENT, chain, retry, shortened,
+    Accepted, Answer, Cause, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_LIMIT, MAX_RESPONSE_BYTES, Message,
+    Rejection, USER_AGENT, chain, retry, shortened,
 };
 use crate::coding::Coding;
 use crate::counts::PerSignal;
@@ -26,7 +25,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// See the module.
 pub(super) struct HttpClient {
-    client: Client<Connector, Full<Bytes>>,
+    client: Client<Connector, Full<Message>>,
     /// None where it is not known where the signal goes.
     uris: PerSignal<Option<Uri>>,
     headers: HeaderMap,
@@ -65,7 +64,7 @@ impl HttpClient {
     }
 
     /// Sends `body`, compressed by `coding`, once.
-    pub(super) async fn send(&self, signal: Signal, coding: Coding, body: Bytes) -> Answer {
+    pub(super) async fn send(&self, signal: Signal, coding: Coding, body: Message) -> Answer {
         let uri = self.uris.of(signal).clone();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = http::Method::POST;

@@ -14,6 +14,7 @@ mod direct;
 mod files;
 mod grpc;
 mod http;
+mod message;
 mod outlet;
 mod retry;
 mod sender;
@@ -27,6 +28,7 @@ use crate::queue::Payload;
 pub(crate) use accepted::Accepted;
 pub use balance::{Resolve, Resolving, SystemResolver};
 pub(crate) use direct::Direct;
+use message::Message;
 pub(crate) use outlet::Outlet;
 pub(crate) use sender::Exporter;
 

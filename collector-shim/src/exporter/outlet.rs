@@ -11,18 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use lantern_telemetry::config::Compression;
 use lantern_telemetry::{ConfigError, ExporterSettings, LimitedLog, Protocol};
 
 use super::as_json::AsJson;
 use super::balance::{Answered, Balancer};
 use super::files::Files;
-use super::{Answer, Cause, Rejection, grpc, http};
+use super::{Answer, Cause, Message, Rejection, grpc, http};
 use crate::coding::{self, Coding};
 use crate::config::{Backend, Way};
 use crate::counts::PerSignal;
-use crate::queue::Payload;
+use crate::queue::{Batch, Payload};
 use crate::signal::{Signal, Signals};
 
 /// A signal that the backend did not have is offered again after this: it may have been replaced.
@@ -220,6 +220,24 @@ impl Outlet {
         Box::pin(async move { outlet.send(&payload).await })
     }
 
+    /// Sends the payloads of `batch` once, as one request.
+    pub(super) async fn send_batch(&self, batch: &Batch) -> Answer {
+        let is_sent_as_it_is =
+            self.as_json.is_none() && self.coding_for(Coding::Identity) == Coding::Identity;
+        match (batch.payloads(), &*self.client()) {
+            ([only], _) => self.send(only).await,
+            (payloads @ [first, ..], Client::Whole(carrier)) if is_sent_as_it_is => {
+                let message = payloads.iter().map(|payload| payload.bytes.clone());
+                let message = message.collect();
+                let attempt = self.attempt(carrier, first.signal, Coding::Identity, message);
+                let answer = attempt.await;
+                self.learn(first.signal, &answer);
+                answer
+            }
+            _ => self.send(&batch.merged()).await,
+        }
+    }
+
     /// Sends `payload` once.
     pub(super) async fn send(&self, payload: &Payload) -> Answer {
         match &*self.client() {
@@ -237,7 +255,8 @@ impl Outlet {
             Err(rejection) => return Answer::Refused(rejection),
         };
         let (coding, bytes) = self.coded(payload).await;
-        let answer = self.attempt(carrier, payload.signal, coding, bytes).await;
+        let answer = self.attempt(carrier, payload.signal, coding, bytes.into());
+        let answer = answer.await;
         let Some(decompresses) = self.decompresses(coding) else {
             self.learn(payload.signal, &answer);
             return answer;
@@ -262,7 +281,8 @@ impl Outlet {
     ) -> Answer {
         let signal = payload.signal;
         let plain = recoded(payload, Coding::Identity).await;
-        let answer = self.attempt(carrier, signal, Coding::Identity, plain).await;
+        let answer = self.attempt(carrier, signal, Coding::Identity, plain.into());
+        let answer = answer.await;
         if let (Answer::Accepted(_), Some(decompresses)) = (&answer, self.decompresses(refused)) {
             let endpoint = &self.endpoint;
             let coding = refused.as_str();
@@ -294,13 +314,16 @@ impl Outlet {
         carrier: &Carrier,
         signal: Signal,
         coding: Coding,
-        bytes: Bytes,
+        mut message: Message,
     ) -> Answer {
         let sending = async {
             match carrier {
-                Carrier::Grpc(client) => client.send(signal, coding, bytes).await,
-                Carrier::Http(client) => client.send(signal, coding, bytes).await,
-                Carrier::Files(files) => Arc::clone(files).send(signal, bytes).await,
+                Carrier::Grpc(client) => client.send(signal, coding, message).await,
+                Carrier::Http(client) => client.send(signal, coding, message).await,
+                Carrier::Files(files) => {
+                    let bytes = message.copy_to_bytes(message.remaining());
+                    Arc::clone(files).send(signal, bytes).await
+                }
             }
         };
         let Some(limit) = self.timeout else {

@@ -62,30 +62,32 @@ impl Exporter {
         if self.outlet().balancer().is_some() {
             return self.deliver_shares(batch).await;
         }
-        match self.send_until_answered(&batch.merged()).await {
+        match self.send_until_answered(batch).await {
             // One sender's broken data must not take the others' with it: each alone. They are
             // new requests, not the refused one again.
             Final::Refused(Rejection {
                 cause: Cause::Data, ..
             }) if batch.payloads().len() > 1 => {
                 for payload in batch.payloads() {
-                    let answer = self.send_until_answered(payload).await;
-                    self.settle(std::slice::from_ref(payload), answer).await;
+                    let alone = Batch::of(payload.clone());
+                    let answer = self.send_until_answered(&alone).await;
+                    self.settle(alone.payloads(), answer).await;
                 }
             }
             answer => self.settle(batch.payloads(), answer).await,
         }
     }
 
-    async fn send_until_answered(&self, payload: &Payload) -> Final {
+    async fn send_until_answered(&self, batch: &Batch) -> Final {
+        let signal = batch.payloads()[0].signal;
         let mut backoff = Backoff::default();
         loop {
-            if !self.outlet().takes(payload.signal) {
+            if !self.outlet().takes(signal) {
                 return Final::Unsent;
             }
-            match self.outlet().send(payload).await {
+            match self.outlet().send_batch(batch).await {
                 Answer::Accepted(mut accepted) => {
-                    accepted.rejected = accepted.rejected.min(payload.items);
+                    accepted.rejected = accepted.rejected.min(batch.items());
                     return Final::Accepted(accepted);
                 }
                 Answer::Refused(rejection) => return Final::Refused(rejection),

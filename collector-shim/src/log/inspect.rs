@@ -95,7 +95,9 @@ fn survey_segment(
             survey.waiting.add(&payload);
         }
     }
-    survey.torn_bytes = bytes - scanner.sound_end().0;
+    survey.torn_bytes = scanner.torn_bytes()?;
+    // One that was delivered meanwhile may have been written over as it was read.
+    fs::metadata(name.path(dir))?;
     Ok(survey)
 }
 

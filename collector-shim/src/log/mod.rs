@@ -1,8 +1,9 @@
 //! The queue on disk: a log of requests in segments, each record with its checksums.
 //!
 //! [`writer`] is the one thread that writes: many requests, one fdatasync, and then they are
-//! acknowledged. [`reader`] hands them to a backend's sender in order. [`cursor`] marks how far each
-//! backend has answered; segments before the last of them are removed. [`recovery`] reads all that again
+//! acknowledged; [`active`] is where to. [`reader`] hands them to a backend's sender in order. [`cursor`] marks how far each
+//! backend has answered; segments before the last of them are
+//! removed, or written over. [`recovery`] reads all that again
 //! after a start. [`state`] is what they share, [`segment`] and [`record`] the format, and
 //! [`dead_letters`] where requests end that the backend will never take. [`inspect`] reads all of it
 //! for people.
@@ -10,6 +11,7 @@
 //! A record is delivered at least once: after a crash, what was delivered since the cursor was last
 //! written is delivered again.
 
+mod active;
 mod cursor;
 pub(crate) mod dead_letters;
 #[cfg(feature = "fuzzing")]

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use super::active;
 use super::cursor::{self, Cursors};
 use super::segment::{Scanner, SegmentName};
 use super::state::{Segment, State};
@@ -71,6 +72,7 @@ pub(super) fn recover(dir: &Path, backends: &[String]) -> Result<Recovered, Queu
     let failed = |action| QueueDirError::io(dir, action);
     make(dir).map_err(failed("make it"))?;
     let lock = lock(dir)?;
+    active::remove_old(dir).map_err(failed("remove a spare segment"))?;
     let names = list(dir).map_err(failed("list it"))?;
     let known = cursor::read(dir).map_err(failed("read its cursors"))?;
     warn_of_gone(dir, &known, backends);
@@ -217,7 +219,7 @@ impl Scan<'_> {
         if next.is_some() || sound_end == bytes {
             return Ok(Some(segment));
         }
-        self.torn_bytes = bytes - sound_end;
+        self.torn_bytes = scanner.torn_bytes()?;
         let file = writing().open(&path)?;
         file.set_len(sound_end)?;
         file.sync_all()?;

@@ -1,7 +1,7 @@
 //! A segment: a file of records, and the reading of one, damaged or not.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,11 @@ use super::record::{HEADER_BYTES, Header, find_header};
 use crate::queue::Payload;
 
 const EXTENSION: &str = ".segment";
-/// Read at once, unless a record is longer.
-const CHUNK_BYTES: u64 = 1024 * 1024;
+/// Read at once, unless a record is longer: as much as leaves together. The record that does not end in
+/// it is read once more.
+const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
+/// Stands after the last record where the file goes on: what follows was there before.
+pub(super) const END_MARK: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
 
 /// What a segment's file name says. It is kept there, and not in the file, so that no flipped bit
 /// of the file can hide it.
@@ -72,8 +75,9 @@ pub(super) struct Scanner {
     limit_seq: u64,
     offset: u64,
     end: u64,
-    /// Where the last record with a sound header ends.
+    /// Where the last record ends that was written whole, and the number after its own.
     sound_end: u64,
+    sound_seq: u64,
     chunk: Bytes,
     chunk_at: u64,
 }
@@ -88,6 +92,7 @@ impl Scanner {
             offset: 0,
             end: 0,
             sound_end: 0,
+            sound_seq: name.base_seq,
             chunk: Bytes::new(),
             chunk_at: 0,
         })
@@ -100,7 +105,26 @@ impl Scanner {
 
     /// After the last record: where it ends, and the number of the next.
     pub(super) fn sound_end(&self) -> (u64, u64) {
-        (self.sound_end, self.next_seq)
+        (self.sound_end, self.sound_seq)
+    }
+
+    /// What lies behind the last record, unless it was there before the records were.
+    pub(super) fn torn_bytes(&self) -> io::Result<u64> {
+        let is_the_end = self.ends_at(self.sound_end)?;
+        Ok(if is_the_end {
+            0
+        } else {
+            self.end - self.sound_end
+        })
+    }
+
+    /// Whether nothing was written from `at` on, as far as can be told.
+    fn ends_at(&self, at: u64) -> io::Result<bool> {
+        let mut next = END_MARK;
+        let left = self.end.saturating_sub(at).min(next.len() as u64);
+        let next = &mut next[..left as usize];
+        self.file.read_exact_at(next, at)?;
+        Ok(END_MARK.starts_with(next))
     }
 
     /// The next record with a sound header.
@@ -110,7 +134,7 @@ impl Scanner {
                 Some(header)
                     if self.is_expected(&header) && self.load(header.record_bytes())? =>
                 {
-                    return Ok(Some(self.step_over(&header)));
+                    return self.step_over(&header).map(Some);
                 }
                 _ => self.skip_damage(),
             }
@@ -123,18 +147,20 @@ impl Scanner {
         (self.next_seq..self.limit_seq).contains(&header.seq)
     }
 
-    fn step_over(&mut self, header: &Header) -> Found {
+    fn step_over(&mut self, header: &Header) -> io::Result<Found> {
         let start = self.position();
         let bytes = self
             .chunk
             .slice(start + HEADER_BYTES..start + header.record_bytes());
         self.offset += header.record_bytes() as u64;
-        self.sound_end = self.offset;
         self.next_seq = header.seq + 1;
-        Found {
-            seq: header.seq,
-            payload: header.payload(bytes),
+        let payload = header.payload(bytes);
+        // One that breaks off may be followed by what was there before.
+        if payload.is_some() || self.ends_at(self.offset)? {
+            (self.sound_end, self.sound_seq) = (self.offset, self.next_seq);
         }
+        let seq = header.seq;
+        Ok(Found { seq, payload })
     }
 
     /// Goes to the next sound header, or as far as no header begins.
@@ -168,11 +194,20 @@ impl Scanner {
         }
         let chunk_end = self.chunk_at + self.chunk.len() as u64;
         if self.offset < self.chunk_at || self.offset + count > chunk_end {
-            let mut chunk = vec![0; count.max(CHUNK_BYTES).min(left) as usize];
-            self.file.read_exact_at(&mut chunk, self.offset)?;
-            self.chunk = chunk.into();
+            self.chunk = self.read(count.max(CHUNK_BYTES).min(left))?.into();
             self.chunk_at = self.offset;
         }
         Ok(true)
+    }
+
+    /// So many bytes from the offset on, into memory that is not cleared for them first.
+    fn read(&mut self, count: u64) -> io::Result<Vec<u8>> {
+        let mut chunk = Vec::with_capacity(count as usize);
+        self.file.seek(SeekFrom::Start(self.offset))?;
+        (&self.file).take(count).read_to_end(&mut chunk)?;
+        if (chunk.len() as u64) < count {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(chunk)
     }
 }

@@ -16,6 +16,9 @@ const MAX_PENDING_BYTES: u64 = 32 * 1024 * 1024;
 /// What one fdatasync covers at most, but for one request that is larger.
 const MAX_GROUP_BYTES: u64 = 8 * 1024 * 1024;
 
+/// How long the writer waits for as many requests as it had before, so that they share a sync.
+const GATHER_LIMIT: Duration = Duration::from_millis(1);
+
 /// Records on disk that are kept in memory as well.
 const MAX_RECENT_BYTES: usize = 8 * 1024 * 1024;
 
@@ -26,7 +29,7 @@ pub(super) type Reply = oneshot::Sender<Result<(), OfferError>>;
 pub(super) struct Job {
     pub(super) payloads: Vec<Payload>,
     /// Headers included.
-    record_bytes: u64,
+    pub(super) record_bytes: u64,
     /// None when it has been acknowledged already.
     pub(super) reply: Option<Reply>,
 }
@@ -60,6 +63,8 @@ pub(super) struct Segment {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pending: VecDeque<Job>,
+    /// How many requests are thought to come before the next sync.
+    expected: usize,
     /// Of `pending`, and of what is being written.
     pending_bytes: u64,
     /// Oldest first.
@@ -132,21 +137,21 @@ impl Shared {
         state.pending_bytes += job.record_bytes;
         state.hold(&job.payloads);
         state.pending.push_back(job);
+        let is_awaited = state.pending.len() == 1 || state.pending.len() >= state.expected;
         drop(state);
-        self.work.notify_one();
+        if is_awaited {
+            self.work.notify_one();
+        }
         Ok(())
     }
 
     /// Waits until there is something to write, to remove or to end, at most `limit`. What is to
     /// be written together, and whether it is the last.
     pub(super) fn next_group(&self, limit: Duration) -> (Vec<Job>, bool) {
-        let is_idle = |state: &mut State| {
-            state.pending.is_empty() && !state.is_stopping && !state.has_removable()
-        };
-        let (mut state, _) = self
-            .work
-            .wait_timeout_while(self.lock(), limit, is_idle)
-            .expect("no holder of the log's lock panics");
+        let mut state = self.wait_while(self.lock(), limit, State::is_idle);
+        if !state.pending.is_empty() {
+            state = self.wait_while(state, GATHER_LIMIT, State::expects_more);
+        }
         let mut group = Vec::new();
         let mut group_bytes = 0;
         while let Some(job) = state.pending.front()
@@ -155,8 +160,19 @@ impl Shared {
             group_bytes += job.record_bytes;
             group.extend(state.pending.pop_front());
         }
+        state.expected = group.len();
         let is_last = state.is_stopping && state.pending.is_empty();
         (group, is_last)
+    }
+
+    fn wait_while<'s>(
+        &'s self,
+        state: MutexGuard<'s, State>,
+        limit: Duration,
+        condition: fn(&mut State) -> bool,
+    ) -> MutexGuard<'s, State> {
+        let waited = self.work.wait_timeout_while(state, limit, condition);
+        waited.expect("no holder of the log's lock panics").0
     }
 
     /// `group` is on disk, at the end of the last segment.
@@ -223,19 +239,24 @@ impl Shared {
         state.oldest_cursor() == state.durable_seq && state.disk_bytes + more > self.max_bytes
     }
 
+    /// What the segments hold.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.lock().disk_bytes
+    }
+
     /// Takes the delivered segments off the list, for the writer to remove.
-    pub(super) fn take_removable(&self) -> Vec<SegmentName> {
+    pub(super) fn take_removable(&self) -> Vec<Segment> {
         let mut state = self.lock();
-        let mut names = Vec::new();
+        let mut removable = Vec::new();
         while state.has_removable() {
             let segment = state.segments.pop_front().expect("one was seen");
             state.disk_bytes -= segment.bytes;
-            names.push(segment.name);
+            removable.push(segment);
         }
-        if !names.is_empty() {
+        if !removable.is_empty() {
             self.freed.notify_waiters();
         }
-        names
+        removable
     }
 
     /// So many records are on their way to `backend`.
@@ -385,6 +406,16 @@ impl State {
         segments
             .find(|segment| segment.name.number > number)
             .map_or(u64::MAX, |segment| segment.name.base_seq)
+    }
+
+    fn is_idle(&mut self) -> bool {
+        self.pending.is_empty() && !self.is_stopping && !self.has_removable()
+    }
+
+    /// Where many send at once, a sync for each few of them would cost more than it tells. Who sends
+    /// alone never waits.
+    fn expects_more(&mut self) -> bool {
+        self.pending.len() < self.expected && !self.is_stopping
     }
 
     fn is_all_delivered(&self) -> bool {

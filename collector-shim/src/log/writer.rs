@@ -2,30 +2,27 @@
 //! then, and segments out of the way once they are delivered.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lantern_telemetry::LimitedLog;
 
-use super::record::Header;
+use super::active::{Active, Spare};
+use super::cursor;
 use super::segment::SegmentName;
 use super::state::{Job, Segment, Shared};
-use super::{cursor, writing};
 use crate::queue::OfferError;
 
 /// How far the cursor on disk may lag behind. What lies between is sent twice after a crash.
 const CURSOR_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the writer pauses before it tries again what nobody waits for.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
-/// Payloads from this size on are written from where they are, smaller ones together.
-const COPIED_BYTES: usize = 64 * 1024;
 /// The log is cut into so many segments, within bounds: what is delivered is freed by segments.
 const SEGMENTS: u64 = 16;
-const MIN_SEGMENT_BYTES: u64 = 16 * 1024;
+pub(super) const MIN_SEGMENT_BYTES: u64 = 16 * 1024;
 const MAX_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// See the module.
@@ -33,6 +30,7 @@ pub(super) struct Writer {
     dir: PathBuf,
     shared: Arc<Shared>,
     active: Option<Active>,
+    spare: Spare,
     next_number: u64,
     next_seq: u64,
     segment_bytes: u64,
@@ -44,12 +42,6 @@ pub(super) struct Writer {
     failure_log: LimitedLog,
     /// Held as long as anything here may be written.
     _lock: File,
-}
-
-/// The segment that is written to: the last in the list.
-struct Active {
-    file: File,
-    salt: u32,
 }
 
 impl Writer {
@@ -64,6 +56,7 @@ impl Writer {
             (shared.max_bytes / SEGMENTS).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
         let next_seq = shared.lock().durable_seq;
         Writer {
+            spare: Spare::none(&dir),
             dir,
             shared,
             active: None,
@@ -90,6 +83,7 @@ impl Writer {
                 self.write_cursors();
             }
             if is_last {
+                self.free_spare_bytes();
                 return;
             }
         }
@@ -119,40 +113,54 @@ impl Writer {
             self.finish_segment();
             self.remove_delivered();
         }
-        let active = match &mut self.active {
+        self.make_room(group.iter().map(|job| job.record_bytes).sum());
+        let mut active = match self.active.take() {
             Some(active) => active,
-            none => none.insert(create_segment(
-                &self.dir,
-                &self.shared,
-                &mut self.next_number,
-                self.next_seq,
-            )?),
+            None => self.create_segment()?,
         };
-        let mut seq = self.next_seq;
-        self.buffer.clear();
-        for payload in group.iter().flat_map(|job| &job.payloads) {
-            let header = Header::new(seq, payload)
-                .ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
-            self.buffer.extend_from_slice(&header.encode(active.salt));
-            if payload.bytes.len() < COPIED_BYTES {
-                self.buffer.extend_from_slice(&payload.bytes);
-            }
-            if self.buffer.len() >= COPIED_BYTES || payload.bytes.len() >= COPIED_BYTES {
-                active.file.write_all(&self.buffer)?;
-                self.buffer.clear();
-            }
-            if payload.bytes.len() >= COPIED_BYTES {
-                active.file.write_all(&payload.bytes)?;
-            }
-            seq += 1;
+        let payloads = group.iter().flat_map(|job| &job.payloads);
+        let written = active.append(payloads, self.next_seq, &mut self.buffer);
+        self.active = Some(active);
+        written
+    }
+
+    /// Makes the next segment and lists it.
+    fn create_segment(&mut self) -> io::Result<Active> {
+        let name = SegmentName {
+            number: self.next_number,
+            base_seq: self.next_seq,
+            salt: rand::random(),
+        };
+        self.next_number += 1;
+        let active = Active::create(&self.dir, name, &mut self.spare)?;
+        self.shared.lock().segments.push_back(Segment {
+            name,
+            bytes: 0,
+            end_seq: name.base_seq,
+            is_finished: false,
+        });
+        Ok(active)
+    }
+
+    /// With what is only there to be written over, the directory holds a segment more than its bound
+    /// and not more than that.
+    fn make_room(&mut self, more: u64) {
+        let in_spare = self.spare.bytes();
+        let (written_over, kept) = match &self.active {
+            Some(active) => (active.spare_bytes(), in_spare),
+            None => (in_spare, 0),
+        };
+        let most = self.shared.max_bytes + self.segment_bytes;
+        if self.shared.disk_bytes() + more.max(written_over) + kept > most {
+            self.free_spare_bytes();
         }
-        active.file.write_all(&self.buffer)?;
-        active.file.sync_data()?;
-        // Whoever removed it has taken what was written now as well.
-        if active.file.metadata()?.nlink() == 0 {
-            return Err(io::Error::other("the segment's file was removed"));
+    }
+
+    fn free_spare_bytes(&mut self) {
+        let trimmed = self.active.as_mut().map_or(Ok(()), Active::trim);
+        if let Err(error) = self.spare.remove().and(trimmed) {
+            self.warn("cannot free what was to be written over", &error);
         }
-        Ok(seq)
     }
 
     fn finish_if_large(&mut self) {
@@ -163,7 +171,11 @@ impl Writer {
     }
 
     fn finish_segment(&mut self) {
-        self.active = None;
+        if let Some(mut active) = self.active.take()
+            && let Err(error) = active.trim()
+        {
+            self.warn("cannot free what was to be written over", &error);
+        }
         if let Some(segment) = self.shared.lock().segments.back_mut() {
             segment.is_finished = true;
         }
@@ -173,7 +185,7 @@ impl Writer {
     /// failed sync not even the kernel knows: it is never written to again. What it may hold beyond
     /// its bound is not read, since the next segment begins with the same number.
     fn give_up_segment(&mut self) {
-        let Some(Active { file, .. }) = self.active.take() else {
+        let Some(active) = self.active.take() else {
             return;
         };
         let mut state = self.shared.lock();
@@ -190,7 +202,7 @@ impl Writer {
         let freed = if bytes == 0 {
             fs::remove_file(name.path(&self.dir))
         } else {
-            file.set_len(bytes)
+            active.cut_off(bytes)
         };
         if let Err(error) = freed {
             self.warn("cannot free what a failed write left", &error);
@@ -198,8 +210,16 @@ impl Writer {
     }
 
     fn remove_delivered(&mut self) {
-        for name in self.shared.take_removable() {
-            if let Err(error) = fs::remove_file(name.path(&self.dir)) {
+        for segment in self.shared.take_removable() {
+            let path = segment.name.path(&self.dir);
+            // One record may have made it much larger than others will need it.
+            let is_usual = segment.bytes <= 2 * self.segment_bytes;
+            let removed = if is_usual && !self.spare.is_there() {
+                self.spare.keep(&path, segment.bytes)
+            } else {
+                fs::remove_file(path)
+            };
+            if let Err(error) = removed {
                 self.warn("cannot remove a delivered segment", &error);
             }
         }
@@ -224,30 +244,4 @@ impl Writer {
             tracing::error!(%dir, %error, failures, "{what}");
         }
     }
-}
-
-/// Makes the next segment and lists it.
-fn create_segment(
-    dir: &Path,
-    shared: &Shared,
-    next_number: &mut u64,
-    base_seq: u64,
-) -> io::Result<Active> {
-    let name = SegmentName {
-        number: *next_number,
-        base_seq,
-        salt: rand::random(),
-    };
-    *next_number += 1;
-    let file = writing().create_new(true).open(name.path(dir))?;
-    // Otherwise a power cut could take the file with all that was synced into it.
-    File::open(dir)?.sync_all()?;
-    shared.lock().segments.push_back(Segment {
-        name,
-        bytes: 0,
-        end_seq: base_seq,
-        is_finished: false,
-    });
-    let salt = name.salt;
-    Ok(Active { file, salt })
 }
