@@ -11,9 +11,9 @@ use super::record::{HEADER_BYTES, Header, find_header};
 use crate::queue::Payload;
 
 const EXTENSION: &str = ".segment";
-/// Read at once, unless a record is longer: as much as leaves together. The record that does not end in
-/// it is read once more.
-const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
+/// Read at once, unless a record is longer. The record that does not end in it is read once more; larger
+/// chunks cost as much again in pages that have to be had anew.
+const CHUNK_BYTES: u64 = 1024 * 1024;
 /// Stands after the last record where the file goes on: what follows was there before.
 pub(super) const END_MARK: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
 
