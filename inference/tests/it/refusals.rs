@@ -15,7 +15,7 @@ use crate::harness::{
 };
 
 /// The error's message, once status, shape and parameter are as they should be.
-fn message(answer: &Answer, status: u16, param: Option<&str>) -> String {
+pub(crate) fn message(answer: &Answer, status: u16, param: Option<&str>) -> String {
     let body = answer.json();
     assert_eq!(answer.status.as_u16(), status, "{body}");
     let error = &body["error"];
@@ -26,7 +26,7 @@ fn message(answer: &Answer, status: u16, param: Option<&str>) -> String {
     error["message"].as_str().expect("a message").to_owned()
 }
 
-async fn idle() -> Harness {
+pub(crate) async fn idle() -> Harness {
     Harness::start(|submission| say(&submission, b"ok")).await
 }
 
@@ -153,103 +153,6 @@ async fn fields_that_would_change_the_result_are_not_ignored() {
             format!("{field} is not currently supported")
         );
     }
-}
-
-#[tokio::test]
-async fn structures_that_cannot_be_kept_to_are_400_by_name() {
-    let harness = idle().await;
-    let check = async |body: Value, param: &str, start: &str| {
-        let answer = harness.post("/v1/completions", &body).await;
-        let message = message(&answer, 400, Some(param));
-        assert!(message.starts_with(start), "{message}");
-    };
-    let with = |field: &str, value: Value| {
-        let mut body = json!({"prompt": "hi"});
-        body[field] = value;
-        body
-    };
-    for (field, value, start) in [
-        (
-            "guided_json",
-            json!({"type": "colour"}),
-            "guided_json cannot be used: ",
-        ),
-        (
-            "guided_json",
-            json!("{"),
-            "guided_json must be a JSON schema, got ",
-        ),
-        ("guided_regex", json!("a("), "guided_regex cannot be used: "),
-        (
-            "guided_regex",
-            json!(""),
-            "guided_regex must be a string that is not empty",
-        ),
-        (
-            "guided_choice",
-            json!([]),
-            "guided_choice must be a list of strings, none empty",
-        ),
-        (
-            "guided_choice",
-            json!(["a", 1]),
-            "guided_choice must be a list of strings, none empty",
-        ),
-        (
-            "guided_grammar",
-            json!("root ::= a"),
-            "guided_grammar cannot be used: ",
-        ),
-        (
-            "structured_outputs",
-            json!({"regex": "["}),
-            "structured_outputs cannot be used: ",
-        ),
-        (
-            "structured_outputs",
-            json!({"regex": "a", "choice": ["a"]}),
-            "structured_outputs must have one kind of structure, got more",
-        ),
-        (
-            "structured_outputs",
-            json!({"structural_tag": "{}"}),
-            "structured_outputs.structural_tag is not currently supported",
-        ),
-        (
-            "response_format",
-            json!({"type": "json_schema"}),
-            "response_format.json_schema.schema is required",
-        ),
-        (
-            "response_format",
-            json!({"type": "yaml"}),
-            "response_format of type 'yaml' is not currently supported",
-        ),
-    ] {
-        check(with(field, value), field, start).await;
-    }
-}
-
-#[tokio::test]
-async fn fields_that_clash_with_a_structure_are_400_by_name() {
-    let harness = idle().await;
-    let check = async |field: &str, value: Value, param: &str, expected: &str| {
-        let mut body = json!({"prompt": "hi", "guided_regex": "a+"});
-        body[field] = value;
-        let answer = harness.post("/v1/completions", &body).await;
-        assert_eq!(message(&answer, 400, Some(param)), expected);
-    };
-    for (field, value) in [
-        ("use_beam_search", json!(true)),
-        ("min_tokens", json!(1)),
-        ("ignore_eos", json!(true)),
-    ] {
-        let expected = format!("{field} cannot be used with guided_regex");
-        check(field, value, field, &expected).await;
-    }
-    let expected = "guided_regex cannot be given together with response_format";
-    let format = json!({"type": "json_object"});
-    check("response_format", format, "guided_regex", expected).await;
 }
 
 #[tokio::test]
