@@ -1,7 +1,7 @@
 //! What the README says of the engine on this machine, as a table. Without HTTP, on a model with the shapes of a known
 //! one and random weights: how long until it is ready, until the first token, from token to token, and what it gives with
 //! many requests in flight (`steps`); a prefix that prompts share (`prefix`); ten times what fits (`overload`). Over
-//! HTTP, on the bundled model: what spans cost (`spans`).
+//! HTTP, on that model and on the bundled one: what spans cost (`spans`).
 //!
 //! `cargo bench -p lantern-inference --features cuda --bench engine -- --device cuda`, or
 //! `cargo bench -p lantern-inference --bench engine -- --only prefix,overload,spans`; for a model that fills a good
@@ -76,7 +76,7 @@ fn main() -> anyhow::Result<()> {
                 Part::Steps => steps::measure(&model, &options).await?,
                 Part::Prefix => prefix::measure(&model).await?,
                 Part::Overload => overload::measure(&model).await?,
-                Part::Spans => spans::measure().await?,
+                Part::Spans => spans::measure(&model).await?,
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use clap::ValueEnum;
 use lantern_inference::engine::{Engine, EngineConfig, EngineThread};
-use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions};
+use lantern_inference::loader::{self, DTypeChoice, DeviceChoice, HubOptions, LoadedModel};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -17,6 +17,11 @@ const VOCAB_SIZE: usize = 50272;
 
 /// Numbers that weights repeat, out of step with their rows: drawing all of a large model's takes minutes.
 const DRAWN: usize = (1 << 22) - 3;
+
+/// The bundled model.
+pub(crate) const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny");
+/// Its tokenizer, which others borrow: theirs would have to be fetched, and prompts here are token ids.
+const TOKENIZER: [&str; 2] = ["vocab.json", "merges.txt"];
 
 /// The model as files.
 pub(crate) struct Model {
@@ -35,6 +40,9 @@ impl Model {
     pub(crate) fn write(options: &Options) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         options.shapes.write(folder.path())?;
+        for file in TOKENIZER {
+            std::fs::copy(Path::new(TINY).join(file), folder.path().join(file))?;
+        }
         Ok(Self {
             folder,
             device: options.device,
@@ -42,10 +50,23 @@ impl Model {
         })
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn start(&self, config: EngineConfig) -> anyhow::Result<Started> {
+        self.start_for(|_| config)
+    }
+
+    /// The same with bounds that depend on the model.
+    pub(crate) fn start_for(
+        &self,
+        config: impl FnOnce(&LoadedModel) -> EngineConfig,
+    ) -> anyhow::Result<Started> {
         let source = self.folder.path().to_string_lossy();
         let source = loader::resolve(&source, &HubOptions::from_env())?;
         let loaded = loader::load(&source, self.device, self.dtype, None)?;
+        let config = config(&loaded);
         let (engine, thread) = Engine::start(loaded, config)?;
         Ok(Started { engine, thread })
     }

@@ -164,8 +164,8 @@ impl Weights {
         self.outputs_first()
     }
 
-    /// The matrix of this name, which must have this shape: as it is quantised where products can be made
-    /// of that, or else in the model's type.
+    /// The matrix of this name, (out, in), which must have this shape: packed on a CPU, as it is quantised where
+    /// products can be made of that, or else in the model's type.
     pub(crate) fn matrix(&self, name: &str, shape: (usize, usize)) -> Result<Matrix, WeightsError> {
         if let ([Source::Gguf(gguf)], Device::Cpu) = (self.sources.as_slice(), &self.device)
             && gguf.dtype(name).is_some_and(is_packable)
@@ -179,24 +179,57 @@ impl Weights {
                 shape,
             };
             let rows = PackedMatrix::pack(rows, |row| stored.order.stored(row))?;
-            return Ok(Matrix::Packed {
-                rows: Arc::new(rows),
-                dtype: self.dtype,
-            });
+            return Ok(self.packed(rows));
         }
-        Ok(Matrix::Dense(self.get(name, &[shape.0, shape.1])?))
+        self.hold(&self.stored(name, &[shape.0, shape.1])?)
+    }
+
+    /// The same of one that is stored the other way round, (in, out); `shape` is the matrix's.
+    pub(crate) fn transposed_matrix(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+    ) -> Result<Matrix, WeightsError> {
+        let stored = self.stored(name, &[shape.1, shape.0])?;
+        self.hold(&stored.t()?.contiguous()?)
     }
 
     /// The tensor of this name, which must have this shape.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
+        self.place(&self.stored(name, shape)?)
+    }
+
+    /// On the CPU, as stored.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
         let source = self.sources.iter().find(|source| source.contains(name));
         let source = source.ok_or_else(|| missing(name))?;
         let stored = source.read(name)?;
         check_shape(name, stored.dims(), shape)?;
         self.progress
             .add((stored.elem_count() * stored.dtype().size_in_bytes()) as u64);
+        Ok(stored)
+    }
+
+    /// A stored tensor in the model's type on its device.
+    fn place(&self, stored: &Tensor) -> Result<Tensor, WeightsError> {
         // Converted before it is moved: a device may lack kernels for the stored type.
         Ok(stored.to_dtype(self.dtype)?.to_device(&self.device)?)
+    }
+
+    /// A stored matrix in the model's type, packed on a CPU.
+    fn hold(&self, stored: &Tensor) -> Result<Matrix, WeightsError> {
+        let matrix = self.place(stored)?;
+        Ok(match self.device {
+            Device::Cpu => self.packed(PackedMatrix::pack_numbers(&matrix)?),
+            _ => Matrix::Dense(matrix),
+        })
+    }
+
+    fn packed(&self, rows: PackedMatrix) -> Matrix {
+        Matrix::Packed {
+            rows: Arc::new(rows),
+            dtype: self.dtype,
+        }
     }
 
     /// Ends the progress shown.

@@ -7,7 +7,7 @@
 //! # Layout
 //! - `step`: one step's rows, whose they are, and what is wanted of them
 //! - `weights`: what operations take from the model's files
-//! - `packed`: quantised matrices, and their products on a CPU
+//! - `packed`: matrices on a CPU, quantised or plain numbers, and their products
 //! - `pages`: keys and values of all sequences, in blocks
 //! - `cpu`: the operations on a CPU; `cuda`: on a GPU; `plain`: on any other device
 //! - `shared`: what is the same in those that run op by op

@@ -11,7 +11,7 @@ use super::PackedMatrix;
 pub enum Matrix {
     /// (out, in), in the model's type.
     Dense(Tensor),
-    /// Quantised, for products on a CPU.
+    /// Laid out for products on a CPU, quantised or in the model's type.
     Packed {
         /// (out, in)
         rows: Arc<PackedMatrix>,

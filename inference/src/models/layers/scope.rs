@@ -72,9 +72,9 @@ impl<'a> Scope<'a> {
             return self.linear(name, (from, to), true);
         }
         let layer = self.within(name);
-        let weight = layer.tensor("weight", &[from, to])?.t()?.contiguous()?;
+        let name = format!("{}weight", layer.prefix);
         Ok(Linear {
-            weight: Matrix::Dense(weight),
+            weight: self.weights.transposed_matrix(&name, (to, from))?,
             bias: Some(layer.tensor("bias", &[to])?),
         })
     }

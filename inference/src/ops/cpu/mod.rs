@@ -1,4 +1,4 @@
-//! The operations on a CPU: candle's products, and passes of ours over their results.
+//! The operations on a CPU: products of packed matrices, and passes over their results.
 //!
 //! A step runs when it is launched and has been computed when that returns: nothing is to be gained by a
 //! thread more, since the products have all cores already.

@@ -74,11 +74,6 @@ impl Activations {
         }
     }
 
-    /// T.
-    pub(super) fn rows(&self) -> usize {
-        self.blocks.len() / self.blocks_per_row
-    }
-
     /// Some rows.
     pub(super) fn tile(&self, first: usize, rows: usize) -> Tile<'_> {
         let from = first * self.blocks_per_row;

@@ -10,6 +10,7 @@
 )]
 
 use super::activations::Tile;
+use super::numbers::{Lanes, add_products};
 use super::panels::{PANEL_ROWS, Panel};
 use super::portable;
 
@@ -33,15 +34,7 @@ pub(super) enum Kernel {
 /// takes without being told are those that all CPUs have.
 #[inline]
 pub(in crate::ops) fn in_wide_vectors<R>(work: impl FnOnce() -> R) -> R {
-    match Kernel::best() {
-        Kernel::Portable => work(),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `best` names a kernel only where the CPU has its features.
-        Kernel::Avx2 => unsafe { avx2::run(work) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Kernel::Avx512 => unsafe { avx512::run(work) },
-    }
+    Kernel::best().in_vectors(work)
 }
 
 /// What a product is compiled for: code width, whether there are minima, and rows at once.
@@ -81,6 +74,43 @@ impl Kernel {
             }
         }
         Self::Portable
+    }
+
+    /// Runs plain Rust compiled for this kernel's vectors.
+    #[inline]
+    pub(super) fn in_vectors<R>(self, work: impl FnOnce() -> R) -> R {
+        match self {
+            Self::Portable => work(),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `best` names a kernel only where the CPU has its features.
+            Self::Avx2 => unsafe { avx2::run(work) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Self::Avx512 => unsafe { avx512::run(work) },
+        }
+    }
+
+    /// Adds the products of `M` rows with `P` panels of plain numbers. Not by [`Kernel::in_vectors`]: it is slow by
+    /// orders where it is not inlined.
+    pub(super) fn add_products<const M: usize, const P: usize>(
+        self,
+        sums: &mut [[Lanes; P]; M],
+        rows: [&[f32]; M],
+        block: [&[Lanes]; P],
+    ) {
+        match self {
+            // Fused where that is an instruction, and not a function of the C library.
+            Self::Portable if cfg!(target_arch = "aarch64") => {
+                add_products::<M, P, true>(sums, rows, block);
+            }
+            Self::Portable => add_products::<M, P, false>(sums, rows, block),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `best` names a kernel only where the CPU has its features.
+            Self::Avx2 => unsafe { avx2::add_products(sums, rows, block) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Self::Avx512 => unsafe { avx512::add_products(sums, rows, block) },
+        }
     }
 
     /// All that this CPU has.
@@ -152,6 +182,7 @@ mod avx512 {
     };
 
     use super::super::activations::ActivationBlock;
+    use super::super::numbers::{self, Lanes};
     use super::super::panels::{Halves, Line, PANEL_ROWS, Panel, QUADS};
     use super::scales;
 
@@ -159,6 +190,16 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub(super) fn run<R>(work: impl FnOnce() -> R) -> R {
         work()
+    }
+
+    /// Products of plain numbers, compiled for these features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub(super) fn add_products<const M: usize, const P: usize>(
+        sums: &mut [[Lanes; P]; M],
+        rows: [&[f32]; M],
+        block: [&[Lanes]; P],
+    ) {
+        numbers::add_products::<M, P, true>(sums, rows, block);
     }
 
     /// Products of 16 rows with `M` rows.
@@ -297,6 +338,7 @@ mod avx2 {
     };
 
     use super::super::activations::ActivationBlock;
+    use super::super::numbers::{self, Lanes};
     use super::super::panels::{Halves, Line, PANEL_ROWS, Panel, QUADS};
     use super::scales;
 
@@ -307,6 +349,16 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn run<R>(work: impl FnOnce() -> R) -> R {
         work()
+    }
+
+    /// Products of plain numbers, compiled for these features.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn add_products<const M: usize, const P: usize>(
+        sums: &mut [[Lanes; P]; M],
+        rows: [&[f32]; M],
+        block: [&[Lanes]; P],
+    ) {
+        numbers::add_products::<M, P, true>(sums, rows, block);
     }
 
     /// Products of 16 rows with `M` rows, one half of the panel after the other: 16 registers hold the

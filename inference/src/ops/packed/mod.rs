@@ -1,44 +1,58 @@
-//! Quantised matrices for products on a CPU: GGUF's block types, laid out anew for SIMD.
+//! Matrices for products on a CPU: plain numbers and GGUF's block types, laid out anew for SIMD.
 //!
-//! GGUF stores a row's blocks one after another, which makes every product end in a sum across lanes.
-//! Here 16 rows are a panel: a vector has 4 columns of each of them, a dot product of 4 bytes adds to 16
-//! results at once, and what it is multiplied with is one broadcast that all rows share. Blocks of
+//! Files store one row after another, which makes every product end in a sum across lanes. Here 16 rows are a
+//! panel: a vector has numbers of each of them, and what it is multiplied with is one broadcast that all rows
+//! share. Of quantised rows it has 4 columns, for a dot product of 4 bytes that adds to 16 results at once. Blocks of
 //! 32 columns keep their codes as narrow as they came; all types are one kernel with other widths.
 //!
 //! # Layout
+//! - `numbers`: rows of f32, f16 or bf16, packed, and their products in f32
 //! - `format`: GGUF's types: codes, scales and minima of 32 columns
-//! - `panels`: rows of one type, packed; `activations`: what they are multiplied with
-//! - `kernel`: products of a panel, in SIMD where the CPU has it; `portable`: in plain Rust
+//! - `panels`: rows of one such type, packed; `activations`: what they are multiplied with
+//! - `kernel`: products of such a panel, in SIMD where the CPU has it; `portable`: in plain Rust
 //! - here: matrices of several parts, and their products on several threads
 
 mod activations;
 mod format;
 mod kernel;
+mod numbers;
 mod panels;
 mod portable;
 
 use std::sync::Arc;
 
-use candle_core::Result;
 use candle_core::quantized::GgmlDType;
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use activations::Activations;
 use kernel::{Kernel, TILE_ROWS};
+use numbers::NumberPanels;
 use panels::{PANEL_ROWS, Panels};
 
 pub(crate) use format::is_packable;
 pub(super) use kernel::in_wide_vectors;
 
-/// Bytes of packed codes per task: some microseconds of work, so that starting a task costs little.
+/// Bytes of weights per task: some microseconds of work, so that starting a task costs little.
 const TASK_BYTES: usize = 32 << 10;
+/// Panels per task, at least: as many as a kernel takes at once.
+const TASK_PANELS: usize = 2;
 
-/// A matrix (out, in) of rows that may be quantised in different ways, such as queries and keys in 5
+/// A matrix (out, in) of rows that may be stored in different ways, such as queries and keys in 5
 /// bits and values in 8.
 #[derive(Debug, Clone)]
 pub struct PackedMatrix {
     /// Rows from the first on; all have as many columns.
-    parts: Vec<Arc<Panels>>,
+    parts: Vec<Arc<Part>>,
+}
+
+/// Rows that are stored alike.
+#[derive(Debug)]
+enum Part {
+    /// Quantised.
+    Blocks(Panels),
+    /// Not quantised.
+    Numbers(NumberPanels),
 }
 
 /// Rows as a GGUF file has them.
@@ -55,10 +69,18 @@ pub(crate) struct StoredRows<'a> {
 impl PackedMatrix {
     /// Packs rows; `order` tells which stored row is the n-th.
     pub(crate) fn pack(stored: StoredRows<'_>, order: impl Fn(usize) -> usize) -> Result<Self> {
-        let panels = Panels::pack(stored, order)?;
-        Ok(Self {
-            parts: vec![Arc::new(panels)],
-        })
+        Ok(Self::of(Part::Blocks(Panels::pack(stored, order)?)))
+    }
+
+    /// Packs a tensor on the CPU, (out, in): f16 and bf16 as they are, other types as f32.
+    pub(crate) fn pack_numbers(tensor: &Tensor) -> Result<Self> {
+        Ok(Self::of(Part::Numbers(NumberPanels::pack(tensor)?)))
+    }
+
+    fn of(part: Part) -> Self {
+        Self {
+            parts: vec![Arc::new(part)],
+        }
     }
 
     /// One below the other.
@@ -108,18 +130,24 @@ impl PackedMatrix {
         if columns == 0 {
             return Vec::new();
         }
-        let activations = Activations::quantise(x, columns);
-        let mut out = vec![0.0; activations.rows() * self.rows()];
+        let is_quantised = |part: &Arc<Part>| matches!(**part, Part::Blocks(_));
+        let input = Input {
+            x,
+            activations: self
+                .parts
+                .iter()
+                .any(is_quantised)
+                .then(|| Activations::quantise(x, columns)),
+        };
+        let mut out = vec![0.0; x.len() / columns * self.rows()];
         let tasks = self.tasks(&mut out);
         if tasks.len() == 1 {
-            tasks
-                .into_iter()
-                .for_each(|task| task.run(kernel, &activations));
+            tasks.into_iter().for_each(|task| task.run(kernel, &input));
         } else {
             tasks
                 .into_par_iter()
                 .with_max_len(1)
-                .for_each(|task| task.run(kernel, &activations));
+                .for_each(|task| task.run(kernel, &input));
         }
         out
     }
@@ -128,7 +156,7 @@ impl PackedMatrix {
     fn tasks<'a>(&'a self, out: &'a mut [f32]) -> Vec<Task<'a>> {
         let mut tasks = Vec::new();
         for part in &self.parts {
-            let panels_per_task = (TASK_BYTES / part.panel_bytes()).max(1);
+            let panels_per_task = (TASK_BYTES / part.panel_bytes()).max(TASK_PANELS);
             for first in (0..part.panels()).step_by(panels_per_task) {
                 let end = part.panels().min(first + panels_per_task);
                 tasks.push(Task {
@@ -149,9 +177,54 @@ impl PackedMatrix {
     }
 }
 
+impl Part {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Blocks(panels) => panels.rows(),
+            Self::Numbers(panels) => panels.rows(),
+        }
+    }
+
+    fn columns(&self) -> usize {
+        match self {
+            Self::Blocks(panels) => panels.columns(),
+            Self::Numbers(panels) => panels.columns(),
+        }
+    }
+
+    /// Number of panels.
+    fn panels(&self) -> usize {
+        self.rows().div_ceil(PANEL_ROWS)
+    }
+
+    /// Bytes of one panel's weights.
+    fn panel_bytes(&self) -> usize {
+        match self {
+            Self::Blocks(panels) => panels.panel_bytes(),
+            Self::Numbers(panels) => panels.panel_bytes(),
+        }
+    }
+
+    /// Appends a row's numbers to `to`.
+    fn read_row(&self, row: usize, to: &mut Vec<f32>) {
+        match self {
+            Self::Blocks(panels) => panels.read_row(row, to),
+            Self::Numbers(panels) => panels.read_row(row, to),
+        }
+    }
+}
+
+/// What a matrix is multiplied with.
+struct Input<'a> {
+    /// (T, in)
+    x: &'a [f32],
+    /// The same for quantised rows, if there are any.
+    activations: Option<Activations>,
+}
+
 /// Some panels of a product.
 struct Task<'a> {
-    part: &'a Panels,
+    part: &'a Part,
     /// From, to.
     panels: (usize, usize),
     /// Their share of every row of the result.
@@ -165,11 +238,24 @@ impl Task<'_> {
         (end * PANEL_ROWS).min(self.part.rows()) - first * PANEL_ROWS
     }
 
-    fn run(mut self, kernel: Kernel, activations: &Activations) {
+    fn run(mut self, kernel: Kernel, input: &Input<'_>) {
+        let (first, end) = self.panels;
+        match (self.part, &input.activations) {
+            (Part::Numbers(panels), _) => {
+                panels.multiply(kernel, first..end, input.x, &mut self.out);
+            }
+            (Part::Blocks(panels), Some(activations)) => {
+                self.run_blocks(panels, kernel, activations);
+            }
+            (Part::Blocks(_), None) => unreachable!("activations are quantised if rows are"),
+        }
+    }
+
+    fn run_blocks(&mut self, panels: &Panels, kernel: Kernel, activations: &Activations) {
         let mut sums = [[0.0; PANEL_ROWS]; TILE_ROWS];
         let (first, end) = self.panels;
         for (index, panel) in (first..end).enumerate() {
-            let panel = self.part.panel(panel);
+            let panel = panels.panel(panel);
             let from = index * PANEL_ROWS;
             for (tile, outs) in self.out.chunks_mut(TILE_ROWS).enumerate() {
                 let rows = activations.tile(tile * TILE_ROWS, outs.len());

@@ -84,11 +84,6 @@ impl Panels {
         self.blocks * BLOCK_COLUMNS
     }
 
-    /// Number of panels.
-    pub(super) fn panels(&self) -> usize {
-        self.rows.div_ceil(PANEL_ROWS)
-    }
-
     /// Bytes of one panel's codes.
     pub(super) fn panel_bytes(&self) -> usize {
         self.blocks * self.format.bits * size_of::<Line>()

@@ -1,7 +1,7 @@
 //! Products of packed matrices against candle's own reading of the same blocks.
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 
 use super::*;
@@ -53,6 +53,69 @@ fn distance(found: &[f32], expected: &[f32]) -> f32 {
     let most = |numbers: &mut dyn Iterator<Item = f32>| numbers.fold(0f32, f32::max);
     let apart = most(&mut found.iter().zip(expected).map(|(a, b)| (a - b).abs()));
     apart / most(&mut expected.iter().map(|number| number.abs()))
+}
+
+/// Numbers as they are stored, and as f32.
+fn stored_as(dtype: DType, shape: (usize, usize), seed: u32) -> (Tensor, Tensor) {
+    let numbers = Tensor::from_vec(numbers(shape.0 * shape.1, seed), shape, &Device::Cpu).unwrap();
+    let stored = numbers.to_dtype(dtype).unwrap();
+    let wide = stored.to_dtype(DType::F32).unwrap();
+    (stored, wide)
+}
+
+#[test]
+fn numbers_are_read_back_and_multiplied_as_they_are_stored() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        // More than a block of columns and not whole blocks; the last panel is not full.
+        for (rows, columns) in [(37, 600), (1, 1), (70, 256), (16, 7)] {
+            let (stored, wide) = stored_as(dtype, (rows, columns), 13);
+            let packed = PackedMatrix::pack_numbers(&stored).unwrap();
+            assert_eq!((packed.rows(), packed.columns()), (rows, columns));
+            let all: Vec<f32> = wide.flatten_all().unwrap().to_vec1().unwrap();
+            assert_eq!(packed.read_rows(0..rows as u32), all);
+            for count in [1, 2, 3, 7, 8, 9, 19] {
+                let x = numbers(count * columns, 14);
+                let rows_of_x = Tensor::from_slice(&x, (count, columns), &Device::Cpu).unwrap();
+                let expected = rows_of_x.matmul(&wide.t().unwrap()).unwrap();
+                let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+                for kernel in Kernel::available() {
+                    let found = packed.product_by(kernel, &x);
+                    let off = distance(&found, &expected);
+                    assert!(
+                        off < 1e-5,
+                        "{dtype:?}, {rows} x {columns}, {count} rows, {kernel:?}: {off}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn halves_that_are_not_numbers_or_very_small_are_widened_as_they_are() {
+    let odd = [
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        6e-8,
+        -6e-8,
+        3e-5,
+        0.0,
+        65504.0,
+    ];
+    let tensor = Tensor::from_slice(&odd, (odd.len(), 1), &Device::Cpu).unwrap();
+    for dtype in [DType::F16, DType::BF16] {
+        let stored = tensor.to_dtype(dtype).unwrap();
+        let wide = stored.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
+        let wide: Vec<f32> = wide.to_vec1().unwrap();
+        let packed = PackedMatrix::pack_numbers(&stored).unwrap();
+        for kernel in Kernel::available() {
+            assert_eq!(
+                packed.product_by(kernel, &[1.0]),
+                wide,
+                "{dtype:?} {kernel:?}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -163,8 +226,15 @@ fn parts_of_other_types_stand_one_below_the_other() {
         packed(&second).read_rows([3])
     );
 
+    let third = PackedMatrix::pack_numbers(&stored_as(DType::BF16, (20, 256), 15).0).unwrap();
+    let all = PackedMatrix::stack([both, third.clone()].iter()).unwrap();
+    for (row, all) in all.product(&x).chunks_exact(69).enumerate() {
+        assert_eq!(all[..40], alone[0][row * 40..][..40]);
+        assert_eq!(all[49..], third.product(&x)[row * 20..][..20]);
+    }
+
     let narrow = packed(&quantised(GgmlDType::Q8_0, (9, 128), 7));
-    assert!(PackedMatrix::stack([both, narrow].iter()).is_err());
+    assert!(PackedMatrix::stack([all, narrow].iter()).is_err());
 }
 
 #[test]
