@@ -9,10 +9,11 @@ use candle_core::{Device, Result, Tensor};
 use super::CausalLm;
 use super::families::Blueprint;
 use super::gemma3_config::Gemma3Config;
-use super::layers::{FeedForward, Loaded, Pass, Scope, SelfAttention, in_one_product};
+use super::layers::{Loaded, Pass, Scope, in_one_product};
 use crate::loader::weights::Weights;
 use crate::ops::{
-    Attention, Embedding, Epilogue, KvPages, KvShape, Linear, Norm, Ops, Rope, StepInputs,
+    Attention, Embedding, Epilogue, FeedForward, KvPages, KvShape, Linear, Norm, Ops, Rope,
+    SelfAttention, StepInputs,
 };
 
 /// The whole model.

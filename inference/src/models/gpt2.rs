@@ -9,11 +9,11 @@ use serde_json::Value;
 use super::CausalLm;
 use super::config::{ConfigError, activation, check_divisor, check_sizes, fields, unsupported};
 use super::families::Blueprint;
-use super::layers::{DecoderLayer, FeedForward, Loaded, NormPlace, Pass, Scope, SelfAttention};
+use super::layers::{Loaded, NormPlace, Pass, Scope, run_layers};
 use crate::loader::weights::Weights;
 use crate::ops::{
-    Activation, Attention, Embedding, Epilogue, Heads, KvPages, KvShape, Linear, Norm, Ops,
-    PositionTable, StepInputs,
+    Activation, Attention, DecoderLayer, Embedding, Epilogue, FeedForward, Heads, KvPages, KvShape,
+    Linear, Norm, Ops, PositionTable, SelfAttention, StepInputs,
 };
 
 /// What the model is built from.
@@ -207,11 +207,8 @@ impl CausalLm for Gpt2 {
 
     fn forward(&self, ops: &dyn Ops, step: &StepInputs, pages: &KvPages) -> Result<Tensor> {
         let pass = Pass { ops, step, pages };
-        let mut hidden = ops.embed(step, &self.embedding)?; // (T, H)
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, NormPlace::Before, pass)?;
-        }
-        Ok(hidden)
+        let hidden = ops.embed(step, &self.embedding)?; // (T, H)
+        run_layers(&self.layers, hidden, NormPlace::Before, pass)
     }
 
     fn logits(&self, ops: &dyn Ops, hidden: &Tensor) -> Result<Tensor> {

@@ -9,13 +9,12 @@ use candle_core::{Device, Result, Tensor};
 
 use super::CausalLm;
 use super::families::Blueprint;
-use super::layers::{
-    DecoderLayer, FeedForward, Loaded, NormPlace, Pass, Scope, SelfAttention, in_one_product,
-};
+use super::layers::{Loaded, NormPlace, Pass, Scope, in_one_product, run_layers};
 use super::llama_config::LlamaConfig;
 use crate::loader::weights::Weights;
 use crate::ops::{
-    Attention, Embedding, Epilogue, KvPages, KvShape, Linear, Norm, Ops, Rope, StepInputs,
+    Attention, DecoderLayer, Embedding, Epilogue, FeedForward, KvPages, KvShape, Linear, Norm, Ops,
+    Rope, SelfAttention, StepInputs,
 };
 
 /// The whole model.
@@ -137,11 +136,8 @@ impl CausalLm for Llama {
 
     fn forward(&self, ops: &dyn Ops, step: &StepInputs, pages: &KvPages) -> Result<Tensor> {
         let pass = Pass { ops, step, pages };
-        let mut hidden = ops.embed(step, &self.embedding)?; // (T, H)
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, NormPlace::Before, pass)?;
-        }
-        Ok(hidden)
+        let hidden = ops.embed(step, &self.embedding)?; // (T, H)
+        run_layers(&self.layers, hidden, NormPlace::Before, pass)
     }
 
     fn logits(&self, ops: &dyn Ops, hidden: &Tensor) -> Result<Tensor> {

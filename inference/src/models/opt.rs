@@ -6,14 +6,12 @@ use candle_core::{Device, Result, Tensor};
 
 use super::CausalLm;
 use super::families::Blueprint;
-use super::layers::{
-    DecoderLayer, FeedForward, Loaded, NormPlace, Pass, Scope, SelfAttention, in_one_product,
-};
+use super::layers::{Loaded, NormPlace, Pass, Scope, in_one_product, run_layers};
 use super::opt_config::OptConfig;
 use crate::loader::weights::Weights;
 use crate::ops::{
-    Attention, Embedding, Epilogue, KvPages, KvShape, Linear, Matrix, Norm, Ops, PositionTable,
-    StepInputs,
+    Attention, DecoderLayer, Embedding, Epilogue, FeedForward, KvPages, KvShape, Linear, Matrix,
+    Norm, Ops, PositionTable, SelfAttention, StepInputs,
 };
 
 /// Rows 0 and 1 of the position table belong to padding, which we never have.
@@ -179,11 +177,8 @@ impl CausalLm for Opt {
 
     fn forward(&self, ops: &dyn Ops, step: &StepInputs, pages: &KvPages) -> Result<Tensor> {
         let pass = Pass { ops, step, pages };
-        let mut hidden = self.embedding.forward(ops, step)?; // (T, H)
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, self.norms, pass)?;
-        }
-        Ok(hidden)
+        let hidden = self.embedding.forward(ops, step)?; // (T, H)
+        run_layers(&self.layers, hidden, self.norms, pass)
     }
 
     fn logits(&self, ops: &dyn Ops, hidden: &Tensor) -> Result<Tensor> {

@@ -34,8 +34,8 @@ pub(crate) use packed::{StoredRows, is_packable};
 pub use pages::{KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages};
 pub use step::{Carried, Choice, Span, StepInputs, WantedRow};
 pub use weights::{
-    Activation, Attention, Embedding, Epilogue, Heads, Linear, Matrix, Norm, NormKind,
-    PositionTable, Rope,
+    Activation, Attention, DecoderLayer, Embedding, Epilogue, FeedForward, Heads, Linear, Matrix,
+    Norm, NormKind, PositionTable, Rope, SelfAttention,
 };
 
 /// What carries out a model's operations: one for each kind of device.
@@ -103,6 +103,17 @@ pub trait Ops: Send {
         step: &StepInputs,
         pages: &LayerPages,
     ) -> Result<Tensor>;
+
+    /// All of `layers`, one after another, their norms before their blocks: (T, H) -> (T, H). `None` where that
+    /// has no way of its own: then they run operation by operation, which gives the same.
+    fn run_layers(
+        &self,
+        _hidden: &Tensor,
+        _layers: &[DecoderLayer],
+        _pages: &KvPages,
+    ) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
 
     /// The rows that are wanted, in order: (T, H) -> (R, H). All of them: `x` itself.
     fn wanted(&self, x: &Tensor, step: &StepInputs) -> Result<Tensor>;

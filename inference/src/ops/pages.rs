@@ -34,7 +34,7 @@ pub struct LayerPages {
     pub values: Tensor,
 }
 
-/// The keys and values of all layers. Written in place, by [`super::Ops::attend`] alone.
+/// The keys and values of all layers. Written in place, by [`super::Ops::attend`] and [`super::Ops::run_layers`] alone.
 #[derive(Debug)]
 pub struct KvPages {
     layers: Vec<LayerPages>,

@@ -1,4 +1,4 @@
-//! What operations take from the model's files: matrices, norms, tables, and how attention differs.
+//! What operations take from the model's files: matrices, norms, tables, how attention differs, and layers of these.
 
 use std::sync::Arc;
 
@@ -193,6 +193,41 @@ impl Attention {
             rope: None,
         }
     }
+}
+
+/// One layer of a decoder.
+#[derive(Debug, Clone)]
+pub struct DecoderLayer {
+    /// Of its attention.
+    pub attention_norm: Norm,
+    /// The first block.
+    pub attention: SelfAttention,
+    /// Of its feed-forward.
+    pub feed_forward_norm: Norm,
+    /// The second block.
+    pub feed_forward: FeedForward,
+}
+
+/// The attention of one layer, with its products.
+#[derive(Debug, Clone)]
+pub struct SelfAttention {
+    /// H -> (N + 2K) * D: queries, keys and values in one product.
+    pub qkv: Linear,
+    /// What is between the products.
+    pub attention: Attention,
+    /// N * D -> H.
+    pub out: Linear,
+}
+
+/// `down(activation(up(x)))`, or with a gate `down(activation(gate(x)) * up(x))`.
+#[derive(Debug, Clone)]
+pub struct FeedForward {
+    /// Gate and up in one product where there is a gate.
+    pub up: Linear,
+    /// The activation.
+    pub epilogue: Epilogue,
+    /// Back to H.
+    pub down: Linear,
 }
 
 /// Rotation by position of the pairs (i, i + D / 2) of a head. Shared by the layers that turn alike.

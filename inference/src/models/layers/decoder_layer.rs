@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{Attention, Epilogue, KvPages, Linear, Norm, Ops, StepInputs};
+use crate::ops::{DecoderLayer, Epilogue, KvPages, Ops, StepInputs};
 
 /// A forward pass under way: who computes, what, and with which keys and values.
 #[derive(Clone, Copy)]
@@ -12,34 +12,6 @@ pub(crate) struct Pass<'a> {
     pub(crate) pages: &'a KvPages,
 }
 
-/// One layer of a decoder.
-#[derive(Debug)]
-pub(crate) struct DecoderLayer {
-    pub(crate) attention_norm: Norm,
-    pub(crate) attention: SelfAttention,
-    pub(crate) feed_forward_norm: Norm,
-    pub(crate) feed_forward: FeedForward,
-}
-
-/// The attention of one layer, with its products.
-#[derive(Debug)]
-pub(crate) struct SelfAttention {
-    /// H -> (N + 2K) * D: queries, keys and values in one product.
-    pub(crate) qkv: Linear,
-    pub(crate) attention: Attention,
-    /// N * D -> H.
-    pub(crate) out: Linear,
-}
-
-/// `down(activation(up(x)))`, or with a gate `down(activation(gate(x)) * up(x))`.
-#[derive(Debug)]
-pub(crate) struct FeedForward {
-    /// Gate and up in one product where there is a gate.
-    pub(crate) up: Linear,
-    pub(crate) epilogue: Epilogue,
-    pub(crate) down: Linear,
-}
-
 /// Where a block's norm is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NormPlace {
@@ -47,6 +19,22 @@ pub(crate) enum NormPlace {
     Before,
     /// On the sum of the residual stream and what the block wrote.
     After,
+}
+
+/// All layers, one after another: (T, H) -> (T, H)
+pub(crate) fn run_layers(
+    layers: &[DecoderLayer],
+    hidden: Tensor,
+    norms: NormPlace,
+    pass: Pass<'_>,
+) -> Result<Tensor> {
+    if norms == NormPlace::Before
+        && let Some(at_once) = pass.ops.run_layers(&hidden, layers, pass.pages)?
+    {
+        return Ok(at_once);
+    }
+    let forward = |hidden: Tensor, layer: &DecoderLayer| layer.forward(&hidden, norms, pass);
+    layers.iter().try_fold(hidden, forward)
 }
 
 impl DecoderLayer {

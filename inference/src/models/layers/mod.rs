@@ -11,6 +11,6 @@ mod decoder_layer;
 mod rotary;
 mod scope;
 
-pub(crate) use decoder_layer::{DecoderLayer, FeedForward, NormPlace, Pass, SelfAttention};
+pub(crate) use decoder_layer::{NormPlace, Pass, run_layers};
 pub(crate) use rotary::{Rope, RopeScaling};
 pub(crate) use scope::{Loaded, Scope, in_one_product};

@@ -6,7 +6,7 @@ use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr};
 use candle_core::{DType, Result, Storage, Tensor};
 
-use crate::ops::{Activation, Epilogue, Norm, NormKind};
+use crate::ops::{Activation, Epilogue, Heads, Norm, NormKind};
 
 /// An address on the device, or 0: what C has as a pointer, and the driver as a number.
 pub(super) type Address = u64;
@@ -59,6 +59,48 @@ pub(super) struct EmbeddingArguments {
     pub(super) dtype: c_int,
 }
 
+/// One row of the residual stream: itself, or in parts on its way between kernels.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct StreamArguments {
+    pub(super) row: Address,
+    pub(super) lines: Address,
+    pub(super) parts: c_int,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct AttentionBlockArguments {
+    pub(super) x: StreamArguments,
+    pub(super) norm: NormArguments,
+    pub(super) qkv_weight: Address,
+    pub(super) qkv_bias: Address,
+    pub(super) out_weight: Address,
+    pub(super) out_bias: Address,
+    pub(super) out: Address,
+    pub(super) step: Address,
+    pub(super) attention: AttentionArguments,
+    pub(super) hidden: c_int,
+    pub(super) dtype: c_int,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct FeedForwardArguments {
+    pub(super) x: StreamArguments,
+    pub(super) norm: NormArguments,
+    pub(super) up_weight: Address,
+    pub(super) up_bias: Address,
+    pub(super) down_weight: Address,
+    pub(super) down_bias: Address,
+    pub(super) out: Address,
+    pub(super) step: Address,
+    pub(super) hidden: c_int,
+    pub(super) inner: c_int,
+    pub(super) activation: c_int,
+    pub(super) dtype: c_int,
+}
+
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct AttentionArguments {
@@ -90,6 +132,9 @@ pub(super) struct AttentionArguments {
     pub(super) dtype: c_int,
     pub(super) splits: c_int,
 }
+
+/// The most parts that the residual stream has between kernels.
+pub(super) const MAX_PARTS: usize = 16;
 
 /// Rows of a prompt that are attended with together.
 pub(super) const TILE_ROWS: usize = 64;
@@ -136,9 +181,27 @@ unsafe extern "C" {
         splits: c_int,
     ) -> usize;
     fn lantern_attention(attention: *const AttentionArguments, stream: Address) -> Status;
+    fn lantern_layer_fits(
+        hidden: c_int,
+        heads: c_int,
+        kv_heads: c_int,
+        dim: c_int,
+        inner: c_int,
+        dtype: c_int,
+    ) -> c_int;
+    fn lantern_layer_parts(inner: c_int) -> c_int;
+    fn lantern_attention_block(block: *const AttentionBlockArguments, stream: Address) -> Status;
+    fn lantern_feed_forward(block: *const FeedForwardArguments, stream: Address) -> Status;
+    fn lantern_add_parts(
+        x: *const StreamArguments,
+        out: Address,
+        step: Address,
+        hidden: c_int,
+        dtype: c_int,
+        stream: Address,
+    ) -> Status;
     fn lantern_argmax(
         logits: Address,
-        best: Address,
         chosen: Address,
         rows: c_int,
         vocabulary: c_int,
@@ -330,15 +393,57 @@ impl Launcher {
         checked("attention", unsafe { lantern_attention(attention, self.0) })
     }
 
+    /// Whether there are kernels for decoder layers of these sizes, of one row.
+    pub(super) fn layer_fits(
+        hidden: c_int,
+        heads: Heads,
+        inner: c_int,
+        dtype: c_int,
+    ) -> Result<bool> {
+        let (queries, keys, dim) = (int(heads.queries)?, int(heads.keys)?, int(heads.dim)?);
+        // SAFETY: a function of numbers.
+        Ok(unsafe { lantern_layer_fits(hidden, queries, keys, dim, inner, dtype) } != 0)
+    }
+
+    /// As how many parts such a layer's feed-forward gives the residual stream.
+    pub(super) fn layer_parts(inner: c_int) -> c_int {
+        // SAFETY: a function of a number.
+        unsafe { lantern_layer_parts(inner) }
+    }
+
+    pub(super) unsafe fn attention_block(self, block: &AttentionBlockArguments) -> Result<()> {
+        // SAFETY: the caller vouches for the addresses.
+        let status = unsafe { lantern_attention_block(block, self.0) };
+        checked("attention block", status)
+    }
+
+    pub(super) unsafe fn feed_forward(self, block: &FeedForwardArguments) -> Result<()> {
+        // SAFETY: the caller vouches for the addresses.
+        checked("feed-forward", unsafe {
+            lantern_feed_forward(block, self.0)
+        })
+    }
+
+    pub(super) unsafe fn add_parts(
+        self,
+        x: &StreamArguments,
+        [out, step]: [Address; 2],
+        hidden: c_int,
+        dtype: c_int,
+    ) -> Result<()> {
+        // SAFETY: the caller vouches for the addresses.
+        let status = unsafe { lantern_add_parts(x, out, step, hidden, dtype, self.0) };
+        checked("adding parts up", status)
+    }
+
     pub(super) unsafe fn argmax(
         self,
-        [logits, best, chosen]: [Address; 3],
+        [logits, chosen]: [Address; 2],
         (rows, vocabulary): (c_int, c_int),
         dtype: c_int,
     ) -> Result<()> {
         // SAFETY: the caller vouches for the addresses.
-        let status =
-            unsafe { lantern_argmax(logits, best, chosen, rows, vocabulary, dtype, self.0) };
+        let status = unsafe { lantern_argmax(logits, chosen, rows, vocabulary, dtype, self.0) };
         checked("argmax", status)
     }
 

@@ -15,8 +15,6 @@ use crate::ops::Heads;
 /// Where greedy tokens are chosen.
 pub(super) struct Chosen {
     pub(super) tokens: CudaSlice<u32>,
-    /// Zeros between steps.
-    pub(super) best: CudaSlice<u64>,
 }
 
 pub(super) struct Scratch {
@@ -37,7 +35,6 @@ impl Chosen {
     pub(super) fn new(stream: &Arc<CudaStream>, rows: usize) -> Result<Self> {
         Ok(Self {
             tokens: stream.alloc_zeros(rows).map_err(Error::wrap)?,
-            best: stream.alloc_zeros(rows).map_err(Error::wrap)?,
         })
     }
 }

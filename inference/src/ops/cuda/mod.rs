@@ -8,6 +8,7 @@
 //! - `kernels/`: the kernels; `interface.h` is what they offer
 //! - `kernels.rs`: how they are called
 //! - `steps`: a step launched and collected; `inputs`: its way to the device
+//! - `layers`: decoder layers of one row, in two kernels each
 //! - `products`: by which kernel; `blas`: those with many rows
 //! - `buffers`, `graphs`: where recorded passes write, and the recordings; `memory`: other memory
 #![allow(
@@ -20,6 +21,7 @@ mod buffers;
 mod graphs;
 mod inputs;
 mod kernels;
+mod layers;
 mod memory;
 mod products;
 mod steps;
@@ -38,15 +40,16 @@ use self::buffers::Buffers;
 use self::graphs::Graphs;
 use self::inputs::Inputs;
 use self::kernels::{
-    Address, AttentionArguments, EmbeddingArguments, Launcher, NormArguments, address, int,
+    Address, AttentionArguments, EmbeddingArguments, Launcher, NULL, NormArguments, address, int,
     optional,
 };
+use self::layers::Exchange;
 use self::memory::{Chosen, Pinned, Scratch, keep_freed_memory};
 use self::products::dense;
 use self::steps::{Current, Launched};
 use super::{
-    Attention, Embedding, Epilogue, Heads, LayerPages, Linear, Norm, Ops, PositionTable,
-    StepInputs, StepResult, StepTensors,
+    Attention, DecoderLayer, Embedding, Epilogue, Heads, KvPages, LayerPages, Linear, Norm, Ops,
+    PositionTable, StepInputs, StepResult, StepTensors,
 };
 
 /// Blocks that the tables of a recorded step may name; a step that names more runs as it comes. 4 MB on the device.
@@ -60,6 +63,7 @@ pub(super) struct CudaOps {
     blas: Blas,
     state: RefCell<State>,
     graphs: RefCell<Graphs>,
+    exchange: RefCell<Exchange>,
 }
 
 struct State {
@@ -109,6 +113,7 @@ impl CudaOps {
             device: device.clone(),
             launcher: Launcher::new(&stream),
             blas: Blas::new(&stream)?,
+            exchange: RefCell::new(Exchange::new(&stream)?),
             stream,
             state: RefCell::new(state),
             graphs: RefCell::default(),
@@ -172,6 +177,55 @@ impl CudaOps {
         // SAFETY: as in `product`; token ids are below the vocabulary's size, positions below the table's.
         unsafe { self.launcher.embed(&embedding)? };
         Ok(out)
+    }
+
+    /// Attention of the step under way, but for what it reads and gives.
+    fn attention_arguments(
+        &self,
+        current: &Current,
+        attention: &Attention,
+        pages: &LayerPages,
+    ) -> Result<AttentionArguments> {
+        let heads = attention.heads;
+        let decoding = if current.tiles == 0 {
+            current.rows
+        } else {
+            current.singles.max(1)
+        };
+        let splits = Launcher::splits(int(decoding)?, int(heads.keys)?);
+        let (tile_rows, tile_lengths) = current.inputs.tiles();
+        let [scratch, arrivals] = self.scratch(heads)?;
+        let rope = attention.rope.as_ref().map(|rope| &rope.on_device);
+        let head_norms = attention.head_norms.as_ref();
+        Ok(AttentionArguments {
+            qkv: NULL,
+            keys: self.address(&pages.keys)?,
+            values: self.address(&pages.values)?,
+            out: NULL,
+            positions: current.inputs.positions(),
+            slots: current.inputs.slots(),
+            span_of: current.inputs.span_of(),
+            table_starts: current.inputs.table_starts(),
+            tables: current.inputs.tables(),
+            frequencies: self.optional(rope)?,
+            query_norm: self.norm_arguments(head_norms.map(|norms| &norms.0))?,
+            key_norm: self.norm_arguments(head_norms.map(|norms| &norms.1))?,
+            scratch,
+            arrivals,
+            scale: attention.scale,
+            window: int(attention.window.unwrap_or(0))?,
+            rows: int(current.rows)?,
+            single_rows: current.inputs.single_rows(),
+            singles: int(current.singles)?,
+            tiles: int(current.tiles)?,
+            tile_rows,
+            tile_lengths,
+            heads: int(heads.queries)?,
+            kv_heads: int(heads.keys)?,
+            dim: int(heads.dim)?,
+            dtype: kernels::dtype(&pages.keys)?,
+            splits,
+        })
     }
 
     fn scratch(&self, heads: Heads) -> Result<[Address; 2]> {
@@ -258,51 +312,25 @@ impl Ops for CudaOps {
         pages: &LayerPages,
     ) -> Result<Tensor> {
         let current = self.current()?;
-        let heads = attention.heads;
-        let out = self.output(current.rows, heads.query_width(), qkv.dtype())?;
-        let decoding = if current.tiles == 0 {
-            current.rows
-        } else {
-            current.singles.max(1)
-        };
-        let splits = Launcher::splits(int(decoding)?, int(heads.keys)?);
-        let (tile_rows, tile_lengths) = current.inputs.tiles();
-        let [scratch, arrivals] = self.scratch(heads)?;
-        let rope = attention.rope.as_ref().map(|rope| &rope.on_device);
-        let head_norms = attention.head_norms.as_ref();
+        let out = self.output(current.rows, attention.heads.query_width(), qkv.dtype())?;
         let arguments = AttentionArguments {
             qkv: self.address(qkv)?,
-            keys: self.address(&pages.keys)?,
-            values: self.address(&pages.values)?,
             out: self.address(&out)?,
-            positions: current.inputs.positions(),
-            slots: current.inputs.slots(),
-            span_of: current.inputs.span_of(),
-            table_starts: current.inputs.table_starts(),
-            tables: current.inputs.tables(),
-            frequencies: self.optional(rope)?,
-            query_norm: self.norm_arguments(head_norms.map(|norms| &norms.0))?,
-            key_norm: self.norm_arguments(head_norms.map(|norms| &norms.1))?,
-            scratch,
-            arrivals,
-            scale: attention.scale,
-            window: int(attention.window.unwrap_or(0))?,
-            rows: int(current.rows)?,
-            single_rows: current.inputs.single_rows(),
-            singles: int(current.singles)?,
-            tiles: int(current.tiles)?,
-            tile_rows,
-            tile_lengths,
-            heads: int(heads.queries)?,
-            kv_heads: int(heads.keys)?,
-            dim: int(heads.dim)?,
-            dtype: kernels::dtype(qkv)?,
-            splits,
+            ..self.attention_arguments(&current, attention, pages)?
         };
         // SAFETY: as in `product`; slots and tables name blocks of these pages. The operation may change `qkv`, which
         // nothing reads after it.
         unsafe { self.launcher.attention(&arguments)? };
         Ok(out)
+    }
+
+    fn run_layers(
+        &self,
+        hidden: &Tensor,
+        layers: &[DecoderLayer],
+        pages: &KvPages,
+    ) -> Result<Option<Tensor>> {
+        self.run_layers_of_one_row(hidden, layers, pages)
     }
 
     fn wanted(&self, x: &Tensor, step: &StepInputs) -> Result<Tensor> {

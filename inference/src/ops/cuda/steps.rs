@@ -169,10 +169,9 @@ impl CudaOps {
     fn choose(&self, logits: &Tensor, choice: &Chosen) -> Result<()> {
         let (rows, vocabulary) = logits.dims2()?;
         let tokens = choice.tokens.device_ptr(&self.stream).0;
-        let best = choice.best.device_ptr(&self.stream).0;
         let sizes = (int(rows)?, int(vocabulary)?);
         let dtype = kernels::dtype(logits)?;
-        let addresses = [self.address(logits)?, best, tokens];
+        let addresses = [self.address(logits)?, tokens];
         // SAFETY: the choice has room for as many rows.
         unsafe { self.launcher.argmax(addresses, sizes, dtype) }
     }

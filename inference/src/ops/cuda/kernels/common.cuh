@@ -149,21 +149,6 @@ __device__ inline float sum_lanes(float value) {
     return value;
 }
 
-// Orders (logit, token): the greatest logit first, of equal ones the lowest token. Never 0 for a number, and
-// 0 for NaN, which so is never chosen.
-__device__ inline unsigned long long ranked(float logit, uint32_t token) {
-    if (logit != logit) {
-        return 0;
-    }
-    const uint32_t bits = __float_as_uint(logit);
-    const uint32_t order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (static_cast<unsigned long long>(order) << 32) | (0xffffffffu - token);
-}
-
-__device__ inline unsigned long long higher(unsigned long long x, unsigned long long y) {
-    return x > y ? x : y;
-}
-
 inline int ceil_div(int x, int y) { return (x + y - 1) / y; }
 
 // Compute capability, major part, of the current device.
@@ -178,28 +163,40 @@ inline int device_major() {
     return cached_major;
 }
 
-// Launches a kernel that may start while the one before it still runs (see `wait_for_predecessors`).
+// Launches a kernel that may start while the one before it still runs (see `wait_for_predecessors`), `cluster` blocks
+// together.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-                   cudaStream_t stream, Arguments... arguments) {
-    if (shared_bytes > 48 * 1024) {
+cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, int threads, size_t shared_bytes,
+                            cudaStream_t stream, Arguments... arguments) {
+    // Beyond 48 KB, with what kernels declare, must be asked for.
+    constexpr size_t MOST_DECLARED = 16 * 1024;
+    if (shared_bytes > 48 * 1024 - MOST_DECLARED) {
         const cudaError_t error = cudaFuncSetAttribute(
             kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
         if (error != cudaSuccess) {
             return error;
         }
     }
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = device_major() >= 9 ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = device_major() < 9 ? 0 : cluster > 1 ? 2 : 1;
     return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+// The same of single blocks.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
+                   Arguments... arguments) {
+    return launch_clusters(kernel, grid, 1, threads, shared_bytes, stream, arguments...);
 }
 
 }  // namespace lantern

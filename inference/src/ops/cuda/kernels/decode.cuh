@@ -68,19 +68,19 @@ struct Softmax {
     }
 };
 
-template <class T, int DIM, int GROUP>
+template <class T, int DIM, int GROUP, int LOADS = UNIT_LOADS>
 struct Lanes {
     static constexpr int HEAD = HEAD_LANES<DIM>;
     static constexpr int TOKENS = WARP / HEAD;           // in one load
-    static constexpr int UNIT = TOKENS * UNIT_LOADS;     // tokens
+    static constexpr int UNIT = TOKENS * LOADS;     // tokens
 
-    uint4 keys[UNIT_LOADS], values[UNIT_LOADS];
+    uint4 keys[LOADS], values[LOADS];
 
     // Asks for the keys and values of a unit, zeros past the end.
     __device__ void load(const LanternAttention &p, const uint32_t *table, int kv_head, int from, int end) {
         const int lane = threadIdx.x % WARP, mine = lane / HEAD, part = lane % HEAD;
 #pragma unroll
-        for (int i = 0; i < UNIT_LOADS; ++i) {
+        for (int i = 0; i < LOADS; ++i) {
             const int token = from + i * TOKENS + mine;
             if (token < end) {
                 const size_t at = page_offset(p, table, token, kv_head) + part * 8;
@@ -94,9 +94,9 @@ struct Lanes {
 
     __device__ void attend(Softmax<GROUP> &softmax, const float (&queries)[GROUP][8], int from, int end) const {
         const int mine = threadIdx.x % WARP / HEAD;
-        float scores[GROUP][UNIT_LOADS];
+        float scores[GROUP][LOADS];
 #pragma unroll
-        for (int i = 0; i < UNIT_LOADS; ++i) {
+        for (int i = 0; i < LOADS; ++i) {
             float key[8];
             unpack8<T>(keys[i], key);
 #pragma unroll
@@ -114,17 +114,17 @@ struct Lanes {
         for (int g = 0; g < GROUP; ++g) {
             float highest = scores[g][0];
 #pragma unroll
-            for (int i = 1; i < UNIT_LOADS; ++i) {
+            for (int i = 1; i < LOADS; ++i) {
                 highest = fmaxf(highest, scores[g][i]);
             }
             const float best = softmax.raise(g, highest);
 #pragma unroll
-            for (int i = 0; i < UNIT_LOADS; ++i) {
+            for (int i = 0; i < LOADS; ++i) {
                 scores[g][i] = best == -INFINITY ? 0.f : exp2f(scores[g][i] - best);
             }
         }
 #pragma unroll
-        for (int i = 0; i < UNIT_LOADS; ++i) {
+        for (int i = 0; i < LOADS; ++i) {
             float value[8];
             unpack8<T>(values[i], value);
 #pragma unroll

@@ -124,10 +124,63 @@ int lantern_attention_splits(int rows, int kv_heads);
 size_t lantern_attention_scratch_bytes(int rows, int heads, int dim, int splits);
 cudaError_t lantern_attention(const LanternAttention *attention, cudaStream_t stream);
 
-// chosen[row] = the index of the greatest of logits[row] (rows, vocabulary), ~0 if none is a number. `best` (rows)
-// holds zeros between launches.
-cudaError_t lantern_argmax(const void *logits, unsigned long long *best, uint32_t *chosen, int rows,
-                           int vocabulary, int type, cudaStream_t stream);
+// The residual stream of one row on its way between kernels, `hidden` numbers as `parts` rows to be added up: two
+// 16-bit numbers and the step's tag in 8 bytes (parts, hidden / 2), so that a reader sees by itself what has come.
+// Or, where a layer is the first, the numbers themselves.
+struct LanternStream {
+    const void *row;
+    unsigned long long *lines;
+    int parts;
+};
+
+// The attention of a decoder layer with its products, of one row: out = x + attention(norm(x)), as one part for each
+// head. `attention` lacks what is between its kernels: qkv, out, scratch, tiles, splits.
+struct LanternAttentionBlock {
+    LanternStream x;
+    LanternNorm norm;
+    const void *qkv_weight;
+    const void *qkv_bias;
+    const void *out_weight;
+    const void *out_bias;
+    unsigned long long *out;
+    const uint32_t *step;
+    LanternAttention attention;
+    int hidden;
+    int type;
+};
+
+// The feed-forward: out = x + down(activation(up(norm(x)))), as lantern_layer_parts(inner) parts.
+struct LanternFeedForward {
+    LanternStream x;
+    LanternNorm norm;
+    const void *up_weight;
+    const void *up_bias;
+    const void *down_weight;
+    const void *down_bias;
+    unsigned long long *out;
+    const uint32_t *step;
+    int hidden;
+    int inner;
+    int activation;
+    int type;
+};
+
+// Whether there are kernels for layers of these sizes, and how many parts their feed-forward gives.
+int lantern_layer_fits(int hidden, int heads, int kv_heads, int dim, int inner, int type);
+int lantern_layer_parts(int inner);
+// The most parts there are.
+#define LANTERN_MAX_PARTS 16
+// `step` counts steps: lines are as long, and zeros before the first one. Kernels of a step must be launched one right
+// after the other.
+cudaError_t lantern_attention_block(const LanternAttentionBlock *block, cudaStream_t stream);
+cudaError_t lantern_feed_forward(const LanternFeedForward *block, cudaStream_t stream);
+// out (hidden) = the sum of the parts; ends the step.
+cudaError_t lantern_add_parts(const LanternStream *x, void *out, uint32_t *step, int hidden, int type,
+                              cudaStream_t stream);
+
+// chosen[row] = the index of the greatest of logits[row] (rows, vocabulary), ~0 if none is a number.
+cudaError_t lantern_argmax(const void *logits, uint32_t *chosen, int rows, int vocabulary, int type,
+                           cudaStream_t stream);
 
 // ids[rows[i]] = chosen[from[i]]
 cudaError_t lantern_carry(uint32_t *ids, const uint32_t *rows, const uint32_t *from, const uint32_t *chosen,

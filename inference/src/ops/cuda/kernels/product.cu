@@ -1,6 +1,7 @@
 // Products of activations and weights with few rows.
 
 #include "skinny.cuh"
+#include "wide.cuh"
 
 extern "C" int lantern_product_fits(int rows, int inputs, int type) {
     return type != LANTERN_F32 && lantern::skinny::fits(rows, inputs);
@@ -16,6 +17,11 @@ extern "C" cudaError_t lantern_product(const LanternProduct *product, cudaStream
         (norms && !lantern_product_norms(product->rows, product->inputs, product->type))) {
         return cudaErrorInvalidValue;
     }
-    return product->type == LANTERN_F16 ? lantern::skinny::run<__half>(*product, stream)
-                                        : lantern::skinny::run<__nv_bfloat16>(*product, stream);
+    const bool is_f16 = product->type == LANTERN_F16;
+    if (lantern::wide::fits(*product)) {
+        return is_f16 ? lantern::wide::run<__half>(*product, stream)
+                      : lantern::wide::run<__nv_bfloat16>(*product, stream);
+    }
+    return is_f16 ? lantern::skinny::run<__half>(*product, stream)
+                  : lantern::skinny::run<__nv_bfloat16>(*product, stream);
 }

@@ -8,11 +8,12 @@ namespace lantern {
 namespace {
 
 constexpr int ROW_THREADS = 256;
+constexpr int BEST_THREADS = WARP * WARP;
 
 template <class T>
 __global__ void embed(const LanternEmbedding p) {
-    wait_for_predecessors();
     start_dependents();
+    wait_for_predecessors();
     const int row = blockIdx.x;
     const T *token = nullptr, *position = nullptr;
     if (p.tokens) {
@@ -102,32 +103,61 @@ __global__ void gather(const T *x, const uint32_t *rows, T *out, int size) {
     }
 }
 
-// Grid: parts of the vocabulary, rows.
-template <class T>
-__global__ void find_best(const T *logits, unsigned long long *best, int vocabulary) {
-    wait_for_predecessors();
-    start_dependents();
-    const T *row = logits + static_cast<size_t>(blockIdx.y) * vocabulary;
-    unsigned long long highest = 0;
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < vocabulary; i += gridDim.x * blockDim.x) {
-        highest = higher(highest, ranked(to_float(row[i]), i));
-    }
-#pragma unroll
-    for (int step = WARP / 2; step > 0; step /= 2) {
-        highest = higher(highest, __shfl_xor_sync(ALL_LANES, highest, step));
-    }
-    if (threadIdx.x % WARP == 0) {
-        atomicMax(best + blockIdx.y, highest);
-    }
-}
+// The greatest number so far, and where it is.
+struct Best {
+    float value = -INFINITY;
+    uint32_t at = 0xffffffffu;
 
-__global__ void take_best(unsigned long long *best, uint32_t *chosen, int rows) {
+    // Of equal ones the first stays; NaN is never taken.
+    __device__ void see(float other, uint32_t index) {
+        if (other > value || (other == value && index < at)) {
+            value = other;
+            at = index;
+        }
+    }
+
+    __device__ void meet_lanes() {
+#pragma unroll
+        for (int step = WARP / 2; step > 0; step /= 2) {
+            const float other = __shfl_xor_sync(ALL_LANES, value, step);
+            see(other, __shfl_xor_sync(ALL_LANES, at, step));
+        }
+    }
+};
+
+// Grid: rows. VECTORS: rows are whole numbers of 16 bytes.
+template <class T, bool VECTORS>
+__global__ void __launch_bounds__(BEST_THREADS) find_best(const T *logits, uint32_t *chosen, int vocabulary) {
     wait_for_predecessors();
     start_dependents();
-    const int row = blockIdx.x * blockDim.x + threadIdx.x;
-    if (row < rows) {
-        chosen[row] = best[row] ? 0xffffffffu - static_cast<uint32_t>(best[row]) : 0xffffffffu;
-        best[row] = 0;
+    constexpr int WIDTH = VECTORS ? sizeof(uint4) / sizeof(T) : 1;
+    const T *row = logits + static_cast<size_t>(blockIdx.x) * vocabulary;
+    Best best;
+#pragma unroll 8
+    for (int i = threadIdx.x * WIDTH; i < vocabulary; i += BEST_THREADS * WIDTH) {
+        if (VECTORS) {
+            const uint4 bits = load16(row + i);
+            const T *numbers = reinterpret_cast<const T *>(&bits);
+#pragma unroll
+            for (int k = 0; k < WIDTH; ++k) {
+                best.see(to_float(numbers[k]), i + k);
+            }
+        } else {
+            best.see(to_float(row[i]), i);
+        }
+    }
+    __shared__ Best met[BEST_THREADS / WARP];
+    best.meet_lanes();
+    if (threadIdx.x % WARP == 0) {
+        met[threadIdx.x / WARP] = best;
+    }
+    __syncthreads();
+    if (threadIdx.x < WARP) {
+        best = met[threadIdx.x];
+        best.meet_lanes();
+        if (threadIdx.x == 0) {
+            chosen[blockIdx.x] = best.at;
+        }
     }
 }
 
@@ -195,20 +225,14 @@ extern "C" cudaError_t lantern_gather(const void *x, const uint32_t *rows, void 
     });
 }
 
-extern "C" cudaError_t lantern_argmax(const void *logits, unsigned long long *best, uint32_t *chosen, int rows,
-                                      int vocabulary, int type, cudaStream_t stream) {
-    constexpr int MOST_PARTS = 64, ENOUGH_BLOCKS = 1056;
-    int parts = ENOUGH_BLOCKS / rows;
-    parts = parts < 1 ? 1 : parts > MOST_PARTS ? MOST_PARTS : parts;
-    const cudaError_t error = with_type(type, [&](auto *typed) {
+extern "C" cudaError_t lantern_argmax(const void *logits, uint32_t *chosen, int rows, int vocabulary, int type,
+                                      cudaStream_t stream) {
+    return with_type(type, [&](auto *typed) {
         using T = Pointee<decltype(typed)>;
-        return launch(find_best<T>, dim3(parts, rows), ROW_THREADS, 0, stream, static_cast<const T *>(logits), best,
-                      vocabulary);
+        const bool vectors = vocabulary * sizeof(T) % sizeof(uint4) == 0;
+        const auto kernel = vectors ? find_best<T, true> : find_best<T, false>;
+        return launch(kernel, rows, BEST_THREADS, 0, stream, static_cast<const T *>(logits), chosen, vocabulary);
     });
-    if (error != cudaSuccess) {
-        return error;
-    }
-    return launch(take_best, ceil_div(rows, ROW_THREADS), ROW_THREADS, 0, stream, best, chosen, rows);
 }
 
 extern "C" cudaError_t lantern_carry(uint32_t *ids, const uint32_t *rows, const uint32_t *from,
