@@ -54,7 +54,8 @@ fn load_as(dtype: DTypeChoice, folder: &Path) -> LoadedModel {
     loader::load(&files, device(), dtype, None).unwrap()
 }
 
-/// The CPU, or the GPU with LANTERN_TEST_DEVICE=cuda and the feature of that name.
+/// The CPU, or the GPU with LANTERN_TEST_DEVICE=cuda and the feature of that name. There on one thread
+/// (`--test-threads 1`): while a model records its graphs no other of the process may use the GPU.
 fn device() -> DeviceChoice {
     match std::env::var("LANTERN_TEST_DEVICE").as_deref() {
         Ok("cuda") => DeviceChoice::Cuda,
