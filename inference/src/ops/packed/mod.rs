@@ -35,6 +35,8 @@ pub(super) use kernel::in_wide_vectors;
 
 /// Bytes of weights per task: some microseconds of work, so that starting a task costs little.
 const TASK_BYTES: usize = 32 << 10;
+/// Rows of activations that are multiplied before the next ones: every task reads them all, from a cache that has them.
+const ROWS_AT_ONCE: usize = 128;
 /// Panels per task, at least: as many as a kernel takes at once.
 const TASK_PANELS: usize = 2;
 
@@ -130,6 +132,16 @@ impl PackedMatrix {
         if columns == 0 {
             return Vec::new();
         }
+        let mut out = vec![0.0; x.len() / columns * self.rows()];
+        let some_x = x.chunks(ROWS_AT_ONCE * columns);
+        for (x, out) in some_x.zip(out.chunks_mut(ROWS_AT_ONCE * self.rows())) {
+            self.product_into(kernel, x, out);
+        }
+        out
+    }
+
+    /// (T, in) into (T, out).
+    fn product_into(&self, kernel: Kernel, x: &[f32], out: &mut [f32]) {
         let is_quantised = |part: &Arc<Part>| matches!(**part, Part::Blocks(_));
         let input = Input {
             x,
@@ -137,10 +149,9 @@ impl PackedMatrix {
                 .parts
                 .iter()
                 .any(is_quantised)
-                .then(|| Activations::quantise(x, columns)),
+                .then(|| Activations::quantise(x, self.columns())),
         };
-        let mut out = vec![0.0; x.len() / columns * self.rows()];
-        let tasks = self.tasks(&mut out);
+        let tasks = self.tasks(out);
         if tasks.len() == 1 {
             tasks.into_iter().for_each(|task| task.run(kernel, &input));
         } else {
@@ -149,7 +160,6 @@ impl PackedMatrix {
                 .with_max_len(1)
                 .for_each(|task| task.run(kernel, &input));
         }
-        out
     }
 
     /// A product into `out`, (T, out), cut into pieces.
