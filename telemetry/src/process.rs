@@ -27,6 +27,7 @@ const CAPPED_TARGETS: &[(&str, LevelFilter)] = &[
     ("opentelemetry_otlp", LevelFilter::OFF),
     ("opentelemetry-otlp", LevelFilter::OFF),
     ("opentelemetry-http", LevelFilter::OFF),
+    ("rskafka", LevelFilter::OFF),
     ("h2", LevelFilter::WARN),
     ("hyper", LevelFilter::WARN),
     ("hyper_util", LevelFilter::WARN),
