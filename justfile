@@ -60,6 +60,10 @@ llama GGUF:
 matrix:
     tests/matrix/run.sh
 
+# The scaled-out way between real programs: SDK, shim, Kafka, Jaeger's ingester, Cassandra, query (installs them once)
+kafka:
+    tests/kafka/run.sh
+
 # The container stack, really run: a request's trace must be whole in Jaeger, by both protocols
 compose-test:
     tests/compose.sh
