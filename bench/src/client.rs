@@ -41,10 +41,16 @@ impl Client {
 
     /// Asks for `path`; the answer's body.
     pub(crate) async fn ask(&mut self, path: &str) -> Result<Incoming> {
+        self.post(path, Bytes::from_static(REQUEST.as_bytes()))
+            .await
+    }
+
+    /// The same with a JSON document to send.
+    pub(crate) async fn post(&mut self, path: &str, document: Bytes) -> Result<Incoming> {
         let request = Request::post(path)
             .header("host", self.address.to_string())
             .header("content-type", "application/json")
-            .body(Full::from(REQUEST))?;
+            .body(Full::new(document))?;
         self.sender.ready().await?;
         let response = self.sender.send_request(request).await?;
         ensure!(response.status() == 200, "status {}", response.status());
@@ -62,7 +68,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    fn add(&mut self, other: Seen) {
+    pub(crate) fn add(&mut self, other: Seen) {
         self.requests += other.requests;
         self.events += other.events;
         self.delays.extend(other.delays);

@@ -132,7 +132,7 @@ impl Gateway {
 }
 
 /// Every second, and with room for all that comes in one: all spans are to arrive.
-fn exporter(sink: SocketAddr) -> Vec<(&'static str, String)> {
+pub(crate) fn exporter(sink: SocketAddr) -> Vec<(&'static str, String)> {
     vec![
         ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{sink}")),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".to_owned()),

@@ -3,7 +3,7 @@
 //!
 //! # Layout
 //!
-//! - `shim`, `crash`, `proxy`, `streams`: the benches, each a subcommand.
+//! - `shim`, `crash`, `proxy`, `streams`, `serve`: the benches, each a subcommand.
 //! - `process`: what is measured; `peers`: where it is; `report`: what comes out.
 //! - `spans`, `load`, `sink`: OTLP to send, who sends it, who takes it.
 //! - `upstream`, `client`, `gateways`: HTTP to pass on, who asks for it, and the proxies between them.
@@ -16,6 +16,7 @@ mod peers;
 mod process;
 mod proxy;
 mod report;
+mod serve;
 mod shim;
 mod sink;
 mod spans;
@@ -97,6 +98,8 @@ enum Bench {
     Proxy(proxy::Args),
     /// Idle streams held by the proxies: memory, and how many are dropped
     Streams(streams::Args),
+    /// A model served: tokens per second and first tokens over HTTP, with and without the proxy
+    Serve(serve::Args),
 }
 
 /// What all benches have in common, ready to use.
@@ -143,12 +146,9 @@ impl Setup {
 
 fn main() -> Result<()> {
     let Cli { command, common } = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let bench = match command {
         Command::Bench(bench) => bench,
-        Command::Copy(args) => return runtime.block_on(gateways::copy(&args)),
+        Command::Copy(args) => return one_thread()?.block_on(gateways::copy(&args)),
     };
     ensure!(
         common.core != common.load_cores,
@@ -163,13 +163,27 @@ fn main() -> Result<()> {
         only: common.only,
         dir: std::path::absolute(common.dir)?,
     };
+    let runtime = match &bench {
+        // Hundreds of thousands of events a second are more than one thread reads.
+        Bench::Serve(_) => tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?,
+        _ => one_thread()?,
+    };
     let report: Report = runtime.block_on(async {
         match &bench {
             Bench::Shim(args) => shim::run(&setup, args).await,
             Bench::Crash(args) => crash::run(&setup, args).await,
             Bench::Proxy(args) => proxy::run(&setup, args).await,
             Bench::Streams(args) => streams::run(&setup, args).await,
+            Bench::Serve(args) => serve::run(&setup, args).await,
         }
     })?;
     report.publish(&common.out, setup.programs.plotter().as_ref())
+}
+
+fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use opentelemetry::metrics::Meter;
 use opentelemetry::trace::SpanContext;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -23,7 +22,7 @@ use crate::generation::exchange::Exchange;
 use crate::generation::record::{Facts, Outcome};
 use crate::generation::timeline::{Timeline, between};
 use gen_ai::GenAiMetrics;
-use lantern_telemetry::instruments::Instruments;
+use lantern_telemetry::instruments::{Instruments, Meter};
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

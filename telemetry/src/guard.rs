@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry::InstrumentationScope;
-use opentelemetry::metrics::{Meter, MeterProvider as _};
+use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
@@ -18,9 +18,12 @@ use opentelemetry_sdk::{Resource, resource::TelemetryResourceDetector};
 use tokio::runtime::{Handle, Runtime};
 
 use crate::config::{ConfigError, MetricSettings, PropagatorKind, Settings};
+use crate::exemplars::Exemplars;
 use crate::export::{
-    self, DropLedger, ExportContext, LastFailure, Losses, OtlpClient, QueueLimits, SpanQueue,
+    self, DropLedger, ExportContext, LastFailure, Losses, MeteredExporter, OtlpClient, QueueLimits,
+    Signal, SpanQueue,
 };
+use crate::instruments::Meter;
 use crate::kept::{KeptSpans, RecordAll};
 use crate::propagation::Propagator;
 use crate::recorded::Recorded;
@@ -80,6 +83,7 @@ pub struct Telemetry {
 #[derive(Debug)]
 struct MetricPipeline {
     provider: SdkMeterProvider,
+    exemplars: Exemplars,
     /// Dropped last: the provider's last export runs on it.
     _runtime: ExportRuntime,
 }
@@ -87,7 +91,8 @@ struct MetricPipeline {
 impl MetricPipeline {
     fn start(settings: &MetricSettings, resource: Resource) -> Result<Self, ConfigError> {
         let runtime = ExportRuntime::start();
-        let exporter = export::build_metrics(settings, runtime.handle().clone())?;
+        let exemplars = Exemplars::default();
+        let exporter = MeteredExporter::new(settings, exemplars.clone(), runtime.handle().clone())?;
         let reader = PeriodicReader::builder(exporter).with_interval(settings.interval);
         let provider = SdkMeterProvider::builder()
             .with_reader(reader.build())
@@ -95,6 +100,7 @@ impl MetricPipeline {
             .build();
         Ok(Self {
             provider,
+            exemplars,
             _runtime: runtime,
         })
     }
@@ -121,7 +127,8 @@ impl Pipeline {
         let (exporter, batch) = (settings.exporter(), settings.batch());
         let limit = exporter.timeout + EXPORT_GRACE;
         let processor = export::start(ExportContext {
-            client: OtlpClient::new(exporter, &resource, self.last_failure.clone())?,
+            client: OtlpClient::new(exporter, Signal::Traces, self.last_failure.clone())?,
+            resource: export::encoded_resource(&resource),
             queue: Arc::clone(&self.queue),
             ledger: Arc::clone(&self.ledger),
             limit: batch.export_timeout.min(limit),
@@ -254,7 +261,8 @@ impl Telemetry {
     pub fn meter(&self, scope: &'static str) -> Option<Meter> {
         let scope = InstrumentationScope::builder(scope).with_version(env!("CARGO_PKG_VERSION"));
         let metrics = self.metrics.as_ref()?;
-        Some(metrics.provider.meter_with_scope(scope.build()))
+        let meter = metrics.provider.meter_with_scope(scope.build());
+        Some(Meter::new(meter, metrics.exemplars.clone()))
     }
 
     /// The propagator that `OTEL_PROPAGATORS` asks for.

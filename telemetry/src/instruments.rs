@@ -1,13 +1,15 @@
 //! Instruments as the conventions name them: attributes with dots, and exemplars that carry the trace
 //! of a request. Prometheus' spelling is made when it asks.
 //!
-//! The SDK has no exemplars and no text format, Prometheus' library no OTLP, so each has its own series.
+//! The SDK has no text format and Prometheus' library no OTLP, so each has its own series.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
+use std::ops::Deref;
+use std::sync::Arc;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{self, Meter};
+use opentelemetry::metrics;
 use opentelemetry::trace::{SpanContext, SpanId, TraceId};
 use opentelemetry_semantic_conventions::attribute::HTTP_RESPONSE_STATUS_CODE;
 use prometheus_client::encoding::{
@@ -17,6 +19,8 @@ use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::exemplars::{Exemplars, OfHistogram};
 
 /// The GenAI conventions' bounds of whole operations, in seconds:
 /// <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/>.
@@ -51,8 +55,8 @@ impl EncodeLabelKey for Key {
 /// The span that an observation belongs to: the labels of an exemplar, spelled out when it is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Trace {
-    trace_id: TraceId,
-    span_id: SpanId,
+    pub(crate) trace_id: TraceId,
+    pub(crate) span_id: SpanId,
 }
 
 impl Trace {
@@ -75,6 +79,27 @@ impl EncodeLabelSet for Trace {
     }
 }
 
+/// The SDK's meter, and a place for the exemplars that the SDK does not keep.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    meter: metrics::Meter,
+    exemplars: Exemplars,
+}
+
+impl Meter {
+    pub(crate) fn new(meter: metrics::Meter, exemplars: Exemplars) -> Self {
+        Self { meter, exemplars }
+    }
+}
+
+impl Deref for Meter {
+    type Target = metrics::Meter;
+
+    fn deref(&self) -> &metrics::Meter {
+        &self.meter
+    }
+}
+
 /// Where instruments are made.
 pub struct Instruments<'a> {
     /// Prometheus'.
@@ -83,23 +108,68 @@ pub struct Instruments<'a> {
     pub meter: Option<&'a Meter>,
 }
 
-/// What an instrument is, and its bounds if it is a histogram.
-pub struct Description {
-    /// As the conventions have it, with dots.
-    pub name: &'static str,
-    /// One line.
-    pub help: &'static str,
-    /// In UCUM, as OTLP has it.
-    pub unit: &'static str,
-    /// The upper ones, ascending, but for infinity.
-    pub bounds: &'static [f64],
+impl Instruments<'_> {
+    /// A histogram of no series yet. `name` is the conventions', with dots, `help` one line and `unit` in
+    /// UCUM; `bounds` are the upper ones, ascending, but for infinity.
+    pub fn histogram(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: &'static str,
+        bounds: &'static [f64],
+    ) -> Histogram {
+        let scraped = Family::new_with_constructor(Bounds(bounds));
+        let scraped_name = name.replace('.', "_");
+        let scraped_unit = match unit {
+            "s" => Some(Unit::Seconds),
+            "By" => Some(Unit::Bytes),
+            _ => None,
+        };
+        let (registry, family) = (&mut self.registry, scraped.clone());
+        match scraped_unit {
+            Some(unit) => registry.register_with_unit(scraped_name, help, unit, family),
+            None => registry.register(scraped_name, help, family),
+        }
+        let pushed = self.meter.map(|meter| {
+            let builder = meter.f64_histogram(name).with_description(help);
+            let builder = builder.with_unit(unit).with_boundaries(bounds.to_vec());
+            PushedHistogram {
+                histogram: builder.build(),
+                exemplars: meter.exemplars.histogram(name, bounds),
+            }
+        });
+        Histogram { scraped, pushed }
+    }
+
+    /// A number that goes up and down, of no series yet, described likewise.
+    pub fn up_down(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: &'static str,
+    ) -> UpDown {
+        let scraped = Family::<Labels, Gauge>::default();
+        self.registry
+            .register(name.replace('.', "_"), help, scraped.clone());
+        let pushed = self.meter.map(|meter| {
+            let builder = meter.i64_up_down_counter(name).with_description(help);
+            builder.with_unit(unit).build()
+        });
+        UpDown { scraped, pushed }
+    }
 }
 
 /// A histogram with the bounds that the conventions give it.
 #[derive(Debug)]
 pub struct Histogram {
     scraped: Family<Labels, HistogramWithExemplars<Trace>, Bounds>,
-    pushed: Option<metrics::Histogram<f64>>,
+    pushed: Option<PushedHistogram>,
+}
+
+#[derive(Debug)]
+struct PushedHistogram {
+    histogram: metrics::Histogram<f64>,
+    exemplars: Arc<OfHistogram>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -112,37 +182,6 @@ impl MetricConstructor<HistogramWithExemplars<Trace>> for Bounds {
 }
 
 impl Histogram {
-    /// A new one, of no series yet.
-    pub fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
-        let &Description {
-            name,
-            help,
-            unit,
-            bounds,
-        } = description;
-        let family = Family::new_with_constructor(Bounds(bounds));
-        let registry = &mut instruments.registry;
-        let scraped_name = name.replace('.', "_");
-        let scraped_unit = match unit {
-            "s" => Some(Unit::Seconds),
-            "By" => Some(Unit::Bytes),
-            _ => None,
-        };
-        match scraped_unit {
-            Some(unit) => registry.register_with_unit(scraped_name, help, unit, family.clone()),
-            None => registry.register(scraped_name, help, family.clone()),
-        }
-        let pushed = instruments.meter.map(|meter| {
-            let builder = meter.f64_histogram(name).with_description(help);
-            let builder = builder.with_unit(unit).with_boundaries(bounds.to_vec());
-            builder.build()
-        });
-        Self {
-            scraped: family,
-            pushed,
-        }
-    }
-
     /// Notes `value`, with the trace that it belongs to where that is exported.
     pub fn observe(&self, value: f64, labels: &Labels, trace: Option<Trace>) {
         let at = std::time::SystemTime::now();
@@ -150,7 +189,10 @@ impl Histogram {
             .get_or_create(labels)
             .observe(value, trace, Some(at));
         if let Some(pushed) = &self.pushed {
-            pushed.record(value, &attributes(labels));
+            pushed.histogram.record(value, &attributes(labels));
+            if let Some(trace) = trace {
+                pushed.exemplars.note(value, labels, trace);
+            }
         }
     }
 }
@@ -163,26 +205,6 @@ pub struct UpDown {
 }
 
 impl UpDown {
-    /// A new one, of no series yet.
-    pub fn new(instruments: &mut Instruments<'_>, description: &Description) -> Self {
-        let &Description {
-            name, help, unit, ..
-        } = description;
-        let family = Family::<Labels, Gauge>::default();
-        let scraped_name = name.replace('.', "_");
-        instruments
-            .registry
-            .register(scraped_name, help, family.clone());
-        let pushed = instruments.meter.map(|meter| {
-            let builder = meter.i64_up_down_counter(name).with_description(help);
-            builder.with_unit(unit).build()
-        });
-        Self {
-            scraped: family,
-            pushed,
-        }
-    }
-
     /// Adds `number`, which may be negative.
     pub fn add(&self, number: i64, labels: &Labels) {
         self.scraped.get_or_create(labels).inc_by(number);
@@ -221,13 +243,9 @@ mod tests {
     #[test]
     fn a_histogram_has_prometheus_names_and_the_trace_of_an_observation() {
         let mut registry = Registry::default();
-        let description = Description {
-            name: "http.server.request.duration",
-            help: "Help",
-            unit: "s",
-            bounds: &[0.1, 1.0],
-        };
-        let histogram = Histogram::new(&mut unpushed(&mut registry), &description);
+        let mut instruments = unpushed(&mut registry);
+        let name = "http.server.request.duration";
+        let histogram = instruments.histogram(name, "Help", "s", &[0.1, 1.0]);
         let labels = vec![(Key("http.request.method"), "GET".into())];
         let trace = Trace {
             trace_id: TraceId::from(0x4bf9),
@@ -242,13 +260,7 @@ mod tests {
     #[test]
     fn a_value_cannot_break_out_of_its_quotes() {
         let mut registry = Registry::default();
-        let description = Description {
-            name: "a.b",
-            help: "Help",
-            unit: "{request}",
-            bounds: &[],
-        };
-        let gauge = UpDown::new(&mut unpushed(&mut registry), &description);
+        let gauge = unpushed(&mut registry).up_down("a.b", "Help", "{request}");
         gauge.add(1, &vec![(Key("c"), "\"} 9\n# x\\".into())]);
         let text = encoded(&registry);
         assert!(text.contains(r#"a_b{c="\"} 9\n# x\\"} 1"#), "{text}");

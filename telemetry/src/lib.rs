@@ -21,10 +21,10 @@
 //! # Layout
 //!
 //! - [`config`]: every variable, parsed once; what cannot be used is a [`ConfigError`] of one line.
-//! - `export`: spans as OTLP has them, the queue of these, the exporter, and the ledger of lost spans.
+//! - `export`: spans as OTLP has them, the queue of these, the ledger of lost ones, and the exporter of spans and metrics.
 //! - `propagation`: trace context in HTTP headers.
 //! - `kept`: spans exported though nobody sampled them. `recorded`: which may be, before they begin.
-//! - [`instruments`]: metrics for Prometheus with exemplars, and for OTLP.
+//! - [`instruments`]: metrics for Prometheus and for OTLP. `exemplars`: those of OTLP, which the SDK does not keep.
 //! - `guard`: [`Telemetry`], which holds it all and flushes. Nothing is global.
 //! - [`process`]: logging, signals and exit codes, the same in every program.
 //! - [`serve`]: an accept loop with its bounds and its drain, for every port but the proxy's.
@@ -83,6 +83,7 @@
 
 pub mod config;
 mod error_chain;
+mod exemplars;
 mod export;
 mod guard;
 pub mod instruments;

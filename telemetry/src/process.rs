@@ -24,8 +24,6 @@ const CAPPED_TARGETS: &[(&str, LevelFilter)] = &[
     ("opentelemetry", LevelFilter::OFF),
     ("opentelemetry_sdk", LevelFilter::OFF),
     ("opentelemetry-sdk", LevelFilter::OFF),
-    ("opentelemetry_otlp", LevelFilter::OFF),
-    ("opentelemetry-otlp", LevelFilter::OFF),
     ("opentelemetry-http", LevelFilter::OFF),
     ("rskafka", LevelFilter::OFF),
     ("h2", LevelFilter::WARN),

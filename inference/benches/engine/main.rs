@@ -14,6 +14,7 @@ mod prefix;
 mod spans;
 mod steps;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
@@ -49,6 +50,9 @@ struct Options {
     /// How many of these at a time.
     #[arg(long, default_value_t = 256)]
     in_flight: usize,
+    /// Measures nothing, but writes the model into this folder, for others to serve.
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
     /// What cargo says.
     #[arg(long, hide = true)]
     bench: bool,
@@ -65,6 +69,9 @@ enum Part {
 fn main() -> anyhow::Result<()> {
     cpu_threads::bound();
     let options = Options::parse();
+    if let Some(folder) = &options.keep {
+        return options.shapes.write(folder);
+    }
     let model = Model::write(&options)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

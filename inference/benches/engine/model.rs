@@ -20,8 +20,6 @@ const DRAWN: usize = (1 << 22) - 3;
 
 /// The bundled model.
 pub(crate) const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny");
-/// Its tokenizer, which others borrow: theirs would have to be fetched, and prompts here are token ids.
-const TOKENIZER: [&str; 2] = ["vocab.json", "merges.txt"];
 
 /// The model as files.
 pub(crate) struct Model {
@@ -40,9 +38,6 @@ impl Model {
     pub(crate) fn write(options: &Options) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         options.shapes.write(folder.path())?;
-        for file in TOKENIZER {
-            std::fs::copy(Path::new(TINY).join(file), folder.path().join(file))?;
-        }
         Ok(Self {
             folder,
             device: options.device,
@@ -101,15 +96,27 @@ struct Weights {
 }
 
 impl Shapes {
-    fn write(self, folder: &Path) -> anyhow::Result<()> {
+    /// All files of the model, into a folder that is there.
+    pub(crate) fn write(self, folder: &Path) -> anyhow::Result<()> {
         let (config, weights) = match self {
             Self::Opt125m => opt_125m()?,
             Self::Llama3With8b => llama_3_8b()?,
         };
         std::fs::write(folder.join("config.json"), config.to_string())?;
         candle_core::safetensors::save(&weights.tensors, folder.join("model.safetensors"))?;
-        Ok(())
+        write_tokenizer(folder)
     }
+}
+
+/// A word for every token: the real ones would have to be fetched, and prompts here are token ids.
+fn write_tokenizer(folder: &Path) -> anyhow::Result<()> {
+    let special = ["<s>", "<pad>", "</s>", "<unk>"].map(str::to_owned);
+    let words = (special.len()..VOCAB_SIZE).map(|id| format!("\u{120}w{id}"));
+    let ids = special.into_iter().chain(words).zip(0..);
+    let vocabulary: HashMap<String, u32> = ids.collect();
+    std::fs::write(folder.join("vocab.json"), json!(vocabulary).to_string())?;
+    std::fs::write(folder.join("merges.txt"), "#version: 0.2\n")?;
+    Ok(())
 }
 
 impl Weights {

@@ -7,8 +7,8 @@
 )]
 
 use lantern_telemetry::instruments::{
-    Description, FIRST_TOKEN_SECONDS, Histogram, Instruments, Key, Labels, OPERATION_SECONDS,
-    TOKEN_SECONDS, Trace,
+    FIRST_TOKEN_SECONDS, Histogram, Instruments, Key, Labels, OPERATION_SECONDS, TOKEN_SECONDS,
+    Trace,
 };
 use opentelemetry_semantic_conventions::{attribute as semconv, metric};
 
@@ -26,16 +26,7 @@ pub(super) struct GenAiMetrics {
 
 impl GenAiMetrics {
     pub(super) fn register(instruments: &mut Instruments<'_>) -> Self {
-        let mut seconds = |name, help, bounds| {
-            let unit = "s";
-            let description = Description {
-                name,
-                help,
-                unit,
-                bounds,
-            };
-            Histogram::new(instruments, &description)
-        };
+        let mut seconds = |name, help, bounds| instruments.histogram(name, help, "s", bounds);
         Self {
             request_duration: seconds(
                 metric::GEN_AI_SERVER_REQUEST_DURATION,

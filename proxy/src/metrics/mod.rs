@@ -13,14 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
-use opentelemetry::metrics::Meter;
 use opentelemetry_semantic_conventions::{attribute as semconv, metric};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use lantern_telemetry::instruments::Trace;
-use lantern_telemetry::instruments::{Description, Histogram, Instruments, Key, Labels, UpDown};
+use lantern_telemetry::instruments::{Histogram, Instruments, Key, Labels, Meter, UpDown};
 use model::ModelMetrics;
 
 use crate::genai::Facts;
@@ -183,15 +182,7 @@ impl InFlight {
 
 impl HttpMetrics {
     fn new(instruments: &mut Instruments<'_>) -> Self {
-        let mut bytes = |name, help| {
-            let description = Description {
-                name,
-                help,
-                unit: "By",
-                bounds: BODY_BYTES,
-            };
-            Histogram::new(instruments, &description)
-        };
+        let mut bytes = |name, help| instruments.histogram(name, help, "By", BODY_BYTES);
         Self {
             request_body: bytes(
                 metric::HTTP_SERVER_REQUEST_BODY_SIZE,
@@ -201,23 +192,16 @@ impl HttpMetrics {
                 metric::HTTP_SERVER_RESPONSE_BODY_SIZE,
                 "Size of response bodies",
             ),
-            duration: Histogram::new(
-                instruments,
-                &Description {
-                    name: metric::HTTP_SERVER_REQUEST_DURATION,
-                    help: "Duration of requests, to their last byte",
-                    unit: "s",
-                    bounds: HTTP_SECONDS,
-                },
+            duration: instruments.histogram(
+                metric::HTTP_SERVER_REQUEST_DURATION,
+                "Duration of requests, to their last byte",
+                "s",
+                HTTP_SECONDS,
             ),
-            active: UpDown::new(
-                instruments,
-                &Description {
-                    name: metric::HTTP_SERVER_ACTIVE_REQUESTS,
-                    help: "Requests in flight",
-                    unit: "{request}",
-                    bounds: &[],
-                },
+            active: instruments.up_down(
+                metric::HTTP_SERVER_ACTIVE_REQUESTS,
+                "Requests in flight",
+                "{request}",
             ),
         }
     }

@@ -9,8 +9,8 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use lantern_telemetry::instruments::{
-    Description, FIRST_TOKEN_SECONDS, Histogram, Instruments, Key, Labels, OPERATION_SECONDS,
-    TOKEN_SECONDS, Trace,
+    FIRST_TOKEN_SECONDS, Histogram, Instruments, Key, Labels, OPERATION_SECONDS, TOKEN_SECONDS,
+    Trace,
 };
 use opentelemetry_semantic_conventions::{attribute as semconv, metric};
 
@@ -43,41 +43,32 @@ pub(super) struct ModelMetrics {
 
 impl ModelMetrics {
     pub(super) fn new(instruments: &mut Instruments<'_>) -> Self {
-        let mut histogram = |name, help, unit, bounds| {
-            let description = Description {
-                name,
-                help,
-                unit,
-                bounds,
-            };
-            Histogram::new(instruments, &description)
-        };
         Self {
-            request_duration: histogram(
+            request_duration: instruments.histogram(
                 metric::GEN_AI_SERVER_REQUEST_DURATION,
                 "Duration of requests to a model",
                 "s",
                 OPERATION_SECONDS,
             ),
-            operation_duration: histogram(
+            operation_duration: instruments.histogram(
                 metric::GEN_AI_CLIENT_OPERATION_DURATION,
                 "Duration of operations of a model",
                 "s",
                 OPERATION_SECONDS,
             ),
-            time_to_first_token: histogram(
+            time_to_first_token: instruments.histogram(
                 metric::GEN_AI_SERVER_TIME_TO_FIRST_TOKEN,
                 "From a request's head to the first chunk of its stream",
                 "s",
                 FIRST_TOKEN_SECONDS,
             ),
-            time_per_output_token: histogram(
+            time_per_output_token: instruments.histogram(
                 metric::GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN,
                 "Time for each token of a stream after the first",
                 "s",
                 TOKEN_SECONDS,
             ),
-            token_usage: histogram(
+            token_usage: instruments.histogram(
                 metric::GEN_AI_CLIENT_TOKEN_USAGE,
                 "Tokens of requests to a model",
                 "{token}",

@@ -33,7 +33,7 @@ pub(super) fn span(span: &SpanData, out: &mut Vec<u8>) {
 }
 
 /// The fields of a `ResourceSpans` that say where its spans are from.
-pub(super) fn resource(resource: &Resource) -> Vec<u8> {
+pub(crate) fn resource(resource: &Resource) -> Vec<u8> {
     let mut out = Vec::new();
     message(1, &mut out, |out| {
         for (key, value) in resource {

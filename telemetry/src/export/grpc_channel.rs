@@ -21,18 +21,17 @@ use super::otlp::Response;
 use crate::chain;
 use crate::config::{Compression, Connector, ExporterSettings};
 
-const EXPORT: PathAndQuery =
-    PathAndQuery::from_static("/opentelemetry.proto.collector.trace.v1.TraceService/Export");
-
-/// A client of the trace service.
+/// A client of one method.
 pub(super) struct GrpcClient {
     grpc: Grpc<Channel>,
+    path: PathAndQuery,
     headers: HeaderMap,
 }
 
 impl GrpcClient {
     pub(super) fn new(
         settings: &ExporterSettings,
+        path: PathAndQuery,
         last_failure: LastFailure,
     ) -> Result<Self, tonic::transport::Error> {
         let grpc = Grpc::new(channel(settings, last_failure)?);
@@ -44,11 +43,12 @@ impl GrpcClient {
         };
         Ok(Self {
             grpc,
+            path,
             headers: settings.headers.clone(),
         })
     }
 
-    /// Sends an encoded `ExportTraceServiceRequest` once.
+    /// Sends an encoded request once.
     pub(super) async fn send(&self, message: Bytes) -> Result<Response, Status> {
         let mut grpc = self.grpc.clone();
         let mut request = Request::new(message);
@@ -56,7 +56,7 @@ impl GrpcClient {
         let answer = async {
             let ready = grpc.ready().await;
             ready.map_err(|error| Status::unavailable(chain(&error)))?;
-            grpc.unary(request, EXPORT, Raw).await
+            grpc.unary(request, self.path.clone(), Raw).await
         };
         answer.await.map(tonic::Response::into_inner)
     }
@@ -102,7 +102,7 @@ impl Decoder for Raw {
 }
 
 /// A channel to the endpoint of `settings`; it connects when it is first used.
-pub(super) fn channel(
+fn channel(
     settings: &ExporterSettings,
     last_failure: LastFailure,
 ) -> Result<Channel, tonic::transport::Error> {

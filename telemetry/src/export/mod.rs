@@ -18,9 +18,10 @@ mod queue;
 mod retry;
 mod worker;
 
+pub(crate) use encode::resource as encoded_resource;
 pub(crate) use last_failure::LastFailure;
 pub(crate) use ledger::{DropLedger, Losses};
-pub(crate) use metrics::build_metrics;
-pub(crate) use otlp::OtlpClient;
+pub(crate) use metrics::MeteredExporter;
+pub(crate) use otlp::{OtlpClient, Signal};
 pub(crate) use queue::{QueueLimits, SpanQueue};
 pub(crate) use worker::{ExportContext, start};

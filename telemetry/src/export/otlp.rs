@@ -1,5 +1,5 @@
-//! The OTLP exporter of spans: a request is encoded once, sent by either protocol, and sent again for as
-//! long as its time allows where the endpoint may take it later.
+//! The OTLP exporter: a request, encoded once, is sent by either protocol, and sent again for as long as
+//! its time allows where the endpoint may take it later.
 
 use std::io::{self, Write as _};
 use std::time::Duration;
@@ -8,21 +8,21 @@ use bytes::Bytes;
 use flate2::write::GzEncoder;
 use http::Request;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
+use http::uri::PathAndQuery;
 use opentelemetry_http::HttpClient as _;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_sdk::Resource;
-use prost::Message as _;
+use prost::Message;
+use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tracing::instrument::WithSubscriber as _;
 use tracing::subscriber::NoSubscriber;
 
-use super::encode;
 use super::grpc_channel::GrpcClient;
 use super::http_client::OtlpHttpClient;
 use super::last_failure::LastFailure;
-use super::queue::Batch;
 use super::retry::{Backoff, Retry};
 use crate::chain;
 use crate::config::{Compression, ConfigError, ExporterSettings, Protocol};
@@ -30,11 +30,17 @@ use crate::config::{Compression, ConfigError, ExporterSettings, Protocol};
 /// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent>
 const AGENT: &str = concat!("OTel-OTLP-Exporter-Rust/", env!("CARGO_PKG_VERSION"));
 
-/// A client of one endpoint.
+/// What is exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    Traces,
+    Metrics,
+}
+
+/// A client of one endpoint for one signal.
 pub(crate) struct OtlpClient {
+    signal: Signal,
     transport: Transport,
-    /// As it stands in every request.
-    resource: Vec<u8>,
     /// The longest that an export may take, its retries included.
     timeout: Duration,
     last_failure: LastFailure,
@@ -53,7 +59,8 @@ enum Transport {
 /// What an endpoint has rejected of what it took.
 #[derive(Debug, Default)]
 pub(super) struct Rejection {
-    pub(super) spans: usize,
+    /// Spans or data points.
+    pub(super) count: usize,
     pub(super) message: String,
 }
 
@@ -63,7 +70,7 @@ struct Failure {
     retry: Retry,
 }
 
-/// `ExportTraceServiceResponse`, as far as it is read.
+/// `ExportTraceServiceResponse` and `ExportMetricsServiceResponse`, which are the same on the wire.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Response {
     #[prost(message, optional, tag = "1")]
@@ -73,7 +80,7 @@ pub(super) struct Response {
 #[derive(Clone, PartialEq, prost::Message)]
 struct PartialSuccess {
     #[prost(int64, tag = "1")]
-    rejected_spans: i64,
+    rejected: i64,
     #[prost(string, tag = "2")]
     error_message: String,
 }
@@ -83,21 +90,20 @@ impl OtlpClient {
     /// failed goes into `last_failure`.
     pub(crate) fn new(
         settings: &ExporterSettings,
-        resource: &Resource,
+        signal: Signal,
         last_failure: LastFailure,
     ) -> Result<Self, ConfigError> {
         // Everything was validated before; should the client know better, its words are the best there are.
         let refused = |reason: String| {
-            let variable = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
             ConfigError::new(
-                variable,
+                signal.endpoint_variable(),
                 &settings.endpoint,
                 format!("another one ({reason})"),
             )
         };
         let transport = match settings.protocol {
             Protocol::Grpc => Transport::Grpc(Box::new(
-                GrpcClient::new(settings, last_failure.clone())
+                GrpcClient::new(settings, signal.grpc_path(), last_failure.clone())
                     .map_err(|error| refused(chain(&error)))?,
             )),
             Protocol::HttpProtobuf | Protocol::HttpJson => Transport::Http {
@@ -108,23 +114,21 @@ impl OtlpClient {
             },
         };
         Ok(Self {
+            signal,
             transport,
-            resource: encode::resource(resource),
             timeout: settings.timeout,
             last_failure,
         })
     }
 
-    /// Sends all spans of `batch`. An error says why it could not.
-    pub(super) async fn export(&self, batch: Batch) -> Result<Rejection, String> {
-        let request = Bytes::from(encode::request(&self.resource, &batch));
-        drop(batch);
-        let request = self.transport.prepared(request);
+    /// Sends a request, which is protobuf. An error says why it could not.
+    pub(super) async fn export(&self, request: Bytes) -> Result<Rejection, String> {
+        let request = self.transport.prepared(request, self.signal);
         let end = Instant::now() + self.timeout;
         let mut backoff = Backoff::default();
         loop {
             // What a transport logs of each attempt is not for the program's log.
-            let attempt = self.transport.send(request.clone());
+            let attempt = self.transport.send(request.clone(), self.signal);
             let Failure { words, retry } =
                 match attempt.with_subscriber(NoSubscriber::default()).await {
                     Ok(response) => {
@@ -149,14 +153,18 @@ impl OtlpClient {
 
 impl Transport {
     /// The bytes as they are sent, each time.
-    fn prepared(&self, request: Bytes) -> Bytes {
+    fn prepared(&self, request: Bytes, signal: Signal) -> Bytes {
         match self {
             // Its frames are compressed as they are written.
             Self::Grpc(_) => request,
             Self::Http {
                 is_json, is_gzip, ..
             } => {
-                let request = if *is_json { json(request) } else { request };
+                let request = if *is_json {
+                    signal.json(request)
+                } else {
+                    request
+                };
                 if *is_gzip {
                     gzip(&request).expect("memory takes all").into()
                 } else {
@@ -166,7 +174,7 @@ impl Transport {
         }
     }
 
-    async fn send(&self, request: Bytes) -> Result<Response, Failure> {
+    async fn send(&self, request: Bytes, signal: Signal) -> Result<Response, Failure> {
         match self {
             Self::Grpc(client) => {
                 let sent = client.send(request).await;
@@ -206,7 +214,7 @@ impl Transport {
                     // It was taken; an answer that cannot be read does not change that.
                     let answer = &**response.body();
                     return Ok(if *is_json {
-                        Response::of_json(answer)
+                        Response::of_json(answer, signal)
                     } else {
                         Response::decode(answer).unwrap_or_default()
                     });
@@ -233,14 +241,17 @@ impl Failure {
 
 impl Response {
     /// OTLP/JSON writes large integers as text, and takes them as numbers too.
-    fn of_json(answer: &[u8]) -> Self {
+    fn of_json(answer: &[u8], signal: Signal) -> Self {
         let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
         let partial = &answer["partialSuccess"];
-        let spans = &partial["rejectedSpans"];
-        let written = || spans.as_str().and_then(|text| text.parse().ok());
+        let rejected = &partial[match signal {
+            Signal::Traces => "rejectedSpans",
+            Signal::Metrics => "rejectedDataPoints",
+        }];
+        let written = || rejected.as_str().and_then(|text| text.parse().ok());
         Self {
             partial_success: Some(PartialSuccess {
-                rejected_spans: spans.as_i64().or_else(written).unwrap_or(0),
+                rejected: rejected.as_i64().or_else(written).unwrap_or(0),
                 error_message: partial["errorMessage"].as_str().unwrap_or("").to_owned(),
             }),
         }
@@ -249,15 +260,38 @@ impl Response {
     fn rejection(self) -> Rejection {
         let partial = self.partial_success.unwrap_or_default();
         Rejection {
-            spans: usize::try_from(partial.rejected_spans).unwrap_or(0),
+            count: usize::try_from(partial.rejected).unwrap_or(0),
             message: partial.error_message,
         }
     }
 }
 
-/// The same request in OTLP/JSON.
-fn json(request: Bytes) -> Bytes {
-    let request = ExportTraceServiceRequest::decode(request).expect("it was encoded here");
+impl Signal {
+    fn endpoint_variable(self) -> &'static str {
+        match self {
+            Self::Traces => "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            Self::Metrics => "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+        }
+    }
+
+    fn grpc_path(self) -> PathAndQuery {
+        PathAndQuery::from_static(match self {
+            Self::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Self::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+        })
+    }
+
+    /// The same request in OTLP/JSON.
+    fn json(self, request: Bytes) -> Bytes {
+        match self {
+            Self::Traces => json::<ExportTraceServiceRequest>(request),
+            Self::Metrics => json::<ExportMetricsServiceRequest>(request),
+        }
+    }
+}
+
+fn json<T: Message + Default + Serialize>(request: Bytes) -> Bytes {
+    let request = T::decode(request).expect("it was encoded here");
     let json = serde_json::to_vec(&request);
     json.expect("a request has a JSON").into()
 }

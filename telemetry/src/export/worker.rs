@@ -9,12 +9,15 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::DropLedger;
+use super::encode;
 use super::otlp::OtlpClient;
 use super::queue::{Batch, Command, MAX_COMMANDS, QueueProcessor, SpanQueue};
 
 /// How an export is made.
 pub(crate) struct ExportContext {
     pub(crate) client: OtlpClient,
+    /// As it stands in every request.
+    pub(crate) resource: Vec<u8>,
     pub(crate) queue: Arc<SpanQueue>,
     pub(crate) ledger: Arc<DropLedger>,
     /// The longest that one request may take, its retries included.
@@ -79,15 +82,17 @@ impl ExportContext {
     /// Sends one request and enters its outcome into the ledger.
     async fn export(&self, batch: Batch) -> OTelSdkResult {
         let spans = batch.spans();
-        let result = match timeout(self.limit, self.client.export(batch)).await {
+        let request = encode::request(&self.resource, &batch).into();
+        drop(batch);
+        let result = match timeout(self.limit, self.client.export(request)).await {
             Ok(result) => result,
             Err(_) => Err(format!("no answer within {:?}", self.limit)),
         };
         match &result {
             Err(reason) => self.ledger.lost(spans, reason),
-            Ok(rejection) if rejection.spans > 0 => {
+            Ok(rejection) if rejection.count > 0 => {
                 let reason = format!("it rejected spans: {}", rejection.message);
-                self.ledger.lost(rejection.spans, &reason);
+                self.ledger.lost(rejection.count, &reason);
             }
             Ok(_) => self.ledger.delivered(),
         }

@@ -7,7 +7,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use lantern_telemetry::Telemetry;
+use lantern_telemetry::instruments::{Instruments, Key, Trace};
 use opentelemetry::KeyValue;
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
@@ -15,7 +17,9 @@ use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
 use opentelemetry_proto::tonic::metrics::v1::AggregationTemporality;
+use opentelemetry_proto::tonic::metrics::v1::exemplar::Value;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use prometheus_client::registry::Registry;
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -133,6 +137,64 @@ async fn metrics_arrive_at_the_end_though_no_interval_has_passed() {
         assert_eq!(point.bucket_counts, [0, 1, 0]);
         assert_eq!(point.attributes[0].key, "kind");
     }
+}
+
+#[tokio::test]
+async fn an_exemplar_of_each_bucket_is_the_last_observation_with_a_trace() {
+    let (addr, mut received) = receiver("http/protobuf").await;
+    let telemetry = start("http/protobuf", addr, &[]);
+    let meter = telemetry.meter("test").expect("metrics are exported");
+    let mut instruments = Instruments {
+        registry: &mut Registry::default(),
+        meter: Some(&meter),
+    };
+    let work = instruments.histogram("work", "Help", "s", &[1.0, 2.0]);
+    let trace = |id: u64| {
+        let (trace, span) = (TraceId::from(u128::from(id)), SpanId::from(id));
+        let state = TraceState::default();
+        let context = SpanContext::new(trace, span, TraceFlags::SAMPLED, false, state);
+        Some(Trace::of(&context))
+    };
+    let status = |code: &'static str| {
+        vec![
+            (Key("kind"), "a".into()),
+            (Key("http.response.status_code"), code.into()),
+        ]
+    };
+    for (value, labels, trace) in [
+        (0.5, status("200"), trace(1)),
+        // On the bound: still within it.
+        (1.0, status("200"), trace(2)),
+        (9.0, status("200"), trace(3)),
+        (8.0, status("200"), None),
+        (1.5, status("500"), trace(4)),
+    ] {
+        work.observe(value, &labels, trace);
+    }
+    telemetry.shutdown(PATIENCE).await.expect("nothing is lost");
+
+    let received = received.recv().await.expect("a request");
+    let metric = &received.request.resource_metrics[0].scope_metrics[0].metrics[0];
+    let Some(Data::Histogram(histogram)) = &metric.data else {
+        panic!("no histogram: {metric:?}");
+    };
+    let mut series: Vec<_> = histogram
+        .data_points
+        .iter()
+        .map(|point| {
+            let exemplars = point.exemplars.iter().map(|exemplar| {
+                let Some(Value::AsDouble(value)) = exemplar.value else {
+                    panic!("no number: {exemplar:?}");
+                };
+                assert!(exemplar.time_unix_nano >= point.start_time_unix_nano);
+                assert_eq!(exemplar.span_id, exemplar.trace_id[8..]);
+                (value, *exemplar.trace_id.last().expect("16 bytes"))
+            });
+            (point.count, exemplars.collect::<Vec<_>>())
+        })
+        .collect();
+    series.sort_unstable_by_key(|(count, _)| *count);
+    assert_eq!(series, [(1, vec![(1.5, 4)]), (4, vec![(1.0, 2), (9.0, 3)])]);
 }
 
 #[tokio::test]
