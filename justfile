@@ -10,7 +10,7 @@ fmt:
 # Lints, warnings denied
 clippy:
     cargo clippy --release --locked --workspace --all-targets \
-        --features lantern-proxy/fuzzing,lantern-shim/fuzzing -- -D warnings
+        --features lantern-proxy/fuzzing,lantern-shim/fuzzing,lantern-shim/kafka -- -D warnings
 
 # API docs, warnings denied
 doc:
@@ -18,7 +18,7 @@ doc:
 
 # Licences, bans and sources of the dependencies; dependencies that nothing uses
 deny:
-    cargo deny check bans licenses sources
+    cargo deny --all-features check bans licenses sources
     cargo machete
 
 # Known vulnerabilities of the dependencies (reads the advisory database from the network)
@@ -59,6 +59,10 @@ llama GGUF:
 # Every way through the shim between real neighbours: the Python SDK, Jaeger, the Collector; attribute for attribute
 matrix:
     tests/matrix/run.sh
+
+# The scaled-out way between real programs: SDK, shim, Kafka, Jaeger's ingester, Cassandra, query (installs them once)
+kafka:
+    tests/kafka/run.sh
 
 # The container stack, really run: a request's trace must be whole in Jaeger, by both protocols
 compose-test:

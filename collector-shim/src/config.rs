@@ -13,12 +13,14 @@ use crate::signal::{Signal, Signals};
 use crate::tail::TailPolicy;
 pub use backends::{Backend, LogAck, QueueDir, Waiting};
 pub use door::{Door, DoorArgs, Origins};
+pub use kafka::KafkaSettings;
 pub use limits::{LimitArgs, Pace};
 pub use tail::TailArgs;
 pub use ways::{Balance, FileSettings, Way};
 
 mod backends;
 mod door;
+mod kafka;
 mod limits;
 mod tail;
 #[cfg(test)]
@@ -74,8 +76,8 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_REQUEST_BYTES)]
     pub max_request_bytes: usize,
 
-    /// Forward to this backend, or to OTLP/JSON lines in file:///DIR; may be repeated. NAME is for you to
-    /// choose: settings of the backend are LANTERN_BACKEND_NAME_PROTOCOL, …_HEADERS and so on
+    /// Forward to this backend, or to OTLP/JSON lines in file:///DIR, or to kafka://HOST:PORT,…/TOPIC if
+    /// it was built for that; may be repeated. NAME is for you to choose: settings of the backend are LANTERN_BACKEND_NAME_PROTOCOL, …_HEADERS and so on
     #[arg(long, value_name = "NAME=URL")]
     pub backend: Vec<String>,
 

@@ -22,7 +22,7 @@
 //!   letters.
 //! - `encode`: protobuf as OTLP/JSON.
 //! - `exporter`: the ways out: an `outlet` to each backend by `grpc`, on `batched` connections, or `http`, in parts
-//!   to all addresses of a name (`balance`), or into `files`; senders from the queue, `direct` with the sender
+//!   to all addresses of a name (`balance`), as records of `kafka`, or into `files`; senders from the queue, `direct` with the sender
 //!   waiting, and which answers are tried again.
 //! - `tail`: which traces are sent on, when not all are.
 //! - `store`: the embedded store, its model of a trace, and searches.
@@ -59,8 +59,8 @@ mod viewer;
 mod wire;
 
 pub use config::{
-    Ack, Args, Backend, Balance, Config, Destination, Door, DoorArgs, FileSettings, LimitArgs,
-    LogAck, Origins, Pace, QueueDir, TailArgs, Waiting, Way,
+    Ack, Args, Backend, Balance, Config, Destination, Door, DoorArgs, FileSettings, KafkaSettings,
+    LimitArgs, LogAck, Origins, Pace, QueueDir, TailArgs, Waiting, Way,
 };
 pub use counts::Counts;
 pub use exporter::{Resolve, Resolving, SystemResolver};

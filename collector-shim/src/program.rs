@@ -47,6 +47,10 @@ Examples:
   Keep a copy in files of OTLP/JSON lines, the last eleven of each signal:
     lantern shim --backend jaeger=grpc://localhost:5317 --backend copy=file:///var/lib/otlp
 
+  Write to a topic of Kafka, a record for each trace of a request (built with the feature kafka):
+    lantern shim --queue-dir /var/lib/lantern-shim \\
+      --backend kafka=kafka://broker-1:9092,broker-2:9092/jaeger-spans
+
   Queue nothing: a sender is answered once the backend has accepted:
     OTEL_EXPORTER_OTLP_ENDPOINT=grpc://localhost:5317 lantern shim --ack backend
 
@@ -83,6 +87,11 @@ Environment (each also as OTEL_EXPORTER_OTLP_TRACES_…, which wins):
     …_RESOLVE_SECONDS             how often they are asked for, 5 by default
     …_FILE_MAX_BYTES, …_FILE_MAX_COUNT
                                   of files: when one is full, and how many full ones stay
+    …_METRICS_TOPIC, …_LOGS_TOPIC, …_PROFILES_TOPIC
+                                  of Kafka: URL names the topic of traces, other signals have these
+                                  or are not sent
+    …_MAX_RECORD_BYTES            of Kafka: how much is sent at once, 1000000 by default; longer records
+                                  are cut where they can be. kafka+tls:// is Kafka over TLS
   OTEL_LOG_LEVEL                  error, warn, info (default), debug or trace
 
 On the viewer's port there are also /healthz, /readyz, which fails while the queue is nearly full as

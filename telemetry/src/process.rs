@@ -25,6 +25,7 @@ const CAPPED_TARGETS: &[(&str, LevelFilter)] = &[
     ("opentelemetry_sdk", LevelFilter::OFF),
     ("opentelemetry-sdk", LevelFilter::OFF),
     ("opentelemetry-http", LevelFilter::OFF),
+    ("rskafka", LevelFilter::OFF),
     ("h2", LevelFilter::WARN),
     ("hyper", LevelFilter::WARN),
     ("hyper_util", LevelFilter::WARN),

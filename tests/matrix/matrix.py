@@ -86,8 +86,8 @@ def ways_out(collector: Collector, jaeger: Jaeger, scratch: Path) -> list[tuple[
         return otlp_json.differences(sent, otlp_json.spans_of(collector.received()))
 
     return [
-        ("jaeger grpc", "grpc", jaeger.grpc, jaeger.differences),
-        ("jaeger http/protobuf", "http/protobuf", jaeger.http, jaeger.differences),
+        ("jaeger grpc", "grpc", jaeger.grpc, jaeger.query.differences),
+        ("jaeger http/protobuf", "http/protobuf", jaeger.http, jaeger.query.differences),
         ("collector grpc", "grpc", collector.grpc, at_collector),
         ("collector http/protobuf", "http/protobuf", collector.http, at_collector),
         ("collector http/json", "http/json", collector.http, at_collector),

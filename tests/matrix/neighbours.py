@@ -32,9 +32,9 @@ def free_port() -> int:
         return port
 
 
-def wait_for(problems: Callable[[], list[str]]) -> list[str]:
+def wait_for(problems: Callable[[], list[str]], patience_s: float = PATIENCE_S) -> list[str]:
     """Asks again and again; none once there are none, else those of the last time."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while found := problems():
         if time.monotonic() > deadline:
             return found
@@ -45,13 +45,15 @@ def wait_for(problems: Callable[[], list[str]]) -> list[str]:
 class Process:
     """A program that runs until its block ends; what it says is shown if it does not come up."""
 
+    patience_s: float = PATIENCE_S
+
     def __init__(self, command: list[str], ports: list[int], env: dict[str, str]) -> None:
         self._ports = ports
         self._said = tempfile.TemporaryFile()
         self._process = subprocess.Popen(command, env=env, stdout=self._said, stderr=subprocess.STDOUT)
 
     def __enter__(self) -> Any:
-        if problems := wait_for(self._closed_ports):
+        if problems := wait_for(self._closed_ports, self.patience_s):
             self.__exit__(None, None, None)
             self._said.seek(0)
             raise RuntimeError(f"{problems}: {self._said.read().decode(errors='replace')}")
@@ -61,7 +63,12 @@ class Process:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.terminate()
-        self._process.wait(PATIENCE_S)
+        self._process.wait(self.patience_s)
+
+    def kill(self) -> None:
+        """As a crash would end it."""
+        self._process.kill()
+        self._process.wait(self.patience_s)
 
     def _closed_ports(self) -> list[str]:
         def is_open(port: int) -> bool:
@@ -74,12 +81,12 @@ class Process:
 class Shim(Process):
     """The shim with one backend."""
 
-    def __init__(self, program: str, protocol: str, url: str) -> None:
+    def __init__(self, program: str, protocol: str, url: str, *flags: str) -> None:
         grpc, http = free_port(), free_port()
         self.grpc, self.http = f"http://127.0.0.1:{grpc}", f"http://127.0.0.1:{http}"
         command = [program, "--grpc", f"127.0.0.1:{grpc}", "--http", f"127.0.0.1:{http}", "--viewer", "none"]
         env = {"LANTERN_BACKEND_OUT_PROTOCOL": protocol}
-        super().__init__([*command, "--backend", f"out={url}"], [grpc, http], env)
+        super().__init__([*command, "--backend", f"out={url}", *flags], [grpc, http], env)
 
 
 class Collector(Process):
@@ -135,30 +142,11 @@ class Collector(Process):
         return Handler
 
 
-class Jaeger(Process):
-    """Jaeger all-in-one."""
+class QueryApi:
+    """Jaeger's query API."""
 
-    def __init__(self, program: str) -> None:
-        grpc, http, query = free_port(), free_port(), free_port()
-        self.grpc, self.http = f"http://127.0.0.1:{grpc}", f"http://127.0.0.1:{http}"
-        self._query = f"http://127.0.0.1:{query}"
-        named = {
-            "collector.otlp.grpc.host-port": grpc,
-            "collector.otlp.http.host-port": http,
-            "query.http-server.host-port": query,
-        }
-        others = (
-            "query.grpc-server.host-port",
-            "admin.http.host-port",
-            "collector.grpc-server.host-port",
-            "collector.http-server.host-port",
-            "http-server.host-port",
-            "processor.jaeger-binary.server-host-port",
-            "processor.jaeger-compact.server-host-port",
-            "processor.zipkin-compact.server-host-port",
-        )
-        flags = [f"--{flag}=127.0.0.1:{port}" for flag, port in (named | dict.fromkeys(others, 0)).items()]
-        super().__init__([program, *flags], list(named.values()), {"OTEL_TRACES_SAMPLER": "always_off"})
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}"
 
     def differences(self, sent: Spans) -> list[str]:
         """What of the trace sent is missing, or is another value, in Jaeger."""
@@ -181,13 +169,39 @@ class Jaeger(Process):
 
     def _trace(self, trace_id: str) -> dict[str, Any]:
         try:
-            with urlopen(f"{self._query}/api/traces/{trace_id}", timeout=PATIENCE_S) as answer:
+            with urlopen(f"{self._url}/api/traces/{trace_id}", timeout=PATIENCE_S) as answer:
                 trace: dict[str, Any] = json.load(answer)["data"][0]
                 return trace
         except HTTPError as error:
             if error.code != 404:
                 raise
             return {"spans": [], "processes": {}}
+
+
+class Jaeger(Process):
+    """Jaeger all-in-one."""
+
+    def __init__(self, program: str) -> None:
+        grpc, http, query = free_port(), free_port(), free_port()
+        self.grpc, self.http = f"http://127.0.0.1:{grpc}", f"http://127.0.0.1:{http}"
+        self.query = QueryApi(query)
+        named = {
+            "collector.otlp.grpc.host-port": grpc,
+            "collector.otlp.http.host-port": http,
+            "query.http-server.host-port": query,
+        }
+        others = (
+            "query.grpc-server.host-port",
+            "admin.http.host-port",
+            "collector.grpc-server.host-port",
+            "collector.http-server.host-port",
+            "http-server.host-port",
+            "processor.jaeger-binary.server-host-port",
+            "processor.jaeger-compact.server-host-port",
+            "processor.zipkin-compact.server-host-port",
+        )
+        flags = [f"--{flag}=127.0.0.1:{port}" for flag, port in (named | dict.fromkeys(others, 0)).items()]
+        super().__init__([program, *flags], list(named.values()), {"OTEL_TRACES_SAMPLER": "always_off"})
 
 
 def as_jaeger_has_it(span: dict[str, Any]) -> dict[str, Any]:

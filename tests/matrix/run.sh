@@ -14,17 +14,7 @@ jaeger=$(tests/jaeger/build.sh)
 collector=$(bench/peers.sh | sed -n 's/^collector=//p')
 [ -n "$collector" ] || { echo "matrix: no Collector, see above" >&2; exit 1; }
 
-checksum=$({ cat tests/matrix/requirements.txt; python3 -VV; } | sha256sum | cut -c1-16)
-environment=${LANTERN_TEST_CACHE:-$HOME/.cache/lantern}/matrix-$checksum
-mkdir -p "$environment"
-exec 9>"$environment/lock"
-flock 9
-if [ ! -e "$environment/complete" ]; then
-  python3 -m venv --clear "$environment/venv" >&2
-  "$environment/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/matrix/requirements.txt >&2
-  touch "$environment/complete"
-fi
-exec 9>&-
+python=$(tests/matrix/clients.sh)
 
-exec "$environment/venv/bin/python" tests/matrix/matrix.py \
+exec "$python" tests/matrix/matrix.py \
   --shim "$target/release/lantern-shim" --jaeger "$jaeger" --collector "$collector"

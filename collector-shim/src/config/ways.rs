@@ -7,6 +7,7 @@ use std::time::Duration;
 use lantern_telemetry::{ConfigError, ExporterSettings};
 
 use super::backends::FLAG;
+use super::kafka::KafkaSettings;
 use crate::exporter::{Resolve, SystemResolver};
 
 /// How a backend is reached.
@@ -16,6 +17,8 @@ pub enum Way {
     Otlp(Box<ExporterSettings>),
     /// By OTLP, at every address that the endpoint's host has: each trace at one of them.
     Balanced(Box<ExporterSettings>, Balance),
+    /// As records of Kafka, each of one trace.
+    Kafka(KafkaSettings),
     /// In files of OTLP/JSON lines.
     Files(FileSettings),
 }
@@ -52,13 +55,17 @@ const MOST_FULL_FILES: u64 = 10_000;
 const DEFAULT_RESOLVE_SECONDS: u64 = 5;
 const MAX_RESOLVE_SECONDS: u64 = 3600;
 
-type Get<'a> = &'a dyn Fn(&str) -> Option<String>;
+/// Gives the value of a variable.
+pub(super) type Get<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl Way {
     /// What `url` and the variables that begin with `prefix` say.
     pub(super) fn read(url: &str, prefix: &str, get: Get<'_>) -> Result<Way, ConfigError> {
         if url.starts_with(FILE_SCHEME) {
             return FileSettings::read(url, prefix, get).map(Way::Files);
+        }
+        if KafkaSettings::are_in(url) {
+            return KafkaSettings::read(url, prefix, get).map(Way::Kafka);
         }
         let exporter = Box::new(ExporterSettings::named(FLAG, url, prefix, get)?);
         Ok(match Balance::read(prefix, get)? {
@@ -67,10 +74,11 @@ impl Way {
         })
     }
 
-    /// How OTLP is spoken, if it is.
+    /// How connections are made, and what is said over them, if there are any.
     pub fn exporter(&self) -> Option<&ExporterSettings> {
         match self {
             Way::Otlp(exporter) | Way::Balanced(exporter, _) => Some(exporter),
+            Way::Kafka(kafka) => Some(&kafka.exporter),
             Way::Files(_) => None,
         }
     }
@@ -79,6 +87,7 @@ impl Way {
     pub(crate) fn endpoint(&self) -> String {
         match self {
             Way::Otlp(exporter) | Way::Balanced(exporter, _) => exporter.endpoint.clone(),
+            Way::Kafka(kafka) => kafka.url.clone(),
             Way::Files(files) => format!("file://{}", files.dir.display()),
         }
     }
@@ -88,6 +97,7 @@ impl Way {
         match self {
             Way::Otlp(exporter) => exporter.protocol.to_string(),
             Way::Balanced(exporter, _) => format!("{} by trace id", exporter.protocol),
+            Way::Kafka(_) => "records of Kafka".to_owned(),
             Way::Files(_) => "json lines".to_owned(),
         }
     }
@@ -100,6 +110,7 @@ impl Way {
         let changed = exporter.with_changed_tls_files()?.map(Box::new);
         Ok(changed.map(|exporter| match self {
             Way::Balanced(_, balance) => Way::Balanced(exporter, balance.clone()),
+            Way::Kafka(kafka) => Way::Kafka(kafka.with_exporter(exporter)),
             Way::Otlp(_) | Way::Files(_) => Way::Otlp(exporter),
         }))
     }
@@ -150,13 +161,13 @@ impl FileSettings {
 }
 
 /// The value of a variable that is set and not empty.
-fn set(variable: &str, get: Get<'_>) -> Option<String> {
+pub(super) fn set(variable: &str, get: Get<'_>) -> Option<String> {
     let value = get(variable)?.trim().to_owned();
     (!value.is_empty()).then_some(value)
 }
 
 /// The whole number, from 1 to `most`, of a variable by its prefix and its own name.
-fn number(
+pub(super) fn number(
     (prefix, name): (&str, &str),
     default: u64,
     most: u64,

@@ -1,6 +1,7 @@
-//! The ways out. An [`Outlet`] carries a request to its backend once, by [`grpc`] or [`http`], in parts
-//! to the members of a [`balance`], or into [`files`], and reads the answer; [`retry`] knows which
-//! answers are worth another attempt, and when. [`as_json`] is for those that do not take protobuf.
+//! The ways out. An [`Outlet`] carries a request to its backend once, by [`grpc`] or [`http`], into
+//! [`files`], or in [`parts`]: to the members of a [`balance`], or as records of Kafka. It reads the answer;
+//! [`retry`] knows which answers are worth another attempt, and when. [`as_json`] is for those that do not
+//! take protobuf.
 //!
 //! Two make use of it. An [`Exporter`] takes batches from the queue and stays with each until the
 //! backend has answered for it. [`Direct`] passes a request on while its sender waits, and the
@@ -14,8 +15,11 @@ mod direct;
 mod files;
 mod grpc;
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod message;
 mod outlet;
+mod parts;
 mod retry;
 mod sender;
 

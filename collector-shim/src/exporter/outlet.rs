@@ -16,8 +16,11 @@ use lantern_telemetry::config::Compression;
 use lantern_telemetry::{ConfigError, ExporterSettings, LimitedLog, Protocol};
 
 use super::as_json::AsJson;
-use super::balance::{Answered, Balancer};
+use super::balance::Balancer;
 use super::files::Files;
+#[cfg(feature = "kafka")]
+use super::kafka::Kafka;
+use super::parts::{Answered, Share};
 use super::{Answer, Cause, Message, Rejection, grpc, http};
 use crate::coding::{self, Coding};
 use crate::config::{Backend, Way};
@@ -33,8 +36,8 @@ const LOCK: &str = "no holder of this lock panics";
 enum Client {
     /// Each request as a whole.
     Whole(Box<Carrier>),
-    /// In parts, each to a member, which has an outlet of its own.
-    Parts(Arc<Balancer>),
+    /// In parts.
+    Parts(Arc<dyn Share>),
 }
 
 enum Carrier {
@@ -185,27 +188,27 @@ impl Outlet {
     fn is_meant_for(&self, signal: Signal) -> bool {
         let has_place = match &*self.client() {
             Client::Whole(carrier) => carrier.has_place_for(signal),
-            Client::Parts(_) => true,
+            Client::Parts(share) => share.has_place_for(signal),
         };
         let has_words = self.as_json.is_none() || AsJson::has_words_for(signal);
         self.signals.has(signal) && has_place && has_words
     }
 
-    /// What shares requests out, if there are several to send to.
-    pub(super) fn balancer(&self) -> Option<Arc<Balancer>> {
+    /// What shares requests out, if there are several places to send to.
+    pub(super) fn share(&self) -> Option<Arc<dyn Share>> {
         match &*self.client() {
-            Client::Parts(balancer) => Some(Arc::clone(balancer)),
+            Client::Parts(share) => Some(Arc::clone(share)),
             Client::Whole(_) => None,
         }
     }
 
-    /// Sends each part of `payloads` once, to its member.
+    /// Sends each part of `payloads` once, to its place.
     pub(super) async fn send_shares(
         &self,
-        balancer: &Balancer,
+        share: Arc<dyn Share>,
         payloads: Vec<Payload>,
     ) -> Vec<Answered> {
-        let answered = balancer.send(payloads).await;
+        let answered = share.send(payloads).await;
         for (part, answer) in &answered {
             self.learn(part.signal, answer);
         }
@@ -242,8 +245,8 @@ impl Outlet {
     pub(super) async fn send(&self, payload: &Payload) -> Answer {
         match &*self.client() {
             Client::Whole(carrier) => self.send_whole(carrier, payload).await,
-            Client::Parts(balancer) => {
-                let answered = self.send_shares(balancer, vec![payload.clone()]);
+            Client::Parts(share) => {
+                let answered = self.send_shares(Arc::clone(share), vec![payload.clone()]);
                 Answer::of_parts(answered.await)
             }
         }
@@ -422,6 +425,10 @@ fn client(way: &Way, signals: Signals) -> Client {
         Way::Balanced(settings, balance) => {
             Client::Parts(Arc::new(Balancer::new(settings, balance, signals)))
         }
+        #[cfg(feature = "kafka")]
+        Way::Kafka(settings) => Client::Parts(Arc::new(Kafka::new(settings.clone()))),
+        #[cfg(not(feature = "kafka"))]
+        Way::Kafka(_) => unreachable!("reading such settings is an error in this program"),
         Way::Files(settings) => {
             let files = Files::new(settings.clone());
             Client::Whole(Box::new(Carrier::Files(Arc::new(files))))

@@ -59,7 +59,7 @@ impl Exporter {
 
     /// Sends `batch` until the backend has answered for all of it.
     async fn deliver(&self, batch: &Batch) {
-        if self.outlet().balancer().is_some() {
+        if self.outlet().share().is_some() {
             return self.deliver_shares(batch).await;
         }
         match self.send_until_answered(batch).await {

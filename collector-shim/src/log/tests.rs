@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -27,6 +27,7 @@ use crate::signal::Signal;
 const ROOM: usize = 1024 * 1024;
 /// Far beyond what any wait here takes on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 fn directory() -> TempDir {
     tempfile::tempdir().expect("a directory")
@@ -49,7 +50,26 @@ fn open_with(
     open_for(dir, max_bytes, ack, &["only"])
 }
 
+/// A program that another test is just starting has this one's files until it runs, a lock among them; insta
+/// starts cargo.
 fn open_for(
+    dir: &Path,
+    max_bytes: usize,
+    ack: LogAck,
+    backends: &[&str],
+) -> Result<(Log, Arc<Counters>), QueueDirError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match open_once(dir, max_bytes, ack, backends) {
+            Err(QueueDirError::InUse { .. }) if Instant::now() < until => {
+                std::thread::sleep(POLL_INTERVAL);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn open_once(
     dir: &Path,
     max_bytes: usize,
     ack: LogAck,
@@ -405,7 +425,7 @@ fn a_directory_has_one_user_at_a_time() {
     let dir = directory();
     block_on(async {
         let (log, _) = open(dir.path());
-        let second = open_with(dir.path(), ROOM, LogAck::Disk).expect_err("in use");
+        let second = open_once(dir.path(), ROOM, LogAck::Disk, &["only"]).expect_err("in use");
         assert!(matches!(second, QueueDirError::InUse { .. }), "{second}");
         log.finish().await;
         open(dir.path()).0.finish().await;

@@ -10,6 +10,8 @@ mod durable;
 mod duties;
 mod fanning;
 mod files;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod program;
 mod proxied;
 mod receiving;

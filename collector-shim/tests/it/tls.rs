@@ -13,7 +13,7 @@ use crate::support::spans::full_trace;
 use crate::support::{Running, eventually, exporter};
 
 /// A server's side with a certificate of its own making, and that certificate as PEM.
-fn self_signed() -> (rustls::ServerConfig, String) {
+pub(crate) fn self_signed() -> (rustls::ServerConfig, String) {
     let names = ["127.0.0.1".to_owned()];
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names).expect("issued");
     (server_config(&cert, &signing_key), cert.pem())

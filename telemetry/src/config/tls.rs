@@ -159,7 +159,7 @@ impl ExporterSettings {
     }
 
     /// The TLS of a client of the endpoint; application protocols are left to it.
-    pub(super) fn rustls_config(&self) -> ClientConfig {
+    pub fn rustls_config(&self) -> ClientConfig {
         let builder = builder().with_root_certificates(self.trusted());
         match (&self.client_certificate, &self.client_key) {
             (Some(chain), Some(key)) => builder

@@ -16,17 +16,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::Uri;
 use lantern_telemetry::{ExporterSettings, LimitedLog};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use super::parts::{Answered, Share, Sharing, all_later, by_trace};
 use super::{Answer, Cause, Outlet};
 use crate::config::Balance;
 use crate::queue::{Batch, Payload};
 use crate::signal::{Signal, Signals};
-use crate::wire;
 use hashing::Seed;
 pub use resolve::{Resolve, Resolving, SystemResolver};
 
@@ -34,9 +33,6 @@ pub use resolve::{Resolve, Resolving, SystemResolver};
 const MAX_MEMBERS: usize = 256;
 /// How long a resolver may take.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
-
-/// What became of a part of a request.
-pub(super) type Answered = (Payload, Answer);
 
 /// See the module.
 pub(super) struct Balancer {
@@ -90,14 +86,10 @@ impl Balancer {
         }
     }
 
-    /// Sends each part of `payloads` once, to its member.
-    pub(super) async fn send(&self, payloads: Vec<Payload>) -> Vec<Answered> {
+    async fn share_out(&self, payloads: Vec<Payload>) -> Vec<Answered> {
         let members = match self.members().await {
             Ok(members) => members,
-            Err(reason) => {
-                let later = |payload| (payload, Answer::later(reason.clone()));
-                return payloads.into_iter().map(later).collect();
-            }
+            Err(reason) => return all_later(payloads, &reason),
         };
         let (all, turn) = (Arc::clone(&members), self.turn.fetch_add(1, Relaxed));
         // It takes time: beside the threads that serve connections.
@@ -189,6 +181,17 @@ impl Balancer {
     }
 }
 
+impl Share for Balancer {
+    /// Any member takes it, as far as is known.
+    fn has_place_for(&self, _: Signal) -> bool {
+        true
+    }
+
+    fn send(self: Arc<Self>, payloads: Vec<Payload>) -> Sharing {
+        Box::pin(async move { self.share_out(payloads).await })
+    }
+}
+
 /// What each member is to get. What has no trace id goes to the one whose `turn` it is.
 fn shares(members: &[Member], turn: usize, payloads: Vec<Payload>) -> BTreeMap<usize, Batch> {
     let mut shares: BTreeMap<usize, Batch> = BTreeMap::new();
@@ -198,40 +201,15 @@ fn shares(members: &[Member], turn: usize, payloads: Vec<Payload>) -> BTreeMap<u
     };
     for payload in payloads {
         if payload.signal == Signal::Traces {
-            let parts = by_trace(members, payload).into_iter();
-            parts.for_each(|(member, part)| add(member, part));
+            let parts = by_trace(payload, |trace_id| member_of(members, trace_id));
+            parts
+                .into_iter()
+                .for_each(|(member, part)| add(member, part));
         } else {
             add(turn % members.len(), payload);
         }
     }
     shares
-}
-
-/// The parts of `payload`, each with its member. One that is for one member alone stays as it is.
-fn by_trace(members: &[Member], payload: Payload) -> BTreeMap<usize, Payload> {
-    let plain = payload.decompressed();
-    let groups = wire::span_groups(&plain).expect("it was checked when it came");
-    let mut heads = Vec::with_capacity(groups.len());
-    // Of each member the spans, by the place of their heads.
-    let mut kept: BTreeMap<usize, BTreeMap<usize, Vec<Bytes>>> = BTreeMap::new();
-    for (place, group) in groups.into_iter().enumerate() {
-        heads.push(group.heads);
-        for span in group.spans {
-            let member = member_of(members, span.trace_id);
-            let of_member = kept.entry(member).or_default();
-            of_member.entry(place).or_default().push(span.bytes);
-        }
-    }
-    if kept.len() <= 1 {
-        let member = kept.into_keys().next().unwrap_or(0);
-        return BTreeMap::from([(member, payload)]);
-    }
-    let part = |(member, kept): (usize, BTreeMap<usize, Vec<Bytes>>)| {
-        let items = kept.values().map(|spans| spans.len() as u64).sum();
-        let bytes = wire::put_together(&heads, &kept);
-        (member, Payload::plain(payload.signal, bytes, items))
-    };
-    kept.into_iter().map(part).collect()
 }
 
 fn member_of(members: &[Member], trace_id: [u8; 16]) -> usize {

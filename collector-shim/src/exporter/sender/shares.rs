@@ -1,4 +1,4 @@
-//! A batch for a backend of several members: each part is tried again for itself, since what one member
+//! A batch for a backend of several places: each part is tried again for itself, since what one place
 //! has must not come twice because another is away.
 
 use std::time::Duration;
@@ -12,8 +12,8 @@ impl Exporter {
         let mut left = batch.payloads().to_vec();
         let mut backoff = Backoff::default();
         // It is another one once the TLS files have changed.
-        while let Some(balancer) = self.outlet().balancer() {
-            let answers = self.outlet().send_shares(&balancer, left).await;
+        while let Some(share) = self.outlet().share() {
+            let answers = self.outlet().send_shares(share, left).await;
             left = Vec::new();
             let mut wait = None;
             for (part, answer) in answers {
@@ -31,7 +31,7 @@ impl Exporter {
         self.leave_queue(batch.payloads());
     }
 
-    /// Counts what became of `part`, or keeps it in `left`; for how long, if the member says so.
+    /// Counts what became of `part`, or keeps it in `left`; for how long, if its place says so.
     async fn account_for_part(
         &self,
         part: Payload,
