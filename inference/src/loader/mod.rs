@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`files`]: which files are used; [`hub`]: how they get here; [`gguf`]: all of it in one file
 //! - [`weights`]: named tensors out of them; [`device`]: where those go; `memory`: what is left there
-//! - `progress`: what is shown meanwhile
+//! - `unread`: which of them nobody asked for; `progress`: what is shown meanwhile
 
 pub mod device;
 pub mod files;
@@ -11,6 +11,7 @@ pub mod gguf;
 pub mod hub;
 pub(crate) mod memory;
 mod progress;
+mod unread;
 pub mod weights;
 
 use std::io;
@@ -243,7 +244,7 @@ pub fn load(
         ModelSource::Gguf(gguf) => Weights::of_gguf(Arc::clone(gguf), device, dtype)?,
     };
     let model = config.load(&weights)?;
-    weights.finish();
+    weights.finish()?;
     Ok(LoadedModel::new(
         model,
         config.vocab_size(),

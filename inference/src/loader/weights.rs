@@ -4,7 +4,7 @@
 //! that needs `unsafe`, and every tensor is copied to its own storage anyhow.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -19,6 +19,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use super::files::WeightFiles;
 use super::gguf::{Gguf, GgufError, RowOrder, Stored};
 use super::progress::Progress;
+use super::unread::unread;
 use crate::ops::{Matrix, PackedMatrix, StoredRows, is_packable};
 use crate::tensor_error::TensorError;
 
@@ -57,6 +58,17 @@ pub enum WeightsError {
         /// As the file has it.
         found: Vec<usize>,
     },
+    /// The files have tensors that nobody has read: what config.json says is another model.
+    #[error(
+        "config.json has no place for {count} of the weights' tensors, such as {example}: \
+         it describes another model"
+    )]
+    Unread {
+        /// How many.
+        count: usize,
+        /// The first by name.
+        example: String,
+    },
     /// A GGUF lacks it, or what it says of it is wrong.
     #[error(transparent)]
     Gguf(#[from] GgufError),
@@ -77,6 +89,8 @@ pub struct Weights {
     sources: Vec<Source>,
     device: Device,
     dtype: DType,
+    /// The tensors that were asked for.
+    read: RefCell<HashSet<String>>,
     progress: Progress,
 }
 
@@ -134,6 +148,7 @@ impl Weights {
             sources,
             device,
             dtype,
+            read: RefCell::default(),
             progress: Progress::new("loading weights".to_owned(), total_bytes),
         }
     }
@@ -172,7 +187,7 @@ impl Weights {
             && let Some(stored) = gguf.read(name)?
         {
             check_shape(name, &stored.dims, &[shape.0, shape.1])?;
-            self.progress.add(stored.bytes.len() as u64);
+            self.note_read(name, stored.bytes.len());
             let rows = StoredRows {
                 dtype: stored.dtype,
                 bytes: &stored.bytes,
@@ -205,9 +220,13 @@ impl Weights {
         let source = source.ok_or_else(|| missing(name))?;
         let stored = source.read(name)?;
         check_shape(name, stored.dims(), shape)?;
-        self.progress
-            .add((stored.elem_count() * stored.dtype().size_in_bytes()) as u64);
+        self.note_read(name, stored.elem_count() * stored.dtype().size_in_bytes());
         Ok(stored)
+    }
+
+    fn note_read(&self, name: &str, bytes: usize) {
+        self.read.borrow_mut().insert(name.to_owned());
+        self.progress.add(bytes as u64);
     }
 
     /// A stored tensor in the model's type on its device.
@@ -232,9 +251,19 @@ impl Weights {
         }
     }
 
-    /// Ends the progress shown.
-    pub(crate) fn finish(&self) {
+    /// Ends the progress shown. Everything that the files have must have been read by then.
+    pub(crate) fn finish(&self) -> Result<(), WeightsError> {
         self.progress.finish();
+        let names = self.sources.iter().flat_map(Source::names);
+        let read = self.read.borrow();
+        let left = unread(names, |name| read.contains(name));
+        match left.first() {
+            None => Ok(()),
+            Some(first) => Err(WeightsError::Unread {
+                count: left.len(),
+                example: first.clone(),
+            }),
+        }
     }
 }
 
@@ -244,6 +273,15 @@ impl Source {
             Self::Safetensors(file) => file.tensors.contains_key(name),
             Self::PyTorch(file) => file.tensors.tensor_infos().contains_key(name),
             Self::Gguf(file) => file.contains(name),
+        }
+    }
+
+    /// All its tensors.
+    fn names(&self) -> Vec<String> {
+        match self {
+            Self::Safetensors(file) => file.tensors.keys().cloned().collect(),
+            Self::PyTorch(file) => file.tensors.tensor_infos().keys().cloned().collect(),
+            Self::Gguf(file) => file.tensors(),
         }
     }
 

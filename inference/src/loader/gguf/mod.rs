@@ -199,6 +199,15 @@ impl Gguf {
         self.names.stored(name).is_some()
     }
 
+    /// All tensors, by the names they go by, or by those in the file where they go by none.
+    pub(crate) fn tensors(&self) -> Vec<String> {
+        self.names
+            .all()
+            .chain(self.names.unknown())
+            .cloned()
+            .collect()
+    }
+
     /// How the tensor that goes by this name is stored.
     pub(crate) fn dtype(&self, name: &str) -> Option<GgmlDType> {
         let (stored, _) = self.names.stored(name)?;
