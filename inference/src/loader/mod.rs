@@ -3,15 +3,15 @@
 //! # Layout
 //! - [`files`]: which files are used; [`hub`]: how they get here; [`gguf`]: all of it in one file
 //! - [`weights`]: named tensors out of them; [`device`]: where those go; `memory`: what is left there
-//! - `unread`: which of them nobody asked for; `progress`: what is shown meanwhile
+//! - `inventory`: what they take, and which of them nobody asked for; `progress`: what is shown meanwhile
 
 pub mod device;
 pub mod files;
 pub mod gguf;
 pub mod hub;
+mod inventory;
 pub(crate) mod memory;
 mod progress;
-mod unread;
 pub mod weights;
 
 use std::io;
@@ -243,6 +243,7 @@ pub fn load(
         ModelSource::Files(files) => Weights::open(&files.weights, device, dtype)?,
         ModelSource::Gguf(gguf) => Weights::of_gguf(Arc::clone(gguf), device, dtype)?,
     };
+    weights.check_memory()?;
     let model = config.load(&weights)?;
     weights.finish()?;
     Ok(LoadedModel::new(

@@ -16,10 +16,11 @@ use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use super::device::free_bytes;
 use super::files::WeightFiles;
 use super::gguf::{Gguf, GgufError, RowOrder, Stored};
+use super::inventory::{self, Listed};
 use super::progress::Progress;
-use super::unread::unread;
 use crate::ops::{Matrix, PackedMatrix, StoredRows, is_packable};
 use crate::tensor_error::TensorError;
 
@@ -68,6 +69,19 @@ pub enum WeightsError {
         count: usize,
         /// The first by name.
         example: String,
+    },
+    /// The memory does not hold them.
+    #[error(
+        "the weights take {needed_bytes} bytes of memory, {available_bytes} are there: \
+         use --dtype bfloat16, by which they take {half_bytes}, or a smaller or quantised model"
+    )]
+    TooLarge {
+        /// What they take in the type that was chosen.
+        needed_bytes: u64,
+        /// What is there, on the device.
+        available_bytes: u64,
+        /// What they take in 16 bits.
+        half_bytes: u64,
     },
     /// A GGUF lacks it, or what it says of it is wrong.
     #[error(transparent)]
@@ -254,16 +268,38 @@ impl Weights {
     /// Ends the progress shown. Everything that the files have must have been read by then.
     pub(crate) fn finish(&self) -> Result<(), WeightsError> {
         self.progress.finish();
-        let names = self.sources.iter().flat_map(Source::names);
+        let listed = self.listed();
         let read = self.read.borrow();
-        let left = unread(names, |name| read.contains(name));
+        let left = inventory::unread(&listed, |name| read.contains(name));
         match left.first() {
             None => Ok(()),
             Some(first) => Err(WeightsError::Unread {
                 count: left.len(),
-                example: first.clone(),
+                example: (*first).to_owned(),
             }),
         }
+    }
+
+    /// Refuses what the device's memory does not hold, before any of it is read.
+    pub(crate) fn check_memory(&self) -> Result<(), WeightsError> {
+        let listed = self.listed();
+        let bytes = |dtype| inventory::bytes(&listed, (&self.device, dtype));
+        let needed_bytes = bytes(self.dtype);
+        match free_bytes(&self.device)? {
+            Some(available_bytes) if available_bytes < needed_bytes => {
+                Err(WeightsError::TooLarge {
+                    needed_bytes,
+                    available_bytes,
+                    half_bytes: bytes(DType::BF16),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All tensors of all files.
+    fn listed(&self) -> Vec<Listed> {
+        self.sources.iter().flat_map(Source::listed).collect()
     }
 }
 
@@ -277,11 +313,25 @@ impl Source {
     }
 
     /// All its tensors.
-    fn names(&self) -> Vec<String> {
+    fn listed(&self) -> Vec<Listed> {
+        let plain = |name: &String, shape: &[usize]| Listed {
+            name: name.clone(),
+            shape: shape.to_vec(),
+            quantised: None,
+        };
         match self {
-            Self::Safetensors(file) => file.tensors.keys().cloned().collect(),
-            Self::PyTorch(file) => file.tensors.tensor_infos().keys().cloned().collect(),
-            Self::Gguf(file) => file.tensors(),
+            Self::Safetensors(file) => {
+                let tensors = file.tensors.iter();
+                tensors
+                    .map(|(name, info)| plain(name, &info.shape))
+                    .collect()
+            }
+            Self::PyTorch(file) => {
+                let tensors = file.tensors.tensor_infos().iter();
+                let tensors = tensors.map(|(name, info)| plain(name, info.layout.dims()));
+                tensors.collect()
+            }
+            Self::Gguf(file) => file.listed().collect(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use lantern_inference::loader::{
-    self, DTypeChoice, DeviceChoice, HubOptions, LoadError, LoadedModel,
+    self, DTypeChoice, DeviceChoice, HubOptions, LoadError, LoadedModel, WeightsError,
 };
 use tempfile::TempDir;
 
@@ -185,6 +185,34 @@ fn tensors_that_config_json_has_no_place_for_are_refused_by_name() {
         error.contains("such as model.layers.0.self_attn.k_norm.weight: "),
         "{error}"
     );
+}
+
+#[test]
+fn weights_that_the_memory_does_not_hold_are_refused_before_any_is_read() {
+    // A file of 2 TiB that takes no place on the disk.
+    let (_guard, folder) = copy("opt-pre-ln");
+    let header = serde_json::json!({"huge": {
+        "dtype": "F32", "shape": [1_u64 << 32, 128], "data_offsets": [0, 1_u64 << 41],
+    }});
+    let header = header.to_string();
+    let mut start = (header.len() as u64).to_le_bytes().to_vec();
+    start.extend(header.bytes());
+    let path = folder.join("model.safetensors");
+    fs::write(&path, &start).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(start.len() as u64 + (1 << 41)).unwrap();
+    let error = load(&folder).unwrap_err();
+    let LoadError::Weights(WeightsError::TooLarge {
+        available_bytes, ..
+    }) = error
+    else {
+        panic!("{error}");
+    };
+    let expected = format!(
+        "the weights take 2199023255552 bytes of memory, {available_bytes} are there: \
+         use --dtype bfloat16, by which they take 1099511627776, or a smaller or quantised model"
+    );
+    assert_eq!(error.to_string(), expected);
 }
 
 #[test]

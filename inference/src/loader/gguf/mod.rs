@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
 
+use super::inventory::Listed;
 use names::Names;
 
 /// The end of a GGUF's name.
@@ -200,12 +201,15 @@ impl Gguf {
     }
 
     /// All tensors, by the names they go by, or by those in the file where they go by none.
-    pub(crate) fn tensors(&self) -> Vec<String> {
-        self.names
-            .all()
-            .chain(self.names.unknown())
-            .cloned()
-            .collect()
+    pub(super) fn listed(&self) -> impl Iterator<Item = Listed> {
+        self.names.all().map(|(name, stored)| {
+            let info = &self.content.tensor_infos[stored];
+            Listed {
+                name: name.to_owned(),
+                shape: info.shape.dims().to_vec(),
+                quantised: Some(info.ggml_dtype),
+            }
+        })
     }
 
     /// How the tensor that goes by this name is stored.

@@ -123,14 +123,15 @@ impl Names {
         Ok(names)
     }
 
-    /// All names in model directories.
-    pub(super) fn all(&self) -> impl Iterator<Item = &String> {
-        self.known.keys()
-    }
-
-    /// The names in the file of what has none there.
-    pub(super) fn unknown(&self) -> impl Iterator<Item = &String> {
-        self.unknown.iter()
+    /// All names, in model directories where they have one there, each with the one in the file.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+        let known = self.known.iter();
+        let known = known.map(|(name, (stored, _))| (name.as_str(), stored.as_str()));
+        known.chain(
+            self.unknown
+                .iter()
+                .map(|stored| (stored.as_str(), stored.as_str())),
+        )
     }
 
     /// The name in the file, and how its rows are ordered there.
