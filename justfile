@@ -47,6 +47,14 @@ bench NAME *OPTIONS:
     cargo build --profile dist --locked -p lantern-shim -p lantern-proxy -p lantern-bench
     target/dist/lantern-bench {{NAME}} {{OPTIONS}}
 
+# Tokens per second over HTTP, with and without the proxy: random weights of OPT-125m's shapes, on cpu or cuda
+bench-serve DEVICE="cpu" *OPTIONS:
+    mkdir -p target/bench/opt-125m
+    cargo bench -p lantern-inference --bench engine -- --keep "$PWD/target/bench/opt-125m"
+    cargo build --profile dist --locked -p lantern-inference -p lantern-proxy -p lantern-bench \
+        {{ if DEVICE == "cuda" { "--features lantern-inference/cuda" } else { "" } }}
+    target/dist/lantern-bench serve --model target/bench/opt-125m --device {{DEVICE}} {{OPTIONS}}
+
 # A fuzz target (fuzz/targets), with the stable compiler; what it finds is in fuzz/target/artifacts
 fuzz TARGET RUNS="100000" *OPTIONS:
     fuzz/run.sh {{TARGET}} {{RUNS}} {{OPTIONS}}

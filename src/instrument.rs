@@ -1,23 +1,28 @@
 //! `lantern instrument -- CMD…`: any HTTP server behind the tracing proxy, in one command.
 //!
-//! The server is a child process and knows nothing of it. Signals are passed on; one that asks it to
-//! stop waits until the requests in flight are answered, unless it is repeated. The exit code is the
-//! child's (128 + n when signal n ended it, as shells say), whatever became of the spans.
+//! The server is a child process and knows nothing of it. The proxy has its port before the server starts and serves
+//! once the server listens (`listening` finds out where), so a client that comes early waits and is not refused.
+//! Signals are passed on; one that asks the server to stop waits until the requests in flight are answered, unless it
+//! is repeated. The exit code is the child's (128 + n when signal n ended it, as shells say), whatever became of the
+//! spans.
 
+mod listening;
+
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use lantern_proxy::Proxy;
-use lantern_telemetry::{ConfigError, Settings, Telemetry, process};
+use lantern_proxy::{Config, Proxy, Sockets, Upstream};
+use lantern_telemetry::{Settings, Telemetry, process};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The port of a server that names none: the one that `lantern serve` listens on.
-const DEFAULT_PORT: u16 = 8001;
+use listening::{Expected, accepting};
+
 /// How long the last spans may take to leave.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
@@ -27,34 +32,90 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 Examples:
   lantern instrument -- lantern serve facebook/opt-125m
   lantern instrument -- vllm serve facebook/opt-125m --port 8001
-  lantern instrument --listen 0.0.0.0:8000 -- uvicorn app:app --port 9000
+  lantern instrument -- gunicorn -b 127.0.0.1:9000 app:app
+  lantern instrument --listen 127.0.0.1:9000 -- sh -c 'exec uvicorn app:app'
 
-Clients use the proxy's port (8000). OTEL_SERVICE_NAME names the server's HTTP spans; the other
-standard OTEL_* variables choose the exporter, for the proxy and for a child that reads them.")]
+Clients use the proxy's port (8000), and wait there until the server listens. A server that wants the same port by
+itself, as vLLM and uvicorn do, needs another (--port 8001), or the proxy does (--listen).
+
+Where the server listens is found by looking at the sockets of its processes, on Linux; of several it is the one that
+its --port or -b names, or else one whose number its arguments or PORT have, or else the lowest. Elsewhere, and for one
+that runs where nobody can look, as in a container, --port or -b tells; --upstream tells in any case.
+
+OTEL_SERVICE_NAME names the server's HTTP spans; the other standard OTEL_* variables choose the exporter, for the proxy
+and for a child that reads them.")]
 pub(crate) struct Args {
     #[command(flatten)]
     proxy: lantern_proxy::Args,
-    /// The server to start, with its arguments; its `--port N` tells where it listens (8001)
+    /// The server to start, with its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
-/// Runs the command behind the proxy until it ends, and gives its exit code.
+/// Runs the command behind the proxy until it ends, and gives its exit code; or, with `--check`, prints the settings.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = Settings::from_env()?.with_metrics();
-    process::init_logging(settings.log_filter());
     let Args { mut proxy, command } = args;
-    proxy.default_upstream(|| upstream_of(&command))?;
-    let config = proxy.into_config()?;
+    let expected = Expected::of(&command);
+    let is_to_be_found = proxy.default_upstream(&Upstream::from(expected.address()).to_string())?;
+    if let Some(description) = proxy.checked()? {
+        print!("{description}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    process::init_logging(settings.log_filter());
+    let mut config = proxy.into_config()?;
     let settings = if config.keep.is_any() {
         settings.recording_unsampled()
     } else {
         settings
     };
     let telemetry = Telemetry::start(&settings, "lantern-proxy")?;
-    let proxy = Proxy::bind(config, &telemetry).await?;
-    let mut signals = Signals::catch()?;
-    let mut child = spawn(&command)?;
+    let sockets = Sockets::bind(&config).await?;
+    let mut server = Server::start(&command)?;
+    let group = server.group;
+    let upstreams = config.upstreams.clone();
+    let upstreams = async move {
+        if is_to_be_found {
+            return vec![expected.listening(group).await.into()];
+        }
+        accepting(&upstreams).await;
+        upstreams
+    };
+    let status = match server.until(upstreams).await? {
+        Until::Reached(upstreams) => {
+            config.upstreams = upstreams;
+            serve(config, sockets, &telemetry, &mut server).await?
+        }
+        Until::Ended(status) => {
+            if !status.success() {
+                explain(config.listen);
+            }
+            status
+        }
+    };
+    telemetry.shutdown_or_warn(FLUSH_LIMIT).await;
+    Ok(exit_code(status))
+}
+
+/// What may be wrong with a command that ended before it listened.
+fn explain(listen: SocketAddr) {
+    let port = listen.port();
+    tracing::warn!(
+        "the command ended before it listened; if it wanted port {port}, which the proxy has, give one of the two \
+         another: the command by an argument of its own, the proxy by --listen"
+    );
+}
+
+/// Proxies to the server until it ends.
+async fn serve(
+    config: Config,
+    mut sockets: Sockets,
+    telemetry: &Telemetry,
+    server: &mut Server,
+) -> anyhow::Result<ExitStatus> {
+    let upstreams: Vec<_> = config.upstreams.iter().map(ToString::to_string).collect();
+    let proxy = Proxy::bind_or_take(config, telemetry, &mut sockets).await?;
+    tracing::info!(listen = %proxy.local_addr(), upstreams = upstreams.join(" "), "proxying");
     let (shutdown, drained) = (CancellationToken::new(), CancellationToken::new());
     let running = proxy.run(shutdown.clone());
     let guard = drained.clone().drop_guard();
@@ -62,7 +123,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let _drained = guard;
         running.await
     });
-    let status = supervise(&mut child, &mut signals, &shutdown, &drained).await?;
+    let status = server.supervise(&shutdown, &drained).await?;
     shutdown.cancel();
     // The command's own end is what counts; what went wrong around it is a warning.
     match serving.await {
@@ -70,82 +131,97 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ok(Err(error)) => tracing::warn!(%error, "the proxy failed"),
         Err(error) => tracing::warn!(%error, "the proxy panicked"),
     }
-    telemetry.shutdown_or_warn(FLUSH_LIMIT).await;
-    Ok(exit_code(status))
+    Ok(status)
 }
 
-/// Where the command's server listens, from its own `--port`.
-fn upstream_of(command: &[String]) -> Result<String, ConfigError> {
-    let port = match port_argument(command) {
-        None => DEFAULT_PORT,
-        Some(typed) => typed
-            .parse::<u16>()
-            .map_err(|_| ConfigError::new("--port", typed, "a port number, 1 to 65535"))?,
-    };
-    Ok(format!("http://127.0.0.1:{port}"))
+/// The command, running.
+struct Server {
+    child: Child,
+    /// Its process group.
+    group: Pid,
+    signals: Signals,
 }
 
-/// The value of the last `--port N`, `--port=N` or `-p N`; other programs mean other things by a
-/// `-p` without a number.
-fn port_argument(command: &[String]) -> Option<&str> {
-    let mut port = None;
-    for (index, argument) in command.iter().enumerate() {
-        let next = command.get(index + 1).map(String::as_str);
-        port = match argument.as_str() {
-            "--port" => next.or(port),
-            "-p" => next.filter(|value| value.parse::<u16>().is_ok()).or(port),
-            joined => joined.strip_prefix("--port=").or(port),
-        };
+/// What came first.
+enum Until<T> {
+    Reached(T),
+    Ended(ExitStatus),
+}
+
+impl Server {
+    /// Starts the command in a process group of its own: a Ctrl-C at the terminal reaches it once, from here, and not
+    /// a second time from the terminal.
+    fn start(command: &[String]) -> anyhow::Result<Self> {
+        let (program, arguments) = command.split_first().expect("clap requires a command");
+        let signals = Signals::catch()?;
+        let child = Command::new(program)
+            .args(arguments)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
+        let group = child
+            .id()
+            .and_then(|id| Pid::from_raw(id.cast_signed()))
+            .context("the command ended before it started")?;
+        Ok(Self {
+            child,
+            group,
+            signals,
+        })
     }
-    port
-}
 
-/// Starts the command in a process group of its own: a Ctrl-C at the terminal reaches it once,
-/// from here, and not a second time from the terminal.
-fn spawn(command: &[String]) -> anyhow::Result<Child> {
-    let (program, arguments) = command.split_first().expect("clap requires a command");
-    Command::new(program)
-        .args(arguments)
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("cannot start {program}"))
-}
+    /// It may have ended in between: then waiting for it tells.
+    fn pass(&self, signal: Signal) {
+        let _ = kill_process_group(self.group, signal);
+    }
 
-/// Passes signals on until the child ends. The first one that asks it to stop is held back until
-/// the proxy has `drained`.
-async fn supervise(
-    child: &mut Child,
-    signals: &mut Signals,
-    shutdown: &CancellationToken,
-    drained: &CancellationToken,
-) -> anyhow::Result<ExitStatus> {
-    let group = child
-        .id()
-        .and_then(|id| Pid::from_raw(id.cast_signed()))
-        .context("the command ended before it started")?;
-    // It may have ended in between: then `wait` tells in the next round.
-    let pass = |signal| {
-        let _ = kill_process_group(group, signal);
-    };
-    let (mut held, mut watching) = (None, true);
-    loop {
-        tokio::select! {
-            status = child.wait() => return Ok(status?),
-            signal = signals.next() => match signal {
-                Signal::INT | Signal::TERM if !shutdown.is_cancelled() => {
-                    shutdown.cancel();
-                    held = Some(signal);
+    /// Passes signals on until `reached`, unless the child ends before, or is told to.
+    async fn until<T>(&mut self, reached: impl Future<Output = T>) -> anyhow::Result<Until<T>> {
+        let (mut reached, mut is_told) = (std::pin::pin!(reached), false);
+        loop {
+            tokio::select! {
+                status = self.child.wait() => return Ok(Until::Ended(status?)),
+                signal = self.signals.next() => {
+                    is_told |= asks_to_stop(signal);
+                    self.pass(signal);
                 }
-                signal => pass(signal),
-            },
-            // Without a signal held back the proxy has failed: no use without it.
-            () = drained.cancelled(), if watching => {
-                watching = false;
-                pass(held.take().unwrap_or(Signal::TERM));
+                reached = &mut reached, if !is_told => return Ok(Until::Reached(reached)),
             }
         }
     }
+
+    /// Passes signals on until the child ends. The first one that asks it to stop is held back until the proxy has
+    /// `drained`.
+    async fn supervise(
+        &mut self,
+        shutdown: &CancellationToken,
+        drained: &CancellationToken,
+    ) -> anyhow::Result<ExitStatus> {
+        let (mut held, mut watching) = (None, true);
+        loop {
+            tokio::select! {
+                status = self.child.wait() => return Ok(status?),
+                signal = self.signals.next() => {
+                    if asks_to_stop(signal) && !shutdown.is_cancelled() {
+                        shutdown.cancel();
+                        held = Some(signal);
+                    } else {
+                        self.pass(signal);
+                    }
+                }
+                // Without a signal held back the proxy has failed: no use without it.
+                () = drained.cancelled(), if watching => {
+                    watching = false;
+                    self.pass(held.take().unwrap_or(Signal::TERM));
+                }
+            }
+        }
+    }
+}
+
+fn asks_to_stop(signal: Signal) -> bool {
+    matches!(signal, Signal::INT | Signal::TERM)
 }
 
 /// The signals that are passed on, caught before the child is there.
@@ -193,32 +269,6 @@ fn exit_code(status: ExitStatus) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn port_of(command: &str) -> Option<String> {
-        let words: Vec<String> = command.split(' ').map(str::to_owned).collect();
-        port_argument(&words).map(str::to_owned)
-    }
-
-    #[test]
-    fn the_servers_own_port_argument_names_the_upstream() {
-        let check = |command: &str, expect: Option<&str>| {
-            assert_eq!(port_of(command).as_deref(), expect, "{command}");
-        };
-        check("vllm serve facebook/opt-125m", None);
-        check("vllm serve facebook/opt-125m --port 9000", Some("9000"));
-        check("uvicorn app:app --port=9001", Some("9001"));
-        check("server -p 9002", Some("9002"));
-        check("gunicorn -p /run/server.pid app:app", None);
-        check("server --port=1 --port 2", Some("2"));
-        check("server --port", None);
-    }
-
-    #[test]
-    fn a_port_that_is_no_number_is_refused_by_name() {
-        let command = ["server".into(), "--port=http".into()];
-        let line = upstream_of(&command).unwrap_err().to_string();
-        assert!(line.contains("--port") && line.contains("http"), "{line}");
-    }
 
     #[test]
     fn a_child_ended_by_a_signal_exits_as_a_shell_says() {

@@ -1,7 +1,8 @@
 //! Spans of single engine steps (`--collect-detailed-traces`), each linked to all requests it served.
 //!
 //! A step belongs to many requests, so it is in none of their traces: it is a root, and its links say who
-//! shared it and how many of its tokens were whose. What vLLM's flag only promises.
+//! shared it and how many of its tokens were whose. What vLLM's flag only promises. It is sampled if one of the
+//! requests is, and linked to those alone: a link to what nobody keeps leads nowhere.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -63,11 +64,15 @@ impl StepSpans {
 
 impl StepObserver for StepSpans {
     fn step(&self, report: &StepReport) {
+        let links = links(report);
+        if links.is_empty() {
+            return;
+        }
         let clock = StepClock::now();
         let mut step = SpanBuilder::from_name("engine.step")
             .with_kind(SpanKind::Internal)
             .with_start_time(clock.wall(report.begun))
-            .with_links(links(report))
+            .with_links(links)
             .with_attributes(attributes(report))
             .start_with_context(&self.tracer, &Context::new());
         let within = Context::new().with_remote_span_context(step.span_context().clone());
@@ -107,12 +112,12 @@ impl StepClock {
     }
 }
 
-/// One link for each request, which may have several sequences in the step.
+/// One link for each request that is sampled, which may have several sequences in the step.
 fn links(report: &StepReport) -> Vec<Link> {
     let mut tokens: Vec<(&SpanContext, usize)> = Vec::with_capacity(report.members.len());
     let mut places = HashMap::with_capacity(report.members.len());
-    let traced = report.members.iter();
-    for Member { span, tokens: own } in traced.filter(|member| member.span.is_valid()) {
+    let sampled = report.members.iter();
+    for Member { span, tokens: own } in sampled.filter(|member| member.span.is_sampled()) {
         // Others may have come between the sequences of one request.
         let place = *places
             .entry((span.trace_id(), span.span_id()))
@@ -165,18 +170,21 @@ mod tests {
     use super::*;
 
     fn member(span: u64) -> Member {
-        let span = SpanContext::new(
-            TraceId::from(1),
-            SpanId::from(span),
-            TraceFlags::SAMPLED,
-            true,
-            TraceState::default(),
-        );
+        flagged(span, TraceFlags::SAMPLED)
+    }
+
+    fn flagged(span: u64, flags: TraceFlags) -> Member {
+        let state = TraceState::default();
+        let span = SpanContext::new(TraceId::from(1), SpanId::from(span), flags, true, state);
         Member { span, tokens: 2 }
     }
 
-    /// The spans of one step of these sequences, that waited for the device until its forward pass.
     fn spans(members: Vec<Member>) -> Vec<SpanData> {
+        spans_sampled("parentbased_always_on", members)
+    }
+
+    /// The spans of one step of these sequences, that waited for the device until its forward pass.
+    fn spans_sampled(sampler: &str, members: Vec<Member>) -> Vec<SpanData> {
         // Over by now, as every step is that somebody hears of.
         let begun = Instant::now() - Duration::from_secs(10);
         let at = |seconds| begun + Duration::from_secs(seconds);
@@ -199,7 +207,8 @@ mod tests {
             members,
         };
         let exporter = InMemorySpanExporter::default();
-        let settings = Settings::from_vars(|_| None).expect("nothing is wrong with the defaults");
+        let sampler = |name: &str| (name == "OTEL_TRACES_SAMPLER").then(|| sampler.to_owned());
+        let settings = Settings::from_vars(sampler).expect("the sampler is known");
         let settings = settings.with_links_per_span(report.members.len());
         let telemetry = Telemetry::with_exporter_sampled(exporter.clone(), "test", &settings);
         let detail = Detail {
@@ -222,6 +231,23 @@ mod tests {
         let expected = [(7, 4), (8, 4), (9, 2)];
         let expected = expected.map(|(span, tokens)| (SpanId::from(span), tokens.to_string()));
         assert_eq!(links.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_step_is_sampled_with_the_requests_in_it_and_linked_to_those_that_are() {
+        let dropped = |span| flagged(span, TraceFlags::default());
+        // A draw of its own would never keep the step.
+        let mixed = vec![dropped(7), member(8), dropped(9)];
+        let kept = spans_sampled("parentbased_always_off", mixed);
+        let names: Vec<_> = kept.iter().map(|span| span.name.as_ref()).collect();
+        assert_eq!(
+            names,
+            ["schedule", "model_forward", "sample", "engine.step"]
+        );
+        let links: Vec<_> = kept[3].links.iter().collect();
+        assert_eq!(links.len(), 1);
+        assert_eq!(links[0].span_context.span_id(), SpanId::from(8));
+        assert!(spans(vec![dropped(7), dropped(9)]).is_empty());
     }
 
     #[test]

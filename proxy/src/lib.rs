@@ -135,5 +135,6 @@ pub use origin::TrustedProxies;
 pub use program::{AFTER_HELP, DEFAULT_SERVICE_NAME, run};
 pub use route::Routes;
 pub use server::Proxy;
+pub use sockets::Sockets;
 pub use tls::{Identity, ServerTls, UpstreamTls};
 pub use upstream::{Balance, Health, Upstream};

@@ -64,8 +64,8 @@ impl Proxy {
         Self::bind_or_take(config, telemetry, &mut Sockets::default()).await
     }
 
-    /// As [`Proxy::bind`], on those of the addresses that `sockets` have no listener for.
-    pub(crate) async fn bind_or_take(
+    /// As [`Proxy::bind`], on those of the addresses that `sockets` have no listener for. It takes the others from there.
+    pub async fn bind_or_take(
         config: Config,
         telemetry: &Telemetry,
         sockets: &mut Sockets,

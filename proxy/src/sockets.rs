@@ -1,6 +1,6 @@
-//! Sockets that listen already when the program starts: from the program that it replaces
-//! ([`crate::upgrade`]), or from systemd, by `LISTEN_FDS` in both cases. A setting's address takes the one that
-//! listens there; what nobody has handed over is bound.
+//! Sockets that listen already when the proxy is made: from the program that it replaces ([`crate::upgrade`]), or from
+//! systemd, by `LISTEN_FDS` in both cases; or bound beforehand by whoever embeds it. A setting's address takes the one
+//! that listens there; what nobody has handed over is bound.
 
 use std::net::{self, SocketAddr};
 use std::os::unix::net::UnixDatagram;
@@ -9,17 +9,31 @@ use lantern_telemetry::ConfigError;
 use listenfd::ListenFd;
 use tokio::net::TcpListener;
 
+use crate::config::Config;
 use crate::error::Error;
 
 /// What was handed over and nobody has taken.
 #[derive(Default)]
-pub(crate) struct Sockets {
+pub struct Sockets {
     listeners: Vec<net::TcpListener>,
     /// Where the program that this one replaces waits for its word.
     predecessor: Option<UnixDatagram>,
 }
 
 impl Sockets {
+    /// Those of a proxy that is made later: clients wait in their queues until it runs.
+    pub async fn bind(config: &Config) -> Result<Self, Error> {
+        let mut sockets = Self::default();
+        let mut listeners = Vec::new();
+        for address in [Some(config.listen), config.metrics].into_iter().flatten() {
+            let (listener, address) = sockets.listen(address).await?;
+            let listener = listener.into_std();
+            listeners.push(listener.map_err(|source| Error::Bind { address, source })?);
+        }
+        sockets.listeners = listeners;
+        Ok(sockets)
+    }
+
     /// What the environment names.
     pub(crate) fn inherited() -> Result<Self, ConfigError> {
         let mut handed = ListenFd::from_env();
@@ -88,6 +102,7 @@ impl Sockets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::Upstream;
 
     fn bound(address: &str) -> net::TcpListener {
         let listener = net::TcpListener::bind(address).expect("a free port");
@@ -116,5 +131,22 @@ mod tests {
         let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let first = sockets.listeners[0].local_addr().expect("it is bound");
         assert_eq!(sockets.listen(any).await.expect("any port").1, first);
+    }
+
+    #[tokio::test]
+    async fn what_was_bound_beforehand_is_taken_even_for_any_port() {
+        let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let mut config = Config::new(any, Upstream::from(any));
+        config.metrics = Some(any);
+        let mut sockets = Sockets::bind(&config).await.expect("free ports");
+        let bound: Vec<_> = sockets
+            .listeners
+            .iter()
+            .map(|listener| listener.local_addr().expect("it is bound"))
+            .collect();
+        for expected in bound {
+            assert_eq!(sockets.listen(any).await.expect("a listener").1, expected);
+        }
+        assert!(sockets.listeners.is_empty());
     }
 }

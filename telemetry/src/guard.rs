@@ -25,6 +25,7 @@ use crate::export::{
 };
 use crate::instruments::Meter;
 use crate::kept::{KeptSpans, RecordAll};
+use crate::linked::Linked;
 use crate::propagation::Propagator;
 use crate::recorded::Recorded;
 
@@ -390,11 +391,11 @@ fn sampling(settings: &Settings, processor: impl SpanProcessor + 'static) -> Tra
     if settings.records_unsampled() {
         builder
             .with_span_processor(KeptSpans(processor))
-            .with_sampler(RecordAll(settings.sampler()))
+            .with_sampler(RecordAll(Linked(settings.sampler())))
     } else {
         builder
             .with_span_processor(processor)
-            .with_sampler(settings.sampler())
+            .with_sampler(Linked(settings.sampler()))
     }
 }
 

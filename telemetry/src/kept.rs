@@ -13,17 +13,17 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
-    Sampler, SamplingDecision, SamplingResult, ShouldSample, Span, SpanData, SpanProcessor,
+    SamplingDecision, SamplingResult, ShouldSample, Span, SpanData, SpanProcessor,
 };
 
 /// Why a span that was not sampled is exported (string).
 pub const KEPT: &str = "lantern.sampling.kept";
 
-/// A sampler that records what `Sampler` drops.
+/// A sampler that records what `S` drops.
 #[derive(Clone, Debug)]
-pub(crate) struct RecordAll(pub(crate) Sampler);
+pub(crate) struct RecordAll<S>(pub(crate) S);
 
-impl ShouldSample for RecordAll {
+impl<S: ShouldSample + Clone + 'static> ShouldSample for RecordAll<S> {
     fn should_sample(
         &self,
         parent: Option<&Context>,

@@ -23,7 +23,8 @@
 //! - [`config`]: every variable, parsed once; what cannot be used is a [`ConfigError`] of one line.
 //! - `export`: spans as OTLP has them, the queue of these, the ledger of lost ones, and the exporter of spans and metrics.
 //! - `propagation`: trace context in HTTP headers.
-//! - `kept`: spans exported though nobody sampled them. `recorded`: which may be, before they begin.
+//! - `kept`: spans exported though nobody sampled them; `linked`: those that belong to sampled ones.
+//!   `recorded`: which may be, before they begin.
 //! - [`instruments`]: metrics for Prometheus and for OTLP. `exemplars`: those of OTLP, which the SDK does not keep.
 //! - `guard`: [`Telemetry`], which holds it all and flushes. Nothing is global.
 //! - [`process`]: logging, signals and exit codes, the same in every program.
@@ -89,6 +90,7 @@ mod guard;
 pub mod instruments;
 mod kept;
 mod limited_log;
+mod linked;
 pub mod process;
 mod propagation;
 mod recorded;

@@ -1,10 +1,13 @@
 //! `lantern instrument -- CMD…`: spans for a server that knows of none, its signals and exit code.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use rustix::process::Signal;
 
 use crate::support::backend::Backend;
 use crate::support::process::Process;
-use crate::support::{free_addr, http};
+use crate::support::{free_addr, http, wait_for};
 
 const TRACE_ID: &str = "11111111111111112222222222222222";
 
@@ -41,15 +44,12 @@ fn any_http_server_gets_its_server_spans_and_its_signals() {
             ("OTEL_SERVICE_NAME", "files"),
         ],
     );
-    let get = |traceparent: &str| {
-        let request = http().get(format!("http://{listen}/"));
-        request.header("traceparent", traceparent).call()
-    };
-    let unsampled = "00-33333333333333334444444444444444-00f067aa0ba902b7-00";
-    process.wait_until("the server behind the proxy", || {
-        get(unsampled).is_ok_and(|response| response.status() == 200)
-    });
-    let answered = get(&format!("00-{TRACE_ID}-00f067aa0ba902b7-01")).expect("it serves");
+    process.wait_until_output("proxying");
+    let answered = http()
+        .get(format!("http://{listen}/"))
+        .header("traceparent", format!("00-{TRACE_ID}-00f067aa0ba902b7-01"))
+        .call()
+        .expect("it serves");
     assert_eq!(answered.status(), 200);
 
     // The server ends by the signal, so `instrument` ends as a shell would say it.
@@ -63,6 +63,82 @@ fn any_http_server_gets_its_server_spans_and_its_signals() {
     let trace = backend.trace(TRACE_ID, 2);
     assert_eq!(trace.tree(), "files GET /\n  files GET\n");
     assert_eq!(trace.tag("GET /", "url.path"), "/");
+}
+
+#[test]
+#[cfg_attr(no_python, ignore = "no Python on this machine to serve HTTP with")]
+#[cfg(target_os = "linux")]
+fn a_server_is_found_wherever_it_listens_and_early_clients_wait_for_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let gate = folder.path().join("open");
+    let (listen, port) = (free_addr(), free_addr().port());
+    // No argument of `sh` is a port, and the address is none that anybody would guess.
+    let script = format!(
+        "while [ ! -e {} ]; do sleep 0.05; done; python3 -m http.server --bind 127.0.0.2 {port}; :",
+        gate.display()
+    );
+    let mut process = instrument(
+        &["--listen", &listen.to_string()],
+        &["sh", "-c", &script],
+        &[("OTEL_TRACES_EXPORTER", "none")],
+    );
+    let mut client = wait_for("the proxy's port", || TcpStream::connect(listen).ok());
+    let request = format!("GET / HTTP/1.1\r\nHost: {listen}\r\nConnection: close\r\n\r\n");
+    client
+        .write_all(request.as_bytes())
+        .expect("the port is open");
+    std::fs::write(&gate, "").expect("the folder is there");
+    process.wait_until_output(&format!("http://127.0.0.2:{port}"));
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("text");
+    let status = answer.lines().next();
+    assert!(
+        status.is_some_and(|line| line.ends_with("200 OK")),
+        "{answer}"
+    );
+    process.terminate();
+}
+
+#[test]
+fn a_signal_reaches_a_command_that_does_not_listen() {
+    let listen = free_addr().to_string();
+    let mut process = instrument(
+        &["--listen", &listen],
+        &[
+            "sh",
+            "-c",
+            "trap 'exit 7' TERM; echo started; while :; do sleep 0.05; done",
+        ],
+        &[("OTEL_TRACES_EXPORTER", "none")],
+    );
+    process.wait_until_output("started");
+    let ended = process.terminate();
+    assert_eq!(ended.code, Some(7), "{}", ended.output);
+}
+
+#[test]
+#[cfg_attr(no_python, ignore = "no Python on this machine to serve HTTP with")]
+fn a_server_that_wants_the_proxys_port_is_told_what_to_do() {
+    let listen = free_addr();
+    let port = listen.port().to_string();
+    let command = ["python3", "-m", "http.server", "--bind", "127.0.0.1", &port];
+    let ended = instrument(
+        &["--listen", &listen.to_string()],
+        &command,
+        &[("OTEL_TRACES_EXPORTER", "none")],
+    )
+    .wait();
+    assert_eq!(ended.code, Some(1), "{}", ended.output);
+    let explained = format!("if it wanted port {port}, which the proxy has");
+    assert!(ended.output.contains(&explained), "{}", ended.output);
+}
+
+#[test]
+fn check_starts_nothing() {
+    let ended = instrument(&["--check"], &["/no/such/server", "--port=9000"], &[]).wait();
+    assert_eq!(ended.code, Some(0), "{}", ended.output);
+    let upstream = r#"upstream = ["http://127.0.0.1:9000"]"#;
+    assert!(ended.output.contains(upstream), "{}", ended.output);
 }
 
 #[test]
@@ -113,7 +189,7 @@ fn a_request_in_flight_is_answered_before_the_command_is_told_to_stop() {
         ],
         &[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &collector)],
     );
-    process.wait_until_output("listening");
+    process.wait_until_output("proxying");
     let client = std::thread::spawn(move || http().get(format!("http://{listen}/")).call());
     process.wait_until_output("a request waits at the gate");
     process.signal(Signal::TERM);

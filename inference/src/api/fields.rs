@@ -36,6 +36,12 @@ impl Fields {
         self.0.remove(name).filter(|value| !value.is_null())
     }
 
+    /// The name of a field that has not been taken.
+    pub(super) fn left_over(&self) -> Option<&str> {
+        let left = self.0.iter().find(|(_, value)| !value.is_null());
+        left.map(|(name, _)| name.as_str())
+    }
+
     /// A string.
     pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
         match self.take(name) {

@@ -9,6 +9,8 @@ use super::fields::{Fields, wrong};
 
 const STRUCTURED_OUTPUTS: &str = "structured_outputs";
 const RESPONSE_FORMAT: &str = "response_format";
+/// It would change the result as well, and was a field of its own among the older ones.
+const WHITESPACE: &str = "guided_whitespace_pattern";
 
 /// The older fields, by the key that each has in `structured_outputs`.
 const GUIDED: [(&str, &str); 5] = [
@@ -19,7 +21,7 @@ const GUIDED: [(&str, &str); 5] = [
     ("grammar", "guided_grammar"),
 ];
 
-/// What would change the result and is not there.
+/// What would change the result and is not there, in `structured_outputs`.
 const UNSUPPORTED: [&str; 4] = [
     "structural_tag",
     "whitespace_pattern",
@@ -44,19 +46,12 @@ impl Structure {
                 found.extend(Self::read(key, field, value)?);
             }
         }
-        if let Some(mut inner) = fields.object(STRUCTURED_OUTPUTS)? {
-            for name in UNSUPPORTED {
-                let given = inner.take(name);
-                if given.is_some_and(|value| value != Value::Bool(false)) {
-                    let message = format!("structured_outputs.{name} is not currently supported");
-                    return Err(ApiError::parameter(STRUCTURED_OUTPUTS, message));
-                }
-            }
-            for (key, _) in GUIDED {
-                if let Some(value) = inner.take(key) {
-                    found.extend(Self::read(key, STRUCTURED_OUTPUTS, value)?);
-                }
-            }
+        if fields.take(WHITESPACE).is_some() {
+            let message = format!("{WHITESPACE} is not currently supported");
+            return Err(ApiError::parameter(WHITESPACE, message));
+        }
+        if let Some(inner) = fields.object(STRUCTURED_OUTPUTS)? {
+            found.extend(Self::structured_outputs(inner)?);
         }
         if let [first, second, ..] = &found[..] {
             let message = if first.field == second.field {
@@ -70,6 +65,37 @@ impl Structure {
             return Err(ApiError::parameter(second.field, message));
         }
         Ok(found.pop())
+    }
+
+    /// What is in `structured_outputs`, which has to have a kind and nothing that is not known: whoever
+    /// misspells one would get free text.
+    fn structured_outputs(mut inner: Fields) -> Result<Vec<Self>, ApiError> {
+        let field = STRUCTURED_OUTPUTS;
+        let refused = |message| Err(ApiError::parameter(field, message));
+        for name in UNSUPPORTED {
+            let given = inner.take(name);
+            if given.is_some_and(|value| value != Value::Bool(false)) {
+                return refused(format!("{field}.{name} is not currently supported"));
+            }
+        }
+        let given = GUIDED.map(|(key, _)| (key, inner.take(key)));
+        let kinds = || GUIDED.map(|(key, _)| key).join(", ");
+        if let Some(name) = inner.left_over() {
+            return refused(format!(
+                "{field}.{name} is not known: use one of {}",
+                kinds()
+            ));
+        }
+        if given.iter().all(|(_, value)| value.is_none()) {
+            return refused(format!("{field} must have one of {}", kinds()));
+        }
+        let mut found = Vec::new();
+        for (key, value) in given {
+            if let Some(value) = value {
+                found.extend(Self::read(key, field, value)?);
+            }
+        }
+        Ok(found)
     }
 
     /// One value by what it says; none for a flag that is off.

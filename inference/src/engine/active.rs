@@ -142,7 +142,7 @@ pub(super) fn step_report(
         prefill_tokens: tokens - decode_tokens,
         decode_tokens,
         cached_tokens: cached.sum(),
-        preempted: step.preempted.len(),
+        preempted: 0,
         kv_blocks_used: scheduler.used_kv_blocks(),
         kv_blocks_free: scheduler.free_kv_blocks(),
         waiting: 0,

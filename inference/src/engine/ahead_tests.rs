@@ -293,6 +293,41 @@ fn preempted_and_cancelled_sequences_lose_nothing_of_what_was_under_way() {
     all_given_back(&stats);
 }
 
+/// Counts what was preempted, by what is told of the steps.
+struct Told(Arc<std::sync::atomic::AtomicUsize>);
+
+impl StepObserver for Told {
+    fn step(&self, report: &StepReport) {
+        self.0.fetch_add(report.preempted, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_preemption_without_a_step_is_told_with_the_next_one() {
+    let (engine, submissions) = Engine::channel(EngineConfig::default(), MAX_MODEL_LEN);
+    // The second one's first token finds no block, while the first one's only token is still under way.
+    let only = engine
+        .submit(request(1, KV_BLOCK_TOKENS + 1, 1, false))
+        .unwrap();
+    let preempted = engine
+        .submit(request(3, KV_BLOCK_TOKENS, 5, false))
+        .unwrap();
+    let told = Arc::default();
+    let mut work = work(Ahead::default(), 3);
+    work.observer = Some(Box::new(Told(Arc::clone(&told))));
+    let thread = start(work, submissions, Arc::clone(&engine.shared)).unwrap();
+    let events = [only, preempted].map(|stream| block_on(stream.collect::<Vec<_>>()));
+    let was_preempted = |event: &Event| matches!(event, Event::Preempted { .. });
+    assert_eq!(
+        events.map(|events| events.iter().filter(|event| was_preempted(event)).count()),
+        [0, 1]
+    );
+    engine.shut_down();
+    thread.join().unwrap();
+    assert_eq!(engine.stats().preemptions, 1);
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+}
+
 #[test]
 fn steps_of_every_batch_size_that_can_come_are_recorded_before_there_are_requests() {
     let recorded = |max_num_seqs| {

@@ -37,7 +37,7 @@ pub struct StepReport {
     pub decode_tokens: usize,
     /// Tokens of sequences that entered the batch and need not be run.
     pub cached_tokens: usize,
-    /// Sequences put back to the queue.
+    /// Sequences put back to the queue since the step before it was launched.
     pub preempted: usize,
     /// Blocks of KV cache that sequences hold.
     pub kv_blocks_used: usize,

@@ -58,6 +58,7 @@ pub(super) fn start(
         next_id: 0,
         flight: None,
         computed: None,
+        preempted: 0,
         submissions,
         shared: Arc::clone(&shared),
     };
@@ -91,6 +92,8 @@ struct EngineLoop {
     flight: Option<Flight>,
     /// When the last step was computed.
     computed: Option<Instant>,
+    /// Sequences preempted that no report has told of: a step that only preempts is none to hear of.
+    preempted: usize,
     submissions: Receiver<Submission>,
     shared: Arc<Shared>,
 }
@@ -207,6 +210,7 @@ impl EngineLoop {
         let step = self.work.scheduler.schedule();
         let scheduler = begun.elapsed();
         self.note_moves(&step);
+        self.preempted += step.preempted.len();
         if step.scheduled.is_empty() {
             return Ok(None);
         }
@@ -223,7 +227,12 @@ impl EngineLoop {
         let report = observed.then(|| {
             let waiting = self.shared.queue.waiting();
             let report = step_report(&step, &self.work.scheduler, &self.active, (begun, launched));
-            StepReport { waiting, ..report }
+            let preempted = std::mem::take(&mut self.preempted);
+            StepReport {
+                waiting,
+                preempted,
+                ..report
+            }
         });
         let runs_ahead = self.work.runner.runs_ahead();
         let mut wanted = 0;

@@ -20,8 +20,11 @@ use super::{Delta, Finish, GenerationParams};
 /// Most bytes of a prompt, and of each completion, that a span carries when content is captured.
 pub const MAX_CAPTURED_BYTES: usize = 16 * 1024;
 
-/// Most events that a span has: those of a search with many beams are cut off.
-pub const MAX_MOMENTS: usize = 64;
+/// Most events that a span has, the SDK's own limit: those of a search with many beams are cut off.
+pub const MAX_MOMENTS: usize = 128;
+/// Most of them that say that a sequence was scheduled: each of many does so at first, and what happens later
+/// tells more.
+const MAX_SCHEDULED: usize = MAX_MOMENTS / 2;
 
 /// What one prompt has done so far.
 pub struct Record {
@@ -88,6 +91,20 @@ pub enum Outcome<'a> {
     Failed(&'a Reason),
 }
 
+impl Facts {
+    /// Keeps a moment if there is room for one of its kind; for the first token there always is.
+    fn note(&mut self, at: Instant, moment: Moment) {
+        let most = match moment {
+            Moment::Scheduled { .. } => MAX_SCHEDULED,
+            Moment::Preempted | Moment::Resumed { .. } => MAX_MOMENTS - 1,
+            Moment::FirstToken => MAX_MOMENTS,
+        };
+        if self.moments.len() < most {
+            self.moments.push((at, moment));
+        }
+    }
+}
+
 impl Record {
     /// Opens the record, and its span, of one prompt.
     pub fn open(exchange: &Arc<Exchange>) -> Self {
@@ -140,9 +157,7 @@ impl Record {
 
     /// Something happened to a sequence.
     pub(super) fn note_moment(&mut self, at: Instant, moment: Moment) {
-        if self.facts.moments.len() < MAX_MOMENTS {
-            self.facts.moments.push((at, moment));
-        }
+        self.facts.note(at, moment);
     }
 
     /// The steps of one sequence until now.
@@ -258,4 +273,30 @@ impl Drop for Record {
 fn append_bounded(captured: &mut String, text: &str) {
     let room = MAX_CAPTURED_BYTES.saturating_sub(captured.len());
     captured.push_str(&text[..text.floor_char_boundary(room)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_sequences_leave_room_for_what_happens_to_them_and_for_the_first_token() {
+        let mut facts = Facts::default();
+        let at = Instant::now();
+        let scheduled = Moment::Scheduled { cached_tokens: 0 };
+        let count = |facts: &Facts, wanted| {
+            let moments = facts.moments.iter();
+            moments.filter(|(_, moment)| *moment == wanted).count()
+        };
+        (0..200).for_each(|_| facts.note(at, scheduled));
+        facts.note(at, Moment::Preempted);
+        facts.note(at, Moment::Resumed { cached_tokens: 16 });
+        assert_eq!(count(&facts, scheduled), MAX_SCHEDULED);
+        assert_eq!(count(&facts, Moment::Preempted), 1);
+        assert_eq!(count(&facts, Moment::Resumed { cached_tokens: 16 }), 1);
+        (0..200).for_each(|_| facts.note(at, Moment::Preempted));
+        facts.note(at, Moment::FirstToken);
+        assert_eq!(count(&facts, Moment::FirstToken), 1);
+        assert_eq!(facts.moments.len(), MAX_MOMENTS);
+    }
 }

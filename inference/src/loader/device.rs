@@ -3,6 +3,7 @@
 use candle_core::{DType, Device};
 use clap::ValueEnum;
 
+use super::memory;
 use crate::tensor_error::TensorError;
 
 /// `--device`.
@@ -77,20 +78,37 @@ pub(crate) fn dtype(choice: DTypeChoice, device: &Device, stored: Option<&str>) 
 
 /// Bytes left for a KV cache when all that is allocated together may take `share` of the device's
 /// memory; `None` where the device does not say.
-#[cfg(feature = "cuda")]
 pub(crate) fn spare_bytes(device: &Device, share: f64) -> Result<Option<u64>, TensorError> {
+    let spare = |(free, total): (u64, u64)| {
+        let budget = (total as f64 * share) as u64;
+        budget.saturating_sub(total - free)
+    };
+    Ok(gpu_memory(device)?.map(spare))
+}
+
+/// Bytes that can be had of a device's memory; `None` where nobody says.
+pub(crate) fn free_bytes(device: &Device) -> Result<Option<u64>, TensorError> {
+    match device {
+        Device::Cpu => Ok(memory::available_bytes()),
+        _ => Ok(gpu_memory(device)?.map(|(free, _)| free)),
+    }
+}
+
+/// A GPU's bytes of memory: those that are free, and all.
+#[cfg(feature = "cuda")]
+fn gpu_memory(device: &Device) -> Result<Option<(u64, u64)>, TensorError> {
     let Device::Cuda(device) = device else {
         return Ok(None);
     };
     let info = device.cuda_stream().context().mem_get_info();
     let (free, total) = info.map_err(candle_core::Error::wrap)?;
-    let budget = (total as f64 * share) as usize;
-    Ok(Some(budget.saturating_sub(total - free) as u64))
+    Ok(Some((free as u64, total as u64)))
 }
 
-/// Bytes left for a KV cache: unknown, this build has no GPU.
+/// Unknown: this build has no GPU.
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn spare_bytes(_: &Device, _: f64) -> Result<Option<u64>, TensorError> {
+#[allow(clippy::unnecessary_wraps, reason = "with a GPU it can fail")]
+fn gpu_memory(_: &Device) -> Result<Option<(u64, u64)>, TensorError> {
     Ok(None)
 }
 

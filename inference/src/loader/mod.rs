@@ -3,12 +3,13 @@
 //! # Layout
 //! - [`files`]: which files are used; [`hub`]: how they get here; [`gguf`]: all of it in one file
 //! - [`weights`]: named tensors out of them; [`device`]: where those go; `memory`: what is left there
-//! - `progress`: what is shown meanwhile
+//! - `inventory`: what they take, and which of them nobody asked for; `progress`: what is shown meanwhile
 
 pub mod device;
 pub mod files;
 pub mod gguf;
 pub mod hub;
+mod inventory;
 pub(crate) mod memory;
 mod progress;
 pub mod weights;
@@ -242,8 +243,9 @@ pub fn load(
         ModelSource::Files(files) => Weights::open(&files.weights, device, dtype)?,
         ModelSource::Gguf(gguf) => Weights::of_gguf(Arc::clone(gguf), device, dtype)?,
     };
+    weights.check_memory()?;
     let model = config.load(&weights)?;
-    weights.finish();
+    weights.finish()?;
     Ok(LoadedModel::new(
         model,
         config.vocab_size(),

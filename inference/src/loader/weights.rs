@@ -4,7 +4,7 @@
 //! that needs `unsafe`, and every tensor is copied to its own storage anyhow.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -16,8 +16,10 @@ use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use super::device::free_bytes;
 use super::files::WeightFiles;
 use super::gguf::{Gguf, GgufError, RowOrder, Stored};
+use super::inventory::{self, Listed};
 use super::progress::Progress;
 use crate::ops::{Matrix, PackedMatrix, StoredRows, is_packable};
 use crate::tensor_error::TensorError;
@@ -57,6 +59,30 @@ pub enum WeightsError {
         /// As the file has it.
         found: Vec<usize>,
     },
+    /// The files have tensors that nobody has read: what config.json says is another model.
+    #[error(
+        "config.json has no place for {count} of the weights' tensors, such as {example}: \
+         it describes another model"
+    )]
+    Unread {
+        /// How many.
+        count: usize,
+        /// The first by name.
+        example: String,
+    },
+    /// The memory does not hold them.
+    #[error(
+        "the weights take {needed_bytes} bytes of memory, {available_bytes} are there: \
+         use --dtype bfloat16, by which they take {half_bytes}, or a smaller or quantised model"
+    )]
+    TooLarge {
+        /// What they take in the type that was chosen.
+        needed_bytes: u64,
+        /// What is there, on the device.
+        available_bytes: u64,
+        /// What they take in 16 bits.
+        half_bytes: u64,
+    },
     /// A GGUF lacks it, or what it says of it is wrong.
     #[error(transparent)]
     Gguf(#[from] GgufError),
@@ -77,6 +103,8 @@ pub struct Weights {
     sources: Vec<Source>,
     device: Device,
     dtype: DType,
+    /// The tensors that were asked for.
+    read: RefCell<HashSet<String>>,
     progress: Progress,
 }
 
@@ -134,6 +162,7 @@ impl Weights {
             sources,
             device,
             dtype,
+            read: RefCell::default(),
             progress: Progress::new("loading weights".to_owned(), total_bytes),
         }
     }
@@ -172,7 +201,7 @@ impl Weights {
             && let Some(stored) = gguf.read(name)?
         {
             check_shape(name, &stored.dims, &[shape.0, shape.1])?;
-            self.progress.add(stored.bytes.len() as u64);
+            self.note_read(name, stored.bytes.len());
             let rows = StoredRows {
                 dtype: stored.dtype,
                 bytes: &stored.bytes,
@@ -205,9 +234,13 @@ impl Weights {
         let source = source.ok_or_else(|| missing(name))?;
         let stored = source.read(name)?;
         check_shape(name, stored.dims(), shape)?;
-        self.progress
-            .add((stored.elem_count() * stored.dtype().size_in_bytes()) as u64);
+        self.note_read(name, stored.elem_count() * stored.dtype().size_in_bytes());
         Ok(stored)
+    }
+
+    fn note_read(&self, name: &str, bytes: usize) {
+        self.read.borrow_mut().insert(name.to_owned());
+        self.progress.add(bytes as u64);
     }
 
     /// A stored tensor in the model's type on its device.
@@ -232,9 +265,41 @@ impl Weights {
         }
     }
 
-    /// Ends the progress shown.
-    pub(crate) fn finish(&self) {
+    /// Ends the progress shown. Everything that the files have must have been read by then.
+    pub(crate) fn finish(&self) -> Result<(), WeightsError> {
         self.progress.finish();
+        let listed = self.listed();
+        let read = self.read.borrow();
+        let left = inventory::unread(&listed, |name| read.contains(name));
+        match left.first() {
+            None => Ok(()),
+            Some(first) => Err(WeightsError::Unread {
+                count: left.len(),
+                example: (*first).to_owned(),
+            }),
+        }
+    }
+
+    /// Refuses what the device's memory does not hold, before any of it is read.
+    pub(crate) fn check_memory(&self) -> Result<(), WeightsError> {
+        let listed = self.listed();
+        let bytes = |dtype| inventory::bytes(&listed, (&self.device, dtype));
+        let needed_bytes = bytes(self.dtype);
+        match free_bytes(&self.device)? {
+            Some(available_bytes) if available_bytes < needed_bytes => {
+                Err(WeightsError::TooLarge {
+                    needed_bytes,
+                    available_bytes,
+                    half_bytes: bytes(DType::BF16),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All tensors of all files.
+    fn listed(&self) -> Vec<Listed> {
+        self.sources.iter().flat_map(Source::listed).collect()
     }
 }
 
@@ -244,6 +309,29 @@ impl Source {
             Self::Safetensors(file) => file.tensors.contains_key(name),
             Self::PyTorch(file) => file.tensors.tensor_infos().contains_key(name),
             Self::Gguf(file) => file.contains(name),
+        }
+    }
+
+    /// All its tensors.
+    fn listed(&self) -> Vec<Listed> {
+        let plain = |name: &String, shape: &[usize]| Listed {
+            name: name.clone(),
+            shape: shape.to_vec(),
+            quantised: None,
+        };
+        match self {
+            Self::Safetensors(file) => {
+                let tensors = file.tensors.iter();
+                tensors
+                    .map(|(name, info)| plain(name, &info.shape))
+                    .collect()
+            }
+            Self::PyTorch(file) => {
+                let tensors = file.tensors.tensor_infos().iter();
+                let tensors = tensors.map(|(name, info)| plain(name, info.layout.dims()));
+                tensors.collect()
+            }
+            Self::Gguf(file) => file.listed().collect(),
         }
     }
 

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use lantern_inference::loader::{
-    self, DTypeChoice, DeviceChoice, HubOptions, LoadError, LoadedModel,
+    self, DTypeChoice, DeviceChoice, HubOptions, LoadError, LoadedModel, WeightsError,
 };
 use tempfile::TempDir;
 
@@ -151,6 +151,93 @@ fn a_tensor_that_is_missing_or_misshapen_is_named() {
         load(&folder).unwrap_err().to_string(),
         "tensor model.decoder.embed_tokens.weight has shape [320, 48], config.json makes it [321, 48]"
     );
+}
+
+#[test]
+fn tensors_that_config_json_has_no_place_for_are_refused_by_name() {
+    for (model, field, example) in [
+        (
+            "llama-linear-bias",
+            "attention_bias",
+            "model.layers.0.self_attn.k_proj.bias",
+        ),
+        (
+            "llama-linear-bias",
+            "mlp_bias",
+            "model.layers.0.mlp.down_proj.bias",
+        ),
+        (
+            "opt-pre-ln",
+            "enable_bias",
+            "model.decoder.layers.0.fc1.bias",
+        ),
+    ] {
+        let (_guard, folder) = copy(model);
+        set(&folder.join("config.json"), field, false.into());
+        let error = load(&folder).unwrap_err().to_string();
+        assert!(error.contains(&format!("such as {example}: ")), "{error}");
+    }
+    // Qwen 3's norms of heads make another model of a Llama.
+    let (_guard, folder) = copy("qwen3");
+    set(&folder.join("config.json"), "model_type", "llama".into());
+    let error = load(&folder).unwrap_err().to_string();
+    assert!(
+        error.contains("such as model.layers.0.self_attn.k_norm.weight: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn weights_that_the_memory_does_not_hold_are_refused_before_any_is_read() {
+    // A file of 2 TiB that takes no place on the disk.
+    let (_guard, folder) = copy("opt-pre-ln");
+    let header = serde_json::json!({"huge": {
+        "dtype": "F32", "shape": [1_u64 << 32, 128], "data_offsets": [0, 1_u64 << 41],
+    }});
+    let header = header.to_string();
+    let mut start = (header.len() as u64).to_le_bytes().to_vec();
+    start.extend(header.bytes());
+    let path = folder.join("model.safetensors");
+    fs::write(&path, &start).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(start.len() as u64 + (1 << 41)).unwrap();
+    let error = load(&folder).unwrap_err();
+    let LoadError::Weights(WeightsError::TooLarge {
+        available_bytes, ..
+    }) = error
+    else {
+        panic!("{error}");
+    };
+    let expected = format!(
+        "the weights take 2199023255552 bytes of memory, {available_bytes} are there: \
+         use --dtype bfloat16, by which they take 1099511627776, or a smaller or quantised model"
+    );
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn what_checkpoints_carry_beside_the_model_changes_nothing() {
+    for (model, name, shape) in [
+        ("gpt2", "h.0.attn.bias", vec![1, 1, 8, 8]),
+        ("qwen3", "lm_head.weight", vec![320, 48]),
+        (
+            "llama2",
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            vec![8],
+        ),
+    ] {
+        let (_guard, folder) = copy(model);
+        let weights = folder.join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+        let extra = Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+        tensors.insert(name.to_owned(), extra);
+        candle_core::safetensors::save(&tensors, &weights).unwrap();
+        assert_eq!(
+            first_logits(&folder),
+            first_logits(&goldens().join(model)),
+            "{name}"
+        );
+    }
 }
 
 #[test]

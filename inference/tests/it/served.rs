@@ -235,6 +235,58 @@ async fn every_step_has_a_span_that_is_linked_to_all_requests_it_served() {
 }
 
 #[tokio::test]
+async fn preemptions_are_in_the_steps_and_in_the_requests_that_they_befell() {
+    let exporter = InMemorySpanExporter::default();
+    let telemetry = Telemetry::with_exporter(exporter.clone(), "test");
+    let mut config = config(&model());
+    config.detailed_traces.worker = true;
+    config.max_model_len = Some(128);
+    // Room for 160 tokens; three sequences at once want 300.
+    config.engine.kv_cache_bytes = Some(160 * 4 * 2 * 192 * 4);
+    config.engine.max_num_seqs = 3;
+    let server = Server::bind(config, &telemetry).await.unwrap();
+    let address = server.local_addr();
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(server.run(shutdown.clone()));
+    let body =
+        json!({"prompt": [[5], [6], [7], [8], [9], [10]], "max_tokens": 100, "ignore_eos": true});
+    assert_eq!(choices(address, &body).await.as_array().unwrap().len(), 6);
+    let metrics = get(address, "/metrics").await;
+    let count = "vllm:num_preemptions_total{model_name=\"small\"} ";
+    let count = metrics.lines().find_map(|line| line.strip_prefix(count));
+    let preemptions: usize = count.unwrap().parse().unwrap();
+    assert!(preemptions > 0, "{metrics}");
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+
+    let spans = exporter.get_finished_spans().unwrap();
+    let of_steps = |name: &str| -> Vec<usize> {
+        let steps = spans.iter().filter(|span| span.name == "engine.step");
+        let counts = steps.map(|step| attribute(step, name).unwrap().parse().unwrap());
+        counts.collect()
+    };
+    assert_eq!(
+        of_steps("lantern.step.preempted").iter().sum::<usize>(),
+        preemptions
+    );
+    assert!(
+        of_steps("lantern.step.waiting").contains(&3),
+        "half of them wait at first"
+    );
+    let mut seen = 0;
+    for request in spans.iter().filter(|span| span.name == "llm_request") {
+        let events = request.events.iter().map(|event| event.name.as_ref());
+        let events: Vec<_> = events.filter(|name| *name != "first_token").collect();
+        assert_eq!(events[0], "scheduled");
+        for pair in events[1..].chunks(2) {
+            assert_eq!(pair, ["preempted", "resumed"]);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, preemptions);
+}
+
+#[tokio::test]
 async fn values_that_the_model_cannot_have_name_their_flag() {
     let refused = async |config: Config| match Server::bind(config, &Telemetry::disabled()).await {
         Err(ServerError::Config(error)) => error.to_string(),

@@ -345,6 +345,21 @@ async fn structures_that_cannot_be_kept_to_are_400_by_name() {
             "structured_outputs.structural_tag is not currently supported",
         ),
         (
+            "structured_outputs",
+            json!({"json_schema": {}, "regex": "a"}),
+            "structured_outputs.json_schema is not known: use one of json, json_object, regex, choice, grammar",
+        ),
+        (
+            "structured_outputs",
+            json!({"regex": null, "structural_tag": false}),
+            "structured_outputs must have one of json, json_object, regex, choice, grammar",
+        ),
+        (
+            "guided_whitespace_pattern",
+            json!("[ ]?"),
+            "guided_whitespace_pattern is not currently supported",
+        ),
+        (
             "response_format",
             json!({"type": "json_schema"}),
             "response_format.json_schema.schema is required",

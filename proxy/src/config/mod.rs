@@ -75,15 +75,13 @@ impl Args {
         Ok(Some(sources.describe()))
     }
 
-    /// Names the upstream of a proxy that was told none, by whatever source.
-    pub fn default_upstream(
-        &mut self,
-        url: impl FnOnce() -> Result<String, ConfigError>,
-    ) -> Result<(), ConfigError> {
-        if self.sources()?.all(UPSTREAM).is_empty() {
-            self.flags.push(UPSTREAM, url()?);
+    /// Names the upstream of a proxy that was told none, by whatever source; whether that is so.
+    pub fn default_upstream(&mut self, url: &str) -> Result<bool, ConfigError> {
+        let is_needed = self.sources()?.all(UPSTREAM).is_empty();
+        if is_needed {
+            self.flags.push(UPSTREAM, url.to_owned());
         }
-        Ok(())
+        Ok(is_needed)
     }
 
     fn sources(&self) -> Result<Sources, ConfigError> {

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use http::Uri;
 use http::uri::PathAndQuery;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 pub(crate) use check::check_for_ever;
 pub(crate) use pool::{Cursor, Upstreams};
@@ -94,6 +96,12 @@ impl Upstream {
             port,
             weight,
         })
+    }
+
+    /// Whether it takes a connection, within `limit`.
+    pub async fn accepts(&self, limit: Duration) -> bool {
+        let connecting = TcpStream::connect((&*self.host, self.port));
+        matches!(timeout(limit, connecting).await, Ok(Ok(_)))
     }
 
     /// `scheme://host:port`, by the scheme that URLs have for it.

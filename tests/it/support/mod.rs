@@ -7,8 +7,8 @@ pub(crate) mod process;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a condition may take before a test calls it failed: far beyond what any takes, so that
@@ -42,15 +42,48 @@ pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
     command.spawn()
 }
 
-/// A loopback address that nobody listens on. Below the range that outgoing connections take their
-/// ports from, so that nothing takes it before the process under test does.
+/// Ports that only this process takes, as long as it holds the first of them: other runs at the same time have
+/// others. Below the range that outgoing connections take theirs from.
+struct Ports {
+    first: TcpListener,
+    next: AtomicU16,
+}
+
+impl Ports {
+    const FIRST: u16 = 15_000;
+    const COUNT: u16 = 256;
+    const BLOCKS: u16 = 64;
+
+    fn reserve() -> Self {
+        let _held = NO_FORK_WHILE_A_PORT_IS_TRIED
+            .lock()
+            .expect("no holder panics");
+        let own = (std::process::id() % u32::from(Self::BLOCKS)) as u16;
+        let blocks = (own..Self::BLOCKS).chain(0..own);
+        let first = blocks
+            .map(|block| Self::FIRST + block * Self::COUNT)
+            .find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
+            .expect("fewer runs than blocks of ports");
+        let port = first.local_addr().expect("it is bound").port();
+        Self {
+            first,
+            next: AtomicU16::new(port + 1),
+        }
+    }
+
+    fn next(&self) -> u16 {
+        let first = self.first.local_addr().expect("it is bound").port();
+        let port = self.next.fetch_add(1, Ordering::Relaxed);
+        assert!(port < first + Self::COUNT, "the run takes too many ports");
+        port
+    }
+}
+
+/// A loopback address that nobody listens on.
 pub(crate) fn free_addr() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Far apart for neighbouring process ids: two runs at once stay out of each other's way.
-    let first = 15_000 + (std::process::id() % 64) as u16 * 256;
+    static PORTS: LazyLock<Ports> = LazyLock::new(Ports::reserve);
     loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS.next()));
         let _held = NO_FORK_WHILE_A_PORT_IS_TRIED
             .lock()
             .expect("no holder panics");

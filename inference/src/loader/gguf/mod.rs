@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
 
+use super::inventory::Listed;
 use names::Names;
 
 /// The end of a GGUF's name.
@@ -197,6 +198,18 @@ impl Gguf {
     /// True if a tensor goes by this name.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.names.stored(name).is_some()
+    }
+
+    /// All tensors, by the names they go by, or by those in the file where they go by none.
+    pub(super) fn listed(&self) -> impl Iterator<Item = Listed> {
+        self.names.all().map(|(name, stored)| {
+            let info = &self.content.tensor_infos[stored];
+            Listed {
+                name: name.to_owned(),
+                shape: info.shape.dims().to_vec(),
+                quantised: Some(info.ggml_dtype),
+            }
+        })
     }
 
     /// How the tensor that goes by this name is stored.

@@ -83,7 +83,11 @@ const GPT2: Spelling = Spelling {
 
 /// From names in model directories to names in the file.
 #[derive(Debug, Default)]
-pub(super) struct Names(HashMap<String, (String, RowOrder)>);
+pub(super) struct Names {
+    known: HashMap<String, (String, RowOrder)>,
+    /// Those in the file that no model directory has.
+    unknown: Vec<String>,
+}
 
 impl Names {
     pub(super) fn new(gguf: &Gguf) -> Result<Self, GgufError> {
@@ -101,8 +105,12 @@ impl Names {
             let supported = "an even number from 2 is";
             return Err(gguf.unsupported("llama.attention.key_length", &dim, supported));
         }
-        let named = gguf.content.tensor_infos.keys().filter_map(|stored| {
-            let name = spelling.name(stored)?;
+        let mut names = Self::default();
+        for stored in gguf.content.tensor_infos.keys() {
+            let Some(name) = spelling.name(stored) else {
+                names.unknown.push(stored.clone());
+                continue;
+            };
             // llama.cpp rotates neighbours where the model was trained with halves.
             let turned = name.contains(".q_proj.") || name.contains(".k_proj.");
             let order = if gguf.architecture == "llama" && turned {
@@ -110,14 +118,25 @@ impl Names {
             } else {
                 RowOrder::Kept
             };
-            Some((name, (stored.clone(), order)))
-        });
-        Ok(Self(named.collect()))
+            names.known.insert(name, (stored.clone(), order));
+        }
+        Ok(names)
+    }
+
+    /// All names, in model directories where they have one there, each with the one in the file.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+        let known = self.known.iter();
+        let known = known.map(|(name, (stored, _))| (name.as_str(), stored.as_str()));
+        known.chain(
+            self.unknown
+                .iter()
+                .map(|stored| (stored.as_str(), stored.as_str())),
+        )
     }
 
     /// The name in the file, and how its rows are ordered there.
     pub(super) fn stored(&self, name: &str) -> Option<(&str, RowOrder)> {
-        let (stored, order) = self.0.get(name)?;
+        let (stored, order) = self.known.get(name)?;
         Some((stored, *order))
     }
 }

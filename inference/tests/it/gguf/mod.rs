@@ -190,6 +190,11 @@ fn what_is_lacking_is_refused_by_name() {
         refusal(&|file| file.set("llama.rope.scaling.type", Value::String("yarn".to_owned()))),
         "config.json: rope_type = yarn is not supported: default, linear and llama3 are"
     );
+    assert_eq!(
+        refusal(&|file| file.add_vector("blk.0.attn_sinks.weight", &[1.0])),
+        "config.json has no place for 1 of the weights' tensors, such as blk.0.attn_sinks.weight: \
+         it describes another model"
+    );
     let per_layer = || Value::Array(vec![Value::U32(4), Value::U32(2)]);
     assert_eq!(
         refusal(&|file| file.set("llama.feed_forward_length", per_layer())),
