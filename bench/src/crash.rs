@@ -21,10 +21,11 @@ use crate::shim::{backend, ours};
 use crate::sink::{Arrived, Sink};
 use crate::spans;
 
-const COUNTS: [&str; 6] = [
+const COUNTS: [&str; 7] = [
     "kills",
     "spans acknowledged",
     "spans refused",
+    "of these while the disk was full",
     "acknowledged and missing",
     "duplicates",
     "arrived without acknowledgement",
@@ -33,6 +34,9 @@ const COUNTS: [&str; 6] = [
 const LIFE_MILLIS: std::ops::Range<u64> = 50..1_500;
 /// When nothing more arrives for so long from a shim that runs, nothing more will: retries come sooner.
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
+/// The defaults of `--away-millis`: a shim takes a few MiB a second.
+const AWAY_MILLIS: u64 = 1_500;
+const AWAY_MILLIS_TO_FILL: u64 = 10_000;
 const REFUSED_PAUSE: Duration = Duration::from_millis(2);
 
 /// The bench of a shim that crashes.
@@ -53,9 +57,20 @@ pub(crate) struct Args {
     /// Requests at once
     #[arg(long, default_value_t = 8)]
     in_flight: usize,
-    /// The longest that the backend stays away
-    #[arg(long, default_value_t = 1_500)]
-    away_millis: u64,
+    /// The longest that the backend stays away; 1500, or 10000 with --tmpfs-mib, which is to fill up
+    #[arg(long)]
+    away_millis: Option<u64>,
+}
+
+impl Args {
+    fn away_millis(&self) -> u64 {
+        let default = if self.tmpfs_mib.is_some() {
+            AWAY_MILLIS_TO_FILL
+        } else {
+            AWAY_MILLIS
+        };
+        self.away_millis.unwrap_or(default)
+    }
 }
 
 /// What was sent, over all lives of the shim.
@@ -65,6 +80,8 @@ struct Ledger {
     /// The first id of each request.
     acknowledged: Mutex<Vec<u64>>,
     refused: AtomicU64,
+    /// Of these, while there was no room for a request on the disk that fills up.
+    refused_when_full: AtomicU64,
 }
 
 /// Runs it.
@@ -72,15 +89,16 @@ pub(crate) async fn run(setup: &Setup, args: &Args) -> Result<Report> {
     let dir = tempfile::tempdir_in(&setup.dir)?;
     let queue = dir.path().join("queue");
     std::fs::create_dir(&queue)?;
-    let _disk = args
+    let disk = args
         .tmpfs_mib
-        .map(|mib| Tmpfs::mount(&queue, mib))
+        .map(|mib| Tmpfs::mount(&queue, mib).map(Arc::new))
         .transpose()?;
     let to = free_address().await?;
     let (ledger, arrived) = (Arc::<Ledger>::default(), Arc::new(Arrived::with_ids()));
-    let backend = Backend::start(to, Arc::clone(&arrived), args.away_millis);
+    let backend = Backend::start(to, Arc::clone(&arrived), args.away_millis());
     for _ in 0..args.kills {
-        live_and_die(setup, args, &queue, to, &ledger).await?;
+        let started = start(setup, &queue, to).await?;
+        live_and_die(started, args, disk.as_ref(), &ledger).await?;
     }
     let _sink = backend.stay().await?;
     let _process = start(setup, &queue, to).await?;
@@ -103,10 +121,12 @@ fn report(args: &Args, ledger: &Ledger, mut arrived: HashMap<u64, u32>) -> Resul
         spans > 0,
         "no span was acknowledged, so that nothing was shown"
     );
+    let refused_when_full = ledger.refused_when_full.load(Ordering::Relaxed);
     let counts = [
         args.kills,
         spans,
         ledger.refused.load(Ordering::Relaxed),
+        refused_when_full,
         missing,
         duplicates,
         arrived.len() as u64,
@@ -123,7 +143,10 @@ fn report(args: &Args, ledger: &Ledger, mut arrived: HashMap<u64, u32>) -> Resul
         None => "lantern --ack disk".to_owned(),
     };
     table.add(&target, counts.collect());
-    Ok(Report::new("crash", vec![table]).failed_if(missing > 0, "acknowledged spans are missing"))
+    let was_never_full = args.tmpfs_mib.is_some() && refused_when_full == 0;
+    Ok(Report::new("crash", vec![table])
+        .failed_if(missing > 0, "acknowledged spans are missing")
+        .failed_if(was_never_full, "the disk was never full"))
 }
 
 async fn start(setup: &Setup, queue: &Path, to: SocketAddr) -> Result<(Process, SocketAddr)> {
@@ -143,17 +166,16 @@ async fn start(setup: &Setup, queue: &Path, to: SocketAddr) -> Result<(Process, 
 
 /// One life of the shim, and its end.
 async fn live_and_die(
-    setup: &Setup,
+    (mut process, listens): (Process, SocketAddr),
     args: &Args,
-    queue: &Path,
-    to: SocketAddr,
+    disk: Option<&Arc<Tmpfs>>,
     ledger: &Arc<Ledger>,
 ) -> Result<()> {
-    let (mut process, listens) = start(setup, queue, to).await?;
     let connection = Connection::open(listens, false).await?;
     let mut senders = JoinSet::new();
     for _ in 0..args.in_flight {
-        senders.spawn(send(connection.clone(), args.clone(), Arc::clone(ledger)));
+        let (disk, ledger) = (disk.cloned(), Arc::clone(ledger));
+        senders.spawn(send(connection.clone(), args.clone(), disk, ledger));
     }
     let life = rand::rng().random_range(LIFE_MILLIS);
     tokio::time::sleep(Duration::from_millis(life)).await;
@@ -163,7 +185,12 @@ async fn live_and_die(
 }
 
 /// Sends until the connection breaks.
-async fn send(mut connection: Connection, args: Args, ledger: Arc<Ledger>) {
+async fn send(
+    mut connection: Connection,
+    args: Args,
+    disk: Option<Arc<Tmpfs>>,
+    ledger: Arc<Ledger>,
+) {
     loop {
         let first = 1 + ledger.next_id.fetch_add(args.spans, Ordering::Relaxed);
         let request = spans::request(first, args.spans, args.span_bytes);
@@ -174,6 +201,14 @@ async fn send(mut connection: Connection, args: Args, ledger: Arc<Ledger>) {
             }
             Ok(false) => {
                 ledger.refused.fetch_add(args.spans, Ordering::Relaxed);
+                if disk
+                    .as_ref()
+                    .is_some_and(|disk| disk.free_bytes() < request.len() as u64)
+                {
+                    ledger
+                        .refused_when_full
+                        .fetch_add(args.spans, Ordering::Relaxed);
+                }
                 tokio::time::sleep(REFUSED_PAUSE).await;
             }
             Err(_) => return,
@@ -239,6 +274,11 @@ impl Tmpfs {
             "--tmpfs-mib='{mib}': only root can mount a disk"
         );
         Ok(Tmpfs { at: at.to_owned() })
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let told = rustix::fs::statvfs(&self.at).expect("it is mounted");
+        told.f_bavail * told.f_frsize
     }
 }
 

@@ -173,7 +173,7 @@ impl Report {
 
     /// The bench has shown that something is broken.
     pub(crate) fn failed_if(mut self, is_broken: bool, failure: &'static str) -> Report {
-        self.failure = is_broken.then_some(failure);
+        self.failure = self.failure.or(is_broken.then_some(failure));
         self
     }
 
