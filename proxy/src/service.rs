@@ -148,7 +148,7 @@ impl ProxyHttp for Service {
         let admitted = self.entrance.admit(session.req_header(), ctx);
         admitted.map_err(Failure::into_error)?;
         let key = if self.upstreams.balances_by_prefix() {
-            PrefixKey::read(session).await?
+            PrefixKey::read(session, self.client.silence).await?
         } else {
             None
         };
