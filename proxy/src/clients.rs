@@ -203,10 +203,11 @@ async fn serve(
     } = accepted;
     let peer = ends.peer;
     let tls = front.tls.as_ref().map(|tls| tls.current());
+    let in_handshake = AtomicBool::new(false);
     // Boxed: a TLS handshake would need its room for as long as the connection lasts.
     let preparing = Box::pin(timeout(
         front.header_timeout,
-        Transport::prepare(stream, tls),
+        Transport::prepare(stream, tls, &in_handshake),
     ));
     let prepared = tokio::select! {
         biased;
@@ -221,14 +222,11 @@ async fn serve(
             let connection = ClientConnection::new(transport, ends, refusals, limit, newcomer);
             app.process_new(Box::new(connection), &closing).await;
         }
-        Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "a connection ended before it began");
-            // One that merely ends is a look at whether the port is open.
-            if ends.tls && error.kind() == io::ErrorKind::InvalidData {
-                front.refusals.record(Failure::TlsHandshake, ends, &[]);
-            }
-        }
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection ended before it began"),
         Err(_) => tracing::debug!(%peer, "a connection began with silence"),
+    }
+    if in_handshake.into_inner() {
+        front.refusals.record(Failure::TlsHandshake, ends, &[]);
     }
 }
 

@@ -1,5 +1,5 @@
 //! What a client's connection of HTTP/2 shows of requests that are refused before anybody here sees them: the library
-//! resets their streams, answers 400 and nothing more, or gives the connection up. Frames are counted, their contents left alone.
+//! resets their streams, answers 400 or 431 and nothing more, or gives the connection up. Frames are counted, their contents left alone.
 //! <https://www.rfc-editor.org/rfc/rfc9113.html#section-4.1>
 
 use std::collections::VecDeque;
@@ -19,9 +19,15 @@ const GOAWAY: u8 = 7;
 
 /// The static table's `:status: 400` (<https://www.rfc-editor.org/rfc/rfc7541.html#appendix-A>).
 const STATUS_400: u8 = 0x8c;
+/// `:status: 431` of a head that is too large for the library, which then is in the dynamic table, whose first entry
+/// says it another time.
+const STATUS_431: [u8; 5] = [0x48, 0x83, 0x69, 0x90, 0xff];
+const DYNAMIC: std::ops::RangeInclusive<u8> = 0xbe..=0xff;
 /// How a change of the dynamic table's size begins, which may stand before it, and the bits that say so.
 const TABLE_SIZE: u8 = 0x20;
 const TABLE_SIZE_BITS: u8 = 0xe0;
+/// All of the other bits: the number goes on.
+const TABLE_SIZE_NUMBER: u8 = 0x1f;
 
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
@@ -76,8 +82,8 @@ impl Watch {
             HEADERS | RST_STREAM => {
                 let known = fresh.iter().position(|&stream| stream == frame.stream);
                 let was_fresh = known.and_then(|index| fresh.remove(index)).is_some();
-                if frame.is_bare_400() {
-                    refused(Some(StatusCode::BAD_REQUEST));
+                if let status @ Some(_) = frame.bare_status() {
+                    refused(status);
                 } else if was_fresh && frame.kind == RST_STREAM && frame.code(0) == PROTOCOL_ERROR {
                     refused(None);
                 }
@@ -99,17 +105,24 @@ struct Frame {
 }
 
 impl Frame {
-    /// Whether it is the head of an answer that says 400 and nothing else: ours all have an id.
-    fn is_bare_400(&self) -> bool {
+    /// The status of an answer whose head says that and nothing else: ours all have an id.
+    fn bare_status(&self) -> Option<StatusCode> {
         let head = self.start.get(..self.bytes).unwrap_or_default();
-        self.kind == HEADERS
-            && match head {
-                [status] => *status == STATUS_400,
-                [first, .., status] => {
-                    first & TABLE_SIZE_BITS == TABLE_SIZE && *status == STATUS_400
-                }
-                [] => false,
+        let head = match head {
+            [first, rest @ ..] if first & TABLE_SIZE_BITS == TABLE_SIZE => {
+                after_number(*first, rest)
             }
+            _ => head,
+        };
+        match head {
+            _ if self.kind != HEADERS => None,
+            [STATUS_400] => Some(StatusCode::BAD_REQUEST),
+            [status] if DYNAMIC.contains(status) => {
+                Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+            }
+            _ if head == STATUS_431 => Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+            _ => None,
+        }
     }
 
     /// The number at a place of the payload.
@@ -117,6 +130,16 @@ impl Frame {
         let bytes = self.start[at..at + 4].try_into().expect("four bytes");
         u32::from_be_bytes(bytes)
     }
+}
+
+/// What follows a number that begins with these five bits
+/// (<https://www.rfc-editor.org/rfc/rfc7541.html#section-5.1>).
+fn after_number(first: u8, rest: &[u8]) -> &[u8] {
+    if first & TABLE_SIZE_NUMBER != TABLE_SIZE_NUMBER {
+        return rest;
+    }
+    let last = rest.iter().position(|byte| byte & 0x80 == 0);
+    last.map_or(&[], |last| &rest[last + 1..])
 }
 
 /// Finds the frames in one direction's bytes, however they are cut.
@@ -228,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_says_400_and_nothing_else_is_the_librarys() {
+    fn an_answer_that_says_a_status_and_nothing_else_is_the_librarys() {
         let head = frame(HEADERS, 1, &[0x82; 20]);
         let answer = |block: &[u8]| frame(HEADERS, 1, block);
         let reset = frame(RST_STREAM, 1, &[0, 0, 0, 1]);
@@ -237,6 +260,9 @@ mod tests {
         check(sent, &[answer(b"\x8c")], &refused);
         check(sent, &[answer(b"\x8c"), reset], &refused);
         check(sent, &[answer(b"\x3f\xe1\x1f\x8c")], &refused);
+        let refused = [Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)];
+        check(sent, &[answer(&STATUS_431)], &refused);
+        check(sent, &[answer(b"\xbe")], &refused);
         for ours in [
             &b"\x88"[..],
             b"\x8c\x88",

@@ -89,6 +89,11 @@ impl Observer {
         RequestSpan::start(&instruments, &parent, arrival, origin)
     }
 
+    /// The route of a path, if it is known.
+    pub(crate) fn route(&self, path: &str) -> Option<&'static str> {
+        self.routes.find(path)
+    }
+
     /// The request goes to an upstream.
     pub(crate) fn start_attempt(
         &self,

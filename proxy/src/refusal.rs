@@ -66,7 +66,11 @@ impl Refusals {
     pub(crate) fn record_http2(&self, status: Option<StatusCode>, ends: Ends) {
         let mut head = readable_head(&[]);
         head.version = Version::HTTP_2;
-        self.record_head(Failure::InvalidRequest, status, ends, &head);
+        let failure = match status {
+            Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => Failure::HeadTooLarge,
+            _ => Failure::InvalidRequest,
+        };
+        self.record_head(failure, status, ends, &head);
     }
 
     fn record_head(&self, failure: Failure, status: Option<StatusCode>, ends: Ends, head: &Parts) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use lantern_telemetry::{LimitedLog, Telemetry};
 use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::net::TcpListener;
@@ -35,6 +36,9 @@ use crate::upstream::{Upstreams, check_for_ever};
 
 /// Idle connections to all upstreams that are kept. They last four seconds.
 const POOLED_CONNECTIONS: usize = 1024;
+
+/// What HTTP/2 counts of a head beyond what it holds: 32 bytes for each header.
+const HEADER_SLACK_BYTES: usize = 16 * 1024;
 
 /// How long requests may take to end once their connections are gone.
 const ABORT_LIMIT: Duration = Duration::from_secs(1);
@@ -129,6 +133,7 @@ impl Proxy {
         options.h2c = true;
         options.h2_idle_timeout = Some(config.client.idle);
         app.server_options = Some(options);
+        app.h2_options = Some(http2_options(config.limits.header_bytes));
         app.handle_init_modules();
         Ok(Self {
             listener,
@@ -217,4 +222,15 @@ impl Proxy {
         }
         Ok(())
     }
+}
+
+/// How HTTP/2 is spoken with clients. What its library lets through of a head is more than [`crate::limits`] do, so
+/// that a head that is too large gets our answer; what is larger by far gets the library's.
+fn http2_options(header_bytes: usize) -> H2Options {
+    let mut options = default_h2_options();
+    let most = header_bytes
+        .saturating_mul(2)
+        .saturating_add(HEADER_SLACK_BYTES);
+    options.max_header_list_size(u32::try_from(most).unwrap_or(u32::MAX));
+    options
 }

@@ -106,10 +106,11 @@ impl Service {
     /// What is asked of a request's upstream. A request that nobody observes is left as it is.
     fn asking(&self, request: &RequestHeader, ctx: &RequestContext) -> Option<Asking> {
         let is_observed = ctx.observed.as_ref()?.span.is_some();
-        if !self.asks_for_usage
-            || !is_observed
-            || !is_askable(&request.method, request.uri.path(), &request.headers)
-        {
+        if !self.asks_for_usage || !is_observed {
+            return None;
+        }
+        let route = self.observer.route(request.uri.path());
+        if !is_askable(&request.method, route, &request.headers) {
             return None;
         }
         ctx.cursor.as_ref()?.usage().map(Asking::new)
@@ -148,7 +149,7 @@ impl ProxyHttp for Service {
         let admitted = self.entrance.admit(session.req_header(), ctx);
         admitted.map_err(Failure::into_error)?;
         let key = if self.upstreams.balances_by_prefix() {
-            PrefixKey::read(session).await?
+            PrefixKey::read(session, self.client.silence).await?
         } else {
             None
         };

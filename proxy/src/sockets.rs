@@ -136,7 +136,8 @@ mod tests {
     #[tokio::test]
     async fn what_was_bound_beforehand_is_taken_even_for_any_port() {
         let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        let mut config = Config::new(any, Upstream::from(any));
+        let upstream = Upstream::parse("http://127.0.0.1:1").expect("an upstream");
+        let mut config = Config::new(any, upstream);
         config.metrics = Some(any);
         let mut sockets = Sockets::bind(&config).await.expect("free ports");
         let bound: Vec<_> = sockets

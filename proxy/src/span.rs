@@ -157,6 +157,7 @@ impl RequestSpan {
         head: &Parts,
         destination: &Destination,
     ) {
+        self.seen.request_body_bytes = 0;
         if let Some(bodies) = &mut self.bodies {
             bodies.restart_request();
         }
@@ -184,6 +185,7 @@ impl RequestSpan {
 
     /// A piece of the request's body passes by.
     pub(crate) fn request_body(&mut self, bytes: &[u8]) {
+        self.seen.request_body_bytes += bytes.len();
         if let Some(bodies) = &mut self.bodies {
             bodies.request(bytes);
         }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use pingora::protocols::tls::SslDigest;
@@ -41,17 +42,29 @@ struct First {
 }
 
 impl Transport {
-    /// Comes to terms with the client: the TLS handshake if there is TLS, else the version of HTTP, which
-    /// its first bytes tell. The caller bounds the time. Bad TLS is [`io::ErrorKind::InvalidData`].
+    /// Comes to terms with the client: the TLS handshake if there is TLS, then its first bytes, which without TLS tell
+    /// the version of HTTP. The caller bounds the time. `in_handshake` is true from the handshake's first byte to its end.
     pub(crate) async fn prepare(
         stream: TcpStream,
         tls: Option<Arc<ServerConfig>>,
+        in_handshake: &AtomicBool,
     ) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        match tls {
-            Some(config) => Self::encrypted(stream, config).await,
-            None => Self::plain(stream).await,
-        }
+        let mut transport = match tls {
+            Some(config) => {
+                // One that merely ends is a look at whether the port is open.
+                if stream.peek(&mut [0]).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                in_handshake.store(true, Ordering::Relaxed);
+                let encrypted = Self::encrypted(stream, config).await?;
+                in_handshake.store(false, Ordering::Relaxed);
+                encrypted
+            }
+            None => Self::plain(stream),
+        };
+        transport.read_first().await?;
+        Ok(transport)
     }
 
     /// As [`Self::prepare`], but without TLS it waits for nothing: for a client that is only answered.
@@ -61,11 +74,15 @@ impl Transport {
     ) -> io::Result<Self> {
         match tls {
             Some(config) => Self::encrypted(stream, config).await,
-            None => Ok(Self {
-                is_http2: false,
-                stream: Stream::Plain(stream),
-                first: First::default(),
-            }),
+            None => Ok(Self::plain(stream)),
+        }
+    }
+
+    fn plain(stream: TcpStream) -> Self {
+        Self {
+            is_http2: false,
+            stream: Stream::Plain(stream),
+            first: First::default(),
         }
     }
 
@@ -79,20 +96,25 @@ impl Transport {
     }
 
     /// Reads until what came is the preface of HTTP/2 or cannot become it. pingora would peek for all 24
-    /// bytes, and wait for ever: a request of HTTP/1 may be shorter.
-    async fn plain(mut stream: TcpStream) -> io::Result<Self> {
-        let mut first = First::default();
+    /// bytes, and wait for ever: a request of HTTP/1 may be shorter. In TLS it would wait for the first of them.
+    async fn read_first(&mut self) -> io::Result<()> {
+        let Self { stream, first, .. } = self;
         while first.read < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(first.rest()) {
-            match stream.read(&mut first.bytes[first.read..]).await? {
+            let room = &mut first.bytes[first.read..];
+            let read = match stream {
+                Stream::Plain(stream) => stream.read(room).await?,
+                Stream::Encrypted(stream) => stream.read(room).await?,
+            };
+            match read {
                 0 => break,
                 count => first.read += count,
             }
         }
-        Ok(Self {
-            is_http2: first.rest() == HTTP2_PREFACE,
-            stream: Stream::Plain(stream),
-            first,
-        })
+        // In TLS the handshake has decided.
+        if let Stream::Plain(_) = stream {
+            self.is_http2 = first.rest() == HTTP2_PREFACE;
+        }
+        Ok(())
     }
 
     pub(crate) fn is_http2(&self) -> bool {

@@ -13,12 +13,16 @@ const SECONDS_PER_MINUTE: f64 = 60.0;
 #[derive(Default)]
 pub(super) struct Quotas(HashMap<Arc<str>, Quota>);
 
+/// A bucket for each thing that is limited.
+#[derive(Default)]
 struct Quota {
-    requests: Bucket,
-    tokens: Bucket,
+    requests: Option<Bucket>,
+    tokens: Option<Bucket>,
 }
 
 struct Bucket {
+    /// What a minute fills it with, and all that it holds.
+    capacity: f64,
     /// What may be taken; below 0, what was taken too much.
     level: f64,
     filled: Instant,
@@ -27,30 +31,26 @@ struct Bucket {
 impl Quotas {
     /// Takes one request from the key's quota, or says how long to wait.
     pub(super) fn admit(&mut self, key: &Key, now: Instant) -> Result<(), Duration> {
-        let quota = self
-            .0
-            .entry(Arc::clone(&key.name))
-            .or_insert_with(|| Quota {
-                requests: Bucket::full(key.requests_per_minute, now),
-                tokens: Bucket::full(key.tokens_per_minute, now),
-            });
-        let waits = [
-            quota.requests.wait(key.requests_per_minute, 1.0, now),
-            // What it will take nobody knows; something must be there.
-            quota.tokens.wait(key.tokens_per_minute, 1.0, now),
-        ];
-        let wait = waits.into_iter().flatten().max();
+        let quota = self.0.entry(Arc::clone(&key.name)).or_default();
+        let mut requests = Bucket::of(&mut quota.requests, key.requests_per_minute, now);
+        let mut tokens = Bucket::of(&mut quota.tokens, key.tokens_per_minute, now);
+        // What it will take of tokens nobody knows; something must be there.
+        let limited = [&mut requests, &mut tokens].into_iter().flatten();
+        let wait = limited.filter_map(|bucket| bucket.wait(1.0, now)).max();
         if let Some(wait) = wait {
             return Err(wait);
         }
-        quota.requests.level -= 1.0;
+        if let Some(requests) = requests {
+            requests.level -= 1.0;
+        }
         Ok(())
     }
 
     /// The key's request has taken these tokens.
     pub(super) fn spend(&mut self, name: &str, tokens: u64) {
-        if let Some(quota) = self.0.get_mut(name) {
-            quota.tokens.level -= tokens as f64;
+        let quota = self.0.get_mut(name);
+        if let Some(bucket) = quota.and_then(|quota| quota.tokens.as_mut()) {
+            bucket.level -= tokens as f64;
         }
     }
 
@@ -63,19 +63,27 @@ impl Quotas {
 }
 
 impl Bucket {
-    fn full(per_minute: Option<u32>, now: Instant) -> Self {
-        Self {
-            level: per_minute.map_or(0.0, f64::from),
+    /// The bucket of what is limited to so much a minute, if it is: full where the limit is new.
+    fn of(slot: &mut Option<Self>, per_minute: Option<u32>, now: Instant) -> Option<&mut Self> {
+        let Some(per_minute) = per_minute else {
+            *slot = None;
+            return None;
+        };
+        let capacity = f64::from(per_minute);
+        let bucket = slot.get_or_insert(Self {
+            capacity,
+            level: capacity,
             filled: now,
-        }
+        });
+        bucket.capacity = capacity;
+        Some(bucket)
     }
 
-    /// How long until `wanted` is there; `None` if it is, or if nothing limits it.
-    fn wait(&mut self, per_minute: Option<u32>, wanted: f64, now: Instant) -> Option<Duration> {
-        let capacity = f64::from(per_minute?);
-        let per_second = capacity / SECONDS_PER_MINUTE;
+    /// How long until `wanted` is there; `None` if it is.
+    fn wait(&mut self, wanted: f64, now: Instant) -> Option<Duration> {
+        let per_second = self.capacity / SECONDS_PER_MINUTE;
         let passed = now.saturating_duration_since(self.filled).as_secs_f64();
-        self.level = (self.level + passed * per_second).min(capacity);
+        self.level = (self.level + passed * per_second).min(self.capacity);
         self.filled = now;
         let missing = wanted - self.level;
         (missing > 0.0).then(|| Duration::from_secs_f64(missing / per_second))
@@ -136,5 +144,20 @@ mod tests {
             assert_eq!(quotas.admit(&key, now), Ok(()));
             quotas.spend("k", 1_000_000);
         }
+    }
+
+    #[test]
+    fn a_limit_that_is_new_starts_full_however_busy_the_key_was() {
+        let (mut quotas, start) = (Quotas::default(), Instant::now());
+        for _ in 0..1000 {
+            assert_eq!(quotas.admit(&key(None, None), start), Ok(()));
+            quotas.spend("k", 1000);
+        }
+        let limited = key(Some(2), Some(10));
+        assert_eq!(quotas.admit(&limited, start), Ok(()));
+        assert_eq!(quotas.admit(&limited, start), Ok(()));
+        assert!(quotas.admit(&limited, start).is_err());
+        assert_eq!(quotas.admit(&key(None, None), start), Ok(()));
+        assert_eq!(quotas.admit(&limited, start), Ok(()));
     }
 }

@@ -155,7 +155,8 @@ pub(crate) const KEYS: &[Key] = &[
         "client-timeout-seconds",
         "SECONDS",
         "120",
-        "Longest silence of a client within its request's body, and longest wait until it reads on",
+        "Longest silence of a client within its request's body (with HTTP/2 only while --balance prefix waits for its \
+         start), and longest wait until it reads on",
     ),
     one(
         "client-idle-timeout-seconds",

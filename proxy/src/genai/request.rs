@@ -16,6 +16,8 @@ enum Field {
     Int(&'static str),
     Double(&'static str),
     Flag(&'static str),
+    /// One text, of an attribute that is a list.
+    Texts(&'static str),
     /// One, or one of several.
     Stop,
 }
@@ -56,6 +58,14 @@ const BODY: Members<Field> = &[
     (
         "n",
         Node::value(Field::Int(semconv::GEN_AI_REQUEST_CHOICE_COUNT)),
+    ),
+    (
+        "dimensions",
+        Node::value(Field::Int(semconv::GEN_AI_EMBEDDINGS_DIMENSION_COUNT)),
+    ),
+    (
+        "encoding_format",
+        Node::value(Field::Texts(semconv::GEN_AI_REQUEST_ENCODING_FORMATS)),
     ),
     (
         "frequency_penalty",
@@ -131,6 +141,9 @@ impl Asked {
                 return;
             }
             (Field::Text(key), Value::Text(text)) => KeyValue::new(key, (*text).to_owned()),
+            (Field::Texts(key), Value::Text(text)) => {
+                KeyValue::new(key, strings(vec![(*text).to_owned()]))
+            }
             (Field::Flag(key), Value::Bool(flag)) => KeyValue::new(key, *flag),
             (Field::Int(key), Value::Int(int)) => KeyValue::new(key, *int),
             (Field::Double(key), Value::Double(double)) => KeyValue::new(key, *double),

@@ -212,6 +212,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn bounds_are_those_of_the_conventions() {
+        use lantern_telemetry::instruments::{
+            FIRST_TOKEN_SECONDS, OPERATION_SECONDS, TOKEN_SECONDS,
+        };
+
+        let doubling: Vec<_> = (0..14).map(|power| 0.01 * f64::from(1 << power)).collect();
+        assert_eq!(OPERATION_SECONDS, doubling);
+        let by_four: Vec<_> = (0..14).map(|power| 4_f64.powi(power)).collect();
+        assert_eq!(model::TOKENS, by_four);
+        for (bounds, expect) in [
+            (
+                HTTP_SECONDS,
+                ".005 .01 .025 .05 .075 .1 .25 .5 .75 1 2.5 5 7.5 10",
+            ),
+            (
+                FIRST_TOKEN_SECONDS,
+                ".001 .005 .01 .02 .04 .06 .08 .1 .25 .5 .75 1 2.5 5 7.5 10",
+            ),
+            (
+                TOKEN_SECONDS,
+                ".01 .025 .05 .075 .1 .15 .2 .3 .4 .5 .75 1 2.5",
+            ),
+        ] {
+            let expect = expect.split(' ').map(|bound| bound.parse::<f64>());
+            let expect: Vec<_> = expect.map(|bound| bound.expect("a number")).collect();
+            assert_eq!(bounds, expect);
+        }
+    }
+
+    #[test]
     fn models_beyond_the_bound_share_one_name() {
         let metrics = Metrics::new(None);
         for number in 0..MAX_MODELS {

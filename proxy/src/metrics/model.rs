@@ -16,7 +16,8 @@ use opentelemetry_semantic_conventions::{attribute as semconv, metric};
 
 use crate::genai::Facts;
 
-const TOKENS: &[f64] = &[
+/// `gen_ai.client.token.usage`, tokens.
+pub(super) const TOKENS: &[f64] = &[
     1.0,
     4.0,
     16.0,

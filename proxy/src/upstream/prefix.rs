@@ -6,12 +6,14 @@
 //! difference. Of each string at most [`MAX_TEXT_BYTES`] count, as the scanner keeps no more.
 
 use std::hash::{DefaultHasher, Hasher};
+use std::time::Duration;
 
 use http::Method;
 use http::header::EXPECT;
 use http::request::Parts;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
+use tokio::time::timeout;
 
 use crate::bodies::{has_type, is_plain};
 use crate::json::{MAX_TEXT_BYTES, Members, Node, Scanner, Value};
@@ -90,19 +92,24 @@ impl PrefixKey {
     }
 
     /// The key of the prompt that the request's body starts with, if it does. Only what comes with the first
-    /// read decides, at most the 64 KiB that pingora keeps for a retry: from there the upstream gets it.
-    pub(crate) async fn read(session: &mut Session) -> Result<Option<u64>> {
+    /// read decides, at most the 64 KiB that pingora keeps for a retry: from there the upstream gets it. `limit`: the
+    /// longest wait for it.
+    pub(crate) async fn read(session: &mut Session, limit: Duration) -> Result<Option<u64>> {
         if !may_have_prompt(session.req_header()) {
             return Ok(None);
         }
         let client = session.as_downstream_mut();
         client.enable_retry_buffering();
         let mut key = Self::new();
-        while let Some(bytes) = client
-            .read_request_body()
-            .await
-            .map_err(|error| error.into_down())?
-        {
+        loop {
+            // pingora bounds the wait in HTTP/1 alone.
+            let Ok(read) = timeout(limit, client.read_request_body()).await else {
+                let context = "no byte of the body came";
+                return Err(Error::explain(ErrorType::ReadTimedout, context).into_down());
+            };
+            let Some(bytes) = read.map_err(|error| error.into_down())? else {
+                break;
+            };
             key.push(&bytes);
             if !bytes.is_empty() {
                 break;

@@ -22,19 +22,17 @@ use pingora::http::ResponseHeader;
 use pingora::{ErrorType, Result};
 
 use crate::bodies::{has_type, is_plain};
+use crate::genai;
 use crate::json::{Members, Node, Scanner, Value};
 use answer::Answer;
-
-/// The routes that know the option.
-const ROUTES: &[&str] = &["/v1/completions", "/v1/chat/completions"];
 
 /// What is put into a request. A member stands before it: `stream`.
 const QUESTION: &[u8] = br#","stream_options":{"include_usage":true}"#;
 
 /// Whether a request is one of those that can be asked for usage.
-pub(crate) fn is_askable(method: &Method, path: &str, headers: &HeaderMap) -> bool {
-    method == Method::POST
-        && ROUTES.contains(&path)
+pub(crate) fn is_askable(method: &Method, route: Option<&str>, headers: &HeaderMap) -> bool {
+    genai::operation(method, route).is_some()
+        && route.is_some_and(|route| route.ends_with("/completions"))
         && is_plain(headers)
         && has_type(headers, b"application/json")
 }
@@ -249,14 +247,18 @@ mod tests {
             HeaderMap::from_iter([(http::header::CONTENT_TYPE, value)])
         };
         let is_json = json("application/json; charset=utf-8");
-        assert!(is_askable(&Method::POST, "/v1/completions", &is_json));
-        assert!(is_askable(&Method::POST, "/v1/chat/completions", &is_json));
-        assert!(!is_askable(&Method::GET, "/v1/completions", &is_json));
-        assert!(!is_askable(&Method::POST, "/v1/responses", &is_json));
-        assert!(!is_askable(
-            &Method::POST,
+        for route in [
             "/v1/completions",
-            &json("text/plain")
-        ));
+            "/v1/chat/completions",
+            "/llm/{id}/chat/completions",
+        ] {
+            assert!(is_askable(&Method::POST, Some(route), &is_json), "{route}");
+            assert!(!is_askable(&Method::GET, Some(route), &is_json), "{route}");
+            let is_text = json("text/plain");
+            assert!(!is_askable(&Method::POST, Some(route), &is_text), "{route}");
+        }
+        for route in [None, Some("/completions"), Some("/v1/responses")] {
+            assert!(!is_askable(&Method::POST, route, &is_json), "{route:?}");
+        }
     }
 }

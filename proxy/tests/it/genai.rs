@@ -184,7 +184,10 @@ async fn an_upstream_that_cuts_its_answer_short_leaves_a_partial_usage() {
 
 #[tokio::test]
 async fn embeddings_of_many_inputs_have_a_model_and_input_tokens() {
-    let body = format!(r#"{{"input":["{}"],"model":"e5"}}"#, "word ".repeat(50_000));
+    let body = format!(
+        r#"{{"input":["{}"],"model":"e5","dimensions":64,"encoding_format":"float"}}"#,
+        "word ".repeat(50_000)
+    );
     let floats = "0.0123,-0.5,".repeat(20_000);
     let reply = format!(
         r#"{{"data":[{{"index":0,"embedding":[{floats}1]}}],"model":"e5-large","usage":{{"prompt_tokens":50000,"total_tokens":50000}}}}"#
@@ -195,6 +198,8 @@ async fn embeddings_of_many_inputs_have_a_model_and_input_tokens() {
         &[
             ("gen_ai.operation.name", Some("embeddings")),
             ("gen_ai.request.model", Some("e5")),
+            ("gen_ai.embeddings.dimension.count", Some("64")),
+            ("gen_ai.request.encoding_formats", Some("[\"float\"]")),
             ("gen_ai.response.model", Some("e5-large")),
             ("gen_ai.usage.input_tokens", Some("50000")),
             ("gen_ai.usage.output_tokens", None),

@@ -1,10 +1,16 @@
 //! HTTP/2 by hand: requests that are refused before the proxy's own code sees them.
 
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper::body::Bytes;
+use lantern_proxy::Balance;
 use opentelemetry::trace::Status;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::{Echo, TestProxy, attribute, within};
+use crate::support::{Client, Echo, TestProxy, attribute, config, within};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -105,4 +111,78 @@ async fn a_connection_that_breaks_the_protocol_leaves_a_span_and_one_that_ends_d
         let _ = within("the connection's end", broken.read_to_end(&mut answer)).await;
     }
     assert!(proxy.stopped().await.is_empty());
+}
+
+/// A request whose head is a little larger than this.
+fn with_head(bytes: usize) -> Request<Full<Bytes>> {
+    let request = Request::get("http://a/").header("x-long", "x".repeat(bytes));
+    request.body(Full::default()).expect("a request")
+}
+
+#[tokio::test]
+async fn a_head_is_as_large_as_it_may_be_in_http2_too() {
+    let echo = Echo::start().await;
+    let mut config = config(echo.address);
+    config.limits.header_bytes = 100_000;
+    let mut proxy = TestProxy::with(config).await;
+    let stream = TcpStream::connect(proxy.address).await;
+    let client = Client::http2(stream.expect("it listens")).await;
+    assert_eq!(client.send(with_head(90_000)).await.status(), 200);
+    proxy.spans.next().await;
+
+    let refused = client.send(with_head(100_000)).await;
+    assert_eq!(refused.status(), 431);
+    let body = within("a body", refused.into_body().collect()).await;
+    let body = body.expect("a whole body").to_bytes();
+    assert!(body.starts_with(b"{\"error\""), "{body:?}");
+    let span = proxy.spans.next().await;
+    let error = attribute(&span, "error.type");
+    assert_eq!(error.as_deref(), Some("request_header_too_large"));
+}
+
+#[tokio::test]
+async fn a_head_that_the_library_refuses_leaves_a_span() {
+    let echo = Echo::start().await;
+    let mut config = config(echo.address);
+    config.limits.header_bytes = 200;
+    let mut proxy = TestProxy::with(config).await;
+    let stream = TcpStream::connect(proxy.address).await;
+    let client = Client::http2(stream.expect("it listens")).await;
+    // The second time the answer's head is another.
+    for _ in 0..2 {
+        assert_eq!(client.send(with_head(20_000)).await.status(), 431);
+        let span = proxy.spans.next().await;
+        assert_eq!(span.name, "HTTP");
+        for (key, value) in [
+            ("error.type", "request_header_too_large"),
+            ("http.response.status_code", "431"),
+            ("network.protocol.version", "2"),
+        ] {
+            assert_eq!(attribute(&span, key).as_deref(), Some(value), "{key}");
+        }
+    }
+    assert!(proxy.spans.is_empty());
+}
+
+#[tokio::test]
+async fn a_prompt_that_does_not_come_is_not_waited_for() {
+    let echo = Echo::start().await;
+    let mut config = config(echo.address);
+    config.upstreams.push(config.upstreams[0].clone());
+    config.balance = Balance::Prefix;
+    config.client.silence = Duration::from_millis(100);
+    let mut proxy = TestProxy::with(config).await;
+    let head = [
+        &b"\x83\x86\x04\x0f/v1/completions\x41\x01a"[..],
+        b"\x0f\x10\x10application/json",
+    ];
+    // Its end is still to come.
+    let _stream = connection(&proxy, &[frame(HEADERS, 0x4, 1, &head.concat())]).await;
+    let span = proxy.spans.next().await;
+    for (key, value) in [
+        ("error.type", "client_timeout"),
+        ("http.response.status_code", "408"),
+    ] {
+        assert_eq!(attribute(&span, key).as_deref(), Some(value), "{key}");
+    }
 }

@@ -278,7 +278,8 @@ async fn a_request_that_outlives_the_drain_timeout_is_aborted_and_leaves_its_spa
     config.drain_timeout = Duration::from_millis(50);
     let proxy = TestProxy::with(config).await;
     let mut client = proxy.connect().await;
-    client.write(&request(GET, "")).await;
+    let post = ["POST /tokenize HTTP/1.1", "Host: a", "Content-Length: 4"];
+    client.write(&request(&post, "body")).await;
     let mut server = upstream.accept().await;
     server.read_message().await;
     server.write(SSE_HEAD).await;
@@ -293,6 +294,8 @@ async fn a_request_that_outlives_the_drain_timeout_is_aborted_and_leaves_its_spa
         attribute(&span, "http.response.status_code").as_deref(),
         Some("200")
     );
+    let body = attribute(&span, "http.request.body.size");
+    assert_eq!(body.as_deref(), Some("4"));
     assert_eq!(span.status, Status::error(""));
     assert_eq!(client.read_to_end().await, "");
 }

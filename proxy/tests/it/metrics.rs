@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use lantern_proxy::Instrumentation;
 use tokio::net::TcpSocket;
 
 use crate::support::{Peer, RawUpstream, Response, TestProxy, config, nobody, request};
@@ -147,4 +148,23 @@ async fn only_metrics_are_on_the_metrics_port() {
     assert_eq!(get(&proxy, "/metrics").await.status, 200);
     let unmeasured = TestProxy::in_front_of(nobody().await).await;
     assert!(unmeasured.metrics.is_none());
+}
+
+#[tokio::test]
+async fn an_excluded_url_is_not_measured() {
+    let mut config = config(nobody().await);
+    config.metrics = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    config.instrumentation = Instrumentation::from_vars(|name| {
+        (name == "OTEL_PYTHON_EXCLUDED_URLS").then(|| "/health".to_owned())
+    })
+    .expect("a regular expression");
+    let mut proxy = TestProxy::with(config).await;
+    for line in ["GET /health HTTP/1.1", "GET /v1/models HTTP/1.1"] {
+        let response = proxy.send(&request(&[line, "Host: a"], "")).await;
+        assert_eq!(response.status, 502);
+    }
+    assert_eq!(proxy.spans.next().await.name, "GET /v1/models");
+    let measured = get(&proxy, "/metrics").await.body;
+    assert!(measured.contains("http_route=\"/v1/models\""), "{measured}");
+    assert!(!measured.contains("/health"), "{measured}");
 }

@@ -141,8 +141,12 @@ async fn serving(mut command: Command) -> (tokio::process::Child, SocketAddr) {
 }
 
 fn terminate(child: &tokio::process::Child) {
+    signal(child, "-TERM");
+}
+
+fn signal(child: &tokio::process::Child, signal: &str) {
     let pid = child.id().expect("it runs").to_string();
-    let status = Command::new("kill").args(["-TERM", &pid]).status();
+    let status = Command::new("kill").args([signal, &pid]).status();
     assert!(status.expect("kill is there").success());
 }
 
@@ -203,7 +207,14 @@ async fn sigterm_ends_a_program_with_0_though_nobody_takes_its_spans() {
 }
 
 #[tokio::test]
-async fn a_stream_in_flight_at_sigterm_is_finished_and_its_span_exported() {
+async fn a_stream_in_flight_at_sigterm_or_the_first_sigint_is_finished_and_its_span_exported() {
+    tokio::join!(
+        finishes_a_stream_in_flight_at("-TERM"),
+        finishes_a_stream_in_flight_at("-INT")
+    );
+}
+
+async fn finishes_a_stream_in_flight_at(name: &str) {
     let mut collector = Echo::start().await;
     let upstream = RawUpstream::bind().await;
     let url = format!("http://{}", upstream.address());
@@ -223,7 +234,7 @@ async fn a_stream_in_flight_at_sigterm_is_finished_and_its_span_exported() {
         .write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
         .await;
     client.read_head().await;
-    terminate(&child);
+    signal(&child, name);
     refuses_connections(address).await;
     server.write_chunk("the end").await;
     server.write_chunk("").await;

@@ -260,6 +260,50 @@ async fn a_connection_over_the_bound_is_refused_in_tls_too() {
 }
 
 #[tokio::test]
+async fn a_client_that_says_nothing_in_tls_is_let_go_and_leaves_no_span() {
+    let authority = Authority::new();
+    let echo = Echo::start().await;
+    let mut config = config(echo.address);
+    config.client.header = Duration::from_secs(1);
+    config.tls = Some(ServerTls {
+        identity: authority.sign("proxy"),
+        client_ca: None,
+    });
+    let proxy = TestProxy::with(config).await;
+    let silent = async |protocol| {
+        let stream = encrypted(&proxy, authority.client(None, &[protocol])).await;
+        let mut stream = stream.expect("a handshake");
+        let mut answer = Vec::new();
+        // It ends without a word, which TLS calls an error.
+        let _ = within("the connection's end", stream.read_to_end(&mut answer)).await;
+        assert!(answer.is_empty(), "{protocol}: {answer:?}");
+    };
+    tokio::join!(silent("h2"), silent("http/1.1"));
+    assert!(proxy.stopped().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_tls_handshake_that_is_broken_off_leaves_a_span_and_a_look_at_the_port_does_not() {
+    let authority = Authority::new();
+    let echo = Echo::start().await;
+    let mut config = config(echo.address);
+    config.tls = Some(ServerTls {
+        identity: authority.sign("proxy"),
+        client_ca: None,
+    });
+    let mut proxy = TestProxy::with(config).await;
+    drop(proxy.connect().await);
+    let mut client = proxy.connect().await;
+    // The beginning of a record, of which the rest does not come.
+    client.write("\x16\x03\x01\x02").await;
+    drop(client);
+    let span = proxy.spans.next().await;
+    let error = attribute(&span, "error.type");
+    assert_eq!(error.as_deref(), Some("tls_handshake_failed"));
+    assert!(proxy.stopped().await.is_empty());
+}
+
+#[tokio::test]
 async fn a_client_without_the_certificate_that_is_asked_for_is_not_served() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let mut echo = Echo::start().await;
