@@ -64,6 +64,11 @@ llama GGUF:
     LANTERN_TEST_GGUF="$(realpath {{GGUF}})" \
         cargo test --release -p lantern --test it -- --ignored llama_cpps_server
 
+# Greedy tokens of Gemma-3-270m beside llama.cpp's, with a gemma-3-270m-q4_k_m.gguf of yours
+gemma GGUF:
+    LANTERN_GEMMA_GGUF="$(realpath {{GGUF}})" \
+        cargo test --release -p lantern-inference --test it -- --ignored gemma_3_writes_what_llama_cpp_writes
+
 # Every way through the shim between real neighbours: the Python SDK, Jaeger, the Collector; attribute for attribute
 matrix:
     tests/matrix/run.sh

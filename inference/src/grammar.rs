@@ -3,6 +3,8 @@
 //! A [`Grammar`] is what the API read; [`GrammarCompiler`] makes a [`Constraint`] of it, before the request is queued and
 //! on a thread of its own; the sampler of each sequence walks it with a `GrammarState`.
 
+mod gbnf;
+
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -46,8 +48,8 @@ pub enum Grammar {
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
-    /// What a grammar in Lark's syntax generates.
-    Lark(String),
+    /// What a grammar generates: in Lark's notation, or in llama.cpp's.
+    Rules(String),
 }
 
 /// Why a grammar cannot be used.
@@ -192,7 +194,7 @@ impl Grammar {
     fn checked(self) -> Result<TopLevelGrammar, GrammarError> {
         let bytes = match &self {
             Self::JsonSchema(schema) => json_bytes(schema),
-            Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Regex(text) | Self::Rules(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
         };
         if bytes > MAX_GRAMMAR_BYTES {
@@ -208,7 +210,11 @@ impl Grammar {
                 let texts: Vec<_> = texts.collect();
                 TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
             }
-            Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar),
+            Self::Rules(grammar) if gbnf::is_gbnf(&grammar) => {
+                let lark = gbnf::to_lark(&grammar).map_err(GrammarError::Invalid)?;
+                TopLevelGrammar::from_lark(lark)
+            }
+            Self::Rules(grammar) => TopLevelGrammar::from_lark(grammar),
         })
     }
 }

@@ -116,7 +116,7 @@ async fn every_choice_comes_and_nothing_else() {
 async fn grammars_in_larks_syntax_are_followed() {
     let sum = "start: term (\"+\" term)*\nterm: /[0-9]{1,3}/ | \"(\" start \")\"\n";
     let constraint = compiler()
-        .compile(Grammar::Lark(sum.to_owned()))
+        .compile(Grammar::Rules(sum.to_owned()))
         .await
         .unwrap();
     let written: Vec<_> = (0..20)
@@ -161,7 +161,7 @@ async fn wrong_grammars_are_refused_in_words() {
         assert!(problem.len() <= SHOWN_BYTES + '…'.len_utf8(), "{problem}");
     };
     check(Grammar::Regex("a(b".to_owned()), "unclosed group").await;
-    check(Grammar::Lark("start: missing".to_owned()), "missing").await;
+    check(Grammar::Rules("start: missing".to_owned()), "missing").await;
     check(json_schema(json!({"type": "colour"})), "colour").await;
     let unknown = json!({"type": "array", "uniqueItems": true});
     check(json_schema(unknown), "uniqueItems").await;
@@ -194,11 +194,11 @@ async fn the_longest_chains_of_rules_do_not_exhaust_the_stack() {
         .take_while(fits)
         .last()
         .unwrap();
-    let constraint = compiler().compile(Grammar::Lark(chain)).await.unwrap();
+    let constraint = compiler().compile(Grammar::Rules(chain)).await.unwrap();
     assert_eq!(write(&constraint, 0).as_deref(), Some("a"));
     let nested = "(".repeat(MAX_GRAMMAR_BYTES / 2) + &")".repeat(MAX_GRAMMAR_BYTES / 2);
     refusal(Grammar::Regex(nested.clone())).await;
-    refusal(Grammar::Lark(format!("start: {}", &nested[8..]))).await;
+    refusal(Grammar::Rules(format!("start: {}", &nested[8..]))).await;
 }
 
 #[tokio::test]
@@ -229,4 +229,84 @@ async fn a_grammar_has_its_place_in_memory_until_nobody_needs_it_and_others_wait
     assert_eq!(free, MAX_COMPILATIONS, "it is not begun");
     drop(all);
     assert!(waiting.await.is_ok());
+}
+
+/// Grammars as llama.cpp and vLLM document them.
+const SQL: &str = r#"
+root ::= select_statement
+
+select_statement ::= "SELECT " column " from " table " where " condition
+
+column ::= "col_1 " | "col_2 "
+
+table ::= "table_1 " | "table_2 "
+
+condition ::= column "= " number
+
+number ::= "1 " | "2 "
+"#;
+const ARITHMETIC: &str = r#"
+root  ::= (expr "=" ws num "\n"){1,2}
+expr  ::= term ([-+*/] term)*   # operators
+term  ::= ident | num | "(" ws expr ")" ws
+ident ::= [a-z] [a-z0-9_]{0,5} ws
+num   ::= [0-9]{1,4} ws
+ws    ::= [ \t\n]{0,2}
+"#;
+
+#[tokio::test]
+async fn grammars_in_llama_cpps_notation_are_kept_to() {
+    let constraint = compiler().compile(Grammar::Rules(SQL.to_owned())).await;
+    let constraint = constraint.expect("it is understood");
+    for seed in 0..20 {
+        let text = write(&constraint, seed).expect("it is finite");
+        let words: Vec<_> = text.split_whitespace().collect();
+        let [
+            select,
+            column,
+            from,
+            table,
+            where_,
+            condition,
+            equals,
+            number,
+        ] = words[..]
+        else {
+            panic!("{text}");
+        };
+        assert_eq!(
+            (select, from, where_, equals),
+            ("SELECT", "from", "where", "=")
+        );
+        assert!(["col_1", "col_2"].contains(&column) && ["col_1", "col_2"].contains(&condition));
+        assert!(["table_1", "table_2"].contains(&table) && ["1", "2"].contains(&number));
+    }
+    let constraint = compiler()
+        .compile(Grammar::Rules(ARITHMETIC.to_owned()))
+        .await;
+    let constraint = constraint.expect("it is understood");
+    let mut ended = 0;
+    for seed in 0..20 {
+        // Left to chance, some expressions find no end.
+        let Some(text) = write(&constraint, seed) else {
+            continue;
+        };
+        ended += 1;
+        let known =
+            |letter: char| letter.is_ascii_alphanumeric() || "-+*/()= \t\n_".contains(letter);
+        assert!(text.ends_with('\n') && text.chars().all(known), "{text:?}");
+        assert_eq!(
+            text.matches('(').count(),
+            text.matches(')').count(),
+            "{text:?}"
+        );
+        assert!((1..=2).contains(&text.matches('=').count()), "{text:?}");
+    }
+    assert!(ended > 0);
+}
+
+#[tokio::test]
+async fn what_is_wrong_in_llama_cpps_notation_is_named_with_its_line() {
+    let grammar = Grammar::Rules("root ::= a\na ::= b".to_owned());
+    assert_eq!(refusal(grammar).await, "line 2: there is no rule 'b'");
 }

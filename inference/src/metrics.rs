@@ -18,6 +18,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use crate::engine::EngineStats;
+use crate::generation::GenerationError;
 use crate::generation::exchange::Exchange;
 use crate::generation::record::{Facts, Outcome};
 use crate::generation::timeline::{Timeline, between};
@@ -162,13 +163,21 @@ impl Metrics {
         }
     }
 
-    /// A request has ended. One that never reached the engine is no request to it, as in vLLM.
+    /// A request has ended. One that never reached the engine is no request to it, as in vLLM; one for which the
+    /// queue had no place has failed by the server, and the conventions count it.
     pub(crate) fn request_ended(&self, ended: &Ended<'_>) {
         let facts = ended.facts;
-        if facts.timeline.queued.is_none() {
+        let queued = facts.timeline.queued.is_some();
+        let overload = matches!(
+            ended.outcome,
+            Outcome::Failed(reason) if reason.error_type == GenerationError::QUEUE_FULL
+        );
+        if queued || overload {
+            self.0.gen_ai.observe(ended);
+        }
+        if !queued {
             return;
         }
-        self.0.gen_ai.observe(ended);
         let requests = &self.0.requests;
         match ended.outcome {
             Outcome::Complete => {

@@ -109,7 +109,7 @@ impl Structure {
             },
             "choice" => Grammar::Choice(choice(field, &value)?),
             "regex" => Grammar::Regex(text(field, value)?),
-            _ => Grammar::Lark(text(field, value)?),
+            _ => Grammar::Rules(text(field, value)?),
         };
         Ok(Some(Self { field, grammar }))
     }

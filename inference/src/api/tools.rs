@@ -104,7 +104,7 @@ impl Tools {
                 let many = self.parallel && name.is_none();
                 let more = if many { " (\"\\n\" call)*" } else { "" };
                 let schema = bounded(schema);
-                Grammar::Lark(format!(
+                Grammar::Rules(format!(
                     "start: call{more}\n\
                      call: \"{OPEN}\\n\" body \"\\n{CLOSE}\"\n\
                      body: %json {schema}\n"

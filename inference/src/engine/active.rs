@@ -11,11 +11,11 @@ use super::observer::{Member, StepReport};
 use super::queue::QueueSlot;
 use super::request::{Event, StepTimes, TokenLogprobs};
 use super::runner::ModelRunner;
-use super::sampler::{Sampler, token_logprobs};
+use super::sampler::{SampleError, Sampled, Sampler, token_logprobs};
 use super::scheduler::{Scheduled, Scheduler, Step};
 use super::sequence::{Sequence, SequenceId};
 use crate::grammar::GrammarState;
-use crate::ops::{Pass, StepResult};
+use crate::ops::{Pass, RowResult, StepResult};
 
 /// A request beside its sequence.
 pub(super) struct Active {
@@ -110,6 +110,37 @@ pub(super) fn prepare_grammars(active: &mut BTreeMap<SequenceId, Active>, step: 
         .filter_map(|(_, active)| active.sampler.grammar())
         .collect();
     grammars.into_par_iter().for_each(GrammarState::prepare);
+}
+
+/// Draws the tokens after a step's wanted rows, side by side where the host has several to draw. Those that were
+/// cancelled, or have ended by the step before, are not there any more.
+pub(super) fn draw(
+    active: &mut BTreeMap<SequenceId, Active>,
+    scheduler: &Scheduler,
+    (step, rows): (&Step, Vec<RowResult>),
+) -> Vec<(SequenceId, Result<Sampled, SampleError>)> {
+    let on_host = |row: &&RowResult| matches!(row, RowResult::Logits(_));
+    let several = rows.iter().filter(on_host).nth(1).is_some();
+    let sampling = step.scheduled.iter().filter(|it| it.samples);
+    let mut rows: BTreeMap<_, _> = sampling.map(|it| it.id).zip(rows).collect();
+    let (Some((&first, _)), Some((&last, _))) = (rows.first_key_value(), rows.last_key_value())
+    else {
+        return Vec::new();
+    };
+    // Not all of them: those that wait for their first step may be many more.
+    let there = active.range_mut(first..=last);
+    let there = there.filter_map(|(id, active)| Some((*id, rows.remove(id)?, &mut active.sampler)));
+    let sample = |(id, row, sampler): (SequenceId, RowResult, &mut Sampler)| {
+        let sequence = scheduler.sequence(id);
+        let sequence = sequence.expect("what is active is scheduled or waits");
+        (id, sampler.sample(row, sequence))
+    };
+    if several {
+        let there: Vec<_> = there.collect();
+        there.into_par_iter().map(sample).collect()
+    } else {
+        there.map(sample).collect()
+    }
 }
 
 /// A step as far as it is known when it is launched.

@@ -41,6 +41,8 @@ struct Ahead {
     rows: Arc<std::sync::Mutex<Vec<usize>>>,
     /// How long each step takes.
     takes: Duration,
+    /// Its steps fail.
+    broken: bool,
 }
 
 impl Ahead {
@@ -74,6 +76,9 @@ impl Ops for Ahead {
     }
 
     fn launch(&self, step: &StepInputs, _: &mut dyn FnMut() -> Result<StepTensors>) -> Result<()> {
+        if self.broken {
+            candle_core::bail!("out of memory");
+        }
         let mut tokens = step.tokens.clone();
         for carried in &step.carried {
             tokens[carried.row as usize] = self.chosen.borrow()[carried.from as usize];
@@ -341,6 +346,23 @@ fn steps_of_every_batch_size_that_can_come_are_recorded_before_there_are_request
     assert_eq!(recorded(1), [1]);
     assert_eq!(recorded(3), [1, 2, 4], "three run as four");
     assert_eq!(recorded(100), [1, 2, 4, 8]);
+}
+
+#[test]
+fn what_cannot_be_recorded_is_not_said_to_be_the_cache() {
+    let device = Ahead {
+        broken: true,
+        ..Ahead::default()
+    };
+    let runner = ModelRunner::new(Box::new(NoModel), Box::new(device), 1).unwrap();
+    let refused = crate::engine::recorded(runner, 4).err().expect("refused");
+    assert_eq!(
+        refused.to_string(),
+        "cannot record the decode steps of up to 4 sequences: if memory is short, \
+         lower --max-num-seqs, or --gpu-memory-utilization"
+    );
+    let source = std::error::Error::source(&refused).expect("what the device said");
+    assert_eq!(source.to_string(), "out of memory");
 }
 
 #[test]

@@ -1,4 +1,7 @@
+use std::cell::Cell;
+
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use super::*;
 
@@ -129,37 +132,81 @@ impl BlockPool {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+/// A sequence that comes, or one that goes.
+#[derive(Debug, Clone)]
+enum Action {
+    Come {
+        /// Of a few, so that much is shared.
+        first: u32,
+        tokens: usize,
+        /// How many of them are computed, if it is below.
+        computed: usize,
+    },
+    Go(usize),
+}
 
-    /// Over the cases 10,000 sequences and more come and go.
-    #[test]
-    fn blocks_are_conserved_whoever_comes_and_goes(
-        actions in proptest::collection::vec((any::<bool>(), 0..4u32, 1..120usize, any::<usize>()), 500),
-    ) {
-        let mut pool = BlockPool::new(24, true);
+fn action() -> impl Strategy<Value = Action> {
+    let come = (0..4u32, 1..120usize, 0..120usize);
+    prop_oneof![
+        come.prop_map(|(first, tokens, computed)| Action::Come {
+            first,
+            tokens,
+            computed
+        }),
+        (0..24usize).prop_map(Action::Go),
+    ]
+}
+
+#[test]
+fn blocks_are_conserved_by_ten_thousand_who_come_and_ten_thousand_who_go() {
+    const MANY: usize = 10_000;
+    const BLOCKS: usize = 24;
+    let (came, went) = (Cell::new(0), Cell::new(0));
+    let config = ProptestConfig {
+        cases: 64,
+        source_file: Some(file!()),
+        ..ProptestConfig::default()
+    };
+    let actions = proptest::collection::vec(action(), 500);
+    let checked = TestRunner::new(config).run(&actions, |actions| {
+        let mut pool = BlockPool::new(BLOCKS, true);
         let mut tables = Vec::new();
-        for (comes, first, length, which) in actions {
-            if comes {
-                // Four beginnings, lengths apart: much is shared.
-                let tokens: Vec<u32> = (0..length as u32).map(|token| token + first).collect();
-                let prefix = pool.find(&tokens);
-                if prefix.needed_blocks(tokens.len()) <= pool.free() {
-                    let cached = prefix.tokens();
-                    let mut table = pool.hold(prefix);
-                    pool.extend(&mut table, tokens.len());
-                    let computed = cached.max(which % (tokens.len() + 1));
-                    pool.name(&mut table, &tokens, computed);
-                    tables.push(table);
+        for action in actions {
+            match action {
+                Action::Come {
+                    first,
+                    tokens,
+                    computed,
+                } => {
+                    let tokens: Vec<u32> = (first..first + tokens as u32).collect();
+                    let prefix = pool.find(&tokens);
+                    if prefix.needed_blocks(tokens.len()) <= pool.free() {
+                        let computed = computed.clamp(prefix.tokens(), tokens.len());
+                        let mut table = pool.hold(prefix);
+                        pool.extend(&mut table, tokens.len());
+                        pool.name(&mut table, &tokens, computed);
+                        tables.push(table);
+                        came.set(came.get() + 1);
+                    }
                 }
-            } else if !tables.is_empty() {
-                let table = tables.swap_remove(which % tables.len());
-                pool.release(table);
+                Action::Go(which) if !tables.is_empty() => {
+                    let table = tables.swap_remove(which % tables.len());
+                    pool.release(table);
+                    went.set(went.get() + 1);
+                }
+                Action::Go(_) => {}
             }
             pool.check(&tables);
         }
+        went.set(went.get() + tables.len());
         tables.drain(..).for_each(|table| pool.release(table));
         pool.check(&[]);
-        prop_assert_eq!(pool.free(), 24);
-    }
+        prop_assert_eq!(pool.free(), BLOCKS);
+        Ok(())
+    });
+    checked.unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(
+        came.get() >= MANY && went.get() >= MANY,
+        "{came:?} {went:?}"
+    );
 }

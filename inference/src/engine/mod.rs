@@ -92,6 +92,17 @@ pub enum EngineError {
         /// What it said.
         source: TensorError,
     },
+    /// The device cannot run what every decode step will.
+    #[error(
+        "cannot record the decode steps of up to {max_num_seqs} sequences: if memory is short, \
+         lower --max-num-seqs, or --gpu-memory-utilization"
+    )]
+    Recording {
+        /// Sequences of the largest step.
+        max_num_seqs: usize,
+        /// What the device said.
+        source: TensorError,
+    },
     /// The operating system gave no thread.
     #[error("cannot start the engine's thread")]
     Thread(#[from] std::io::Error),
@@ -161,6 +172,8 @@ struct Inlet {
 pub(crate) struct Shared {
     /// Requests between `submit` and their first step.
     queue: Arc<Queue>,
+    /// Streams dropped since the start.
+    dropped: Arc<AtomicUsize>,
     preempted: AtomicUsize,
     running: AtomicUsize,
     kv_blocks_used: AtomicUsize,
@@ -178,6 +191,14 @@ impl Shared {
     fn failure(&self) -> MutexGuard<'_, Option<String>> {
         // The value is a plain string: a panic elsewhere cannot have left it half written.
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread has ended otherwise than by shutdown: for this reason, and nothing runs or waits any more.
+    fn fail(&self, reason: String) {
+        *self.failure() = Some(reason);
+        for gauge in [&self.running, &self.preempted, &self.kv_blocks_used] {
+            gauge.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -215,16 +236,14 @@ impl Engine {
         let bytes = kv_blocks as u64 * block_bytes(&model);
         let ops =
             ops::for_device(model.device()).map_err(|error| EngineError::Device(error.into()))?;
-        let runner = ModelRunner::new(model.into_model(), ops, kv_blocks).and_then(|runner| {
-            runner.record(limits.max_num_seqs)?;
-            Ok(runner)
-        });
-        let runner = runner.map_err(|error| EngineError::KvCacheAllocation {
-            bytes,
-            source: error.into(),
+        let runner = ModelRunner::new(model.into_model(), ops, kv_blocks).map_err(|error| {
+            EngineError::KvCacheAllocation {
+                bytes,
+                source: error.into(),
+            }
         })?;
         let work = Work {
-            runner,
+            runner: recorded(runner, limits.max_num_seqs)?,
             scheduler: Scheduler::new(limits),
             vocabulary,
             observer,
@@ -350,12 +369,24 @@ impl Reservation {
         let limit = engine.max_waiting_requests();
         let slot = self.places.enter();
         let slot = slot.ok_or(SubmitError::QueueFull { limit })?;
-        let (mut submission, stream) = Submission::new(request);
+        let (mut submission, mut stream) = Submission::new(request);
         submission.slot = Some(slot);
+        stream.dropped = Arc::clone(&engine.shared.dropped);
         match sender.send(submission) {
             Ok(()) => Ok(stream),
             Err(_) => Err(engine.stopped()),
         }
+    }
+}
+
+/// The runner, ready for steps of so many sequences.
+fn recorded(runner: ModelRunner, max_num_seqs: usize) -> Result<ModelRunner, EngineError> {
+    match runner.record(max_num_seqs) {
+        Ok(()) => Ok(runner),
+        Err(error) => Err(EngineError::Recording {
+            max_num_seqs,
+            source: error.into(),
+        }),
     }
 }
 

@@ -4,6 +4,8 @@
 //! engine and the engine against a plain caller. [`super::Engine`] owns the other end.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -155,6 +157,16 @@ pub struct RequestStream {
     ended: bool,
     /// When the request was handed over.
     pub queued: Instant,
+    /// Counts the streams that were dropped, so that the engine looks for them only if there are any.
+    pub(super) dropped: Arc<AtomicUsize>,
+}
+
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        // Closed before it is counted: whoever sees the count finds the stream closed.
+        self.events.close();
+        self.dropped.fetch_add(1, Ordering::Release);
+    }
 }
 
 impl Submission {
@@ -173,6 +185,7 @@ impl Submission {
                 events: receiver,
                 ended: false,
                 queued,
+                dropped: Arc::default(),
             },
         )
     }

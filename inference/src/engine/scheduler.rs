@@ -75,6 +75,8 @@ pub(crate) struct Scheduler {
     waiting: VecDeque<Sequence>,
     /// Oldest first.
     running: Vec<Sequence>,
+    /// Of those that wait: the queue may be long, and whoever asks after each step would walk it.
+    num_preempted: usize,
     pool: BlockPool,
     counts: Counts,
 }
@@ -85,6 +87,7 @@ impl Scheduler {
             limits,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            num_preempted: 0,
             pool: BlockPool::new(limits.kv_blocks, limits.prefix_caching),
             counts: Counts::default(),
         }
@@ -155,6 +158,7 @@ impl Scheduler {
             sequence.computed_tokens = cached_tokens;
             sequence.table = self.pool.hold(prefix);
             let again = std::mem::replace(&mut sequence.was_scheduled, true);
+            self.num_preempted -= usize::from(again);
             if findable && !again {
                 self.counts.cache_queries += sequence.tokens().len() as u64;
                 self.counts.cache_hits += cached_tokens as u64;
@@ -197,6 +201,7 @@ impl Scheduler {
         sequence.carried = None;
         step.preempted.push(sequence.id);
         self.counts.preemptions += 1;
+        self.num_preempted += 1;
         // To the front: it came before everything that waits.
         self.waiting.push_front(sequence);
     }
@@ -243,8 +248,10 @@ impl Scheduler {
         if let Some(index) = self.index(id) {
             let mut sequence = self.running.remove(index);
             self.release(&mut sequence);
-        } else {
-            self.waiting.retain(|sequence| sequence.id != id);
+        } else if let Some(index) = self.waiting.iter().position(|waiting| waiting.id == id) {
+            let sequence = self.waiting.remove(index);
+            let preempted = sequence.is_some_and(|sequence| sequence.was_scheduled);
+            self.num_preempted -= usize::from(preempted);
         }
     }
 
@@ -277,10 +284,7 @@ impl Scheduler {
 
     /// Sequences in the queue that ran before.
     pub(crate) fn num_preempted(&self) -> usize {
-        self.waiting
-            .iter()
-            .filter(|sequence| sequence.was_scheduled)
-            .count()
+        self.num_preempted
     }
 
     /// Blocks held by running sequences.
@@ -299,6 +303,9 @@ impl Scheduler {
     }
 }
 
+#[cfg(test)]
+#[path = "scheduler_properties.rs"]
+mod properties;
 #[cfg(test)]
 #[path = "scheduler_tests.rs"]
 mod tests;

@@ -11,11 +11,11 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::Shared;
-use super::active::{Active, Flight, StepClock, prepare_grammars, step_report};
+use super::active::{Active, Flight, StepClock, draw, prepare_grammars, step_report};
 use super::observer::{StepObserver, StepReport};
 use super::request::{Event, StepTimes, Submission};
 use super::runner::{ModelRunner, Part};
-use super::sampler::{Sampled, Sampler};
+use super::sampler::{SampleError, Sampled, Sampler};
 use super::scheduler::{Scheduled, Scheduler, Step};
 use super::sequence::{Sequence, SequenceId};
 use crate::cpu_threads;
@@ -59,6 +59,7 @@ pub(super) fn start(
         flight: None,
         computed: None,
         preempted: 0,
+        dropped: 0,
         submissions,
         shared: Arc::clone(&shared),
     };
@@ -94,6 +95,8 @@ struct EngineLoop {
     computed: Option<Instant>,
     /// Sequences preempted that no report has told of: a step that only preempts is none to hear of.
     preempted: usize,
+    /// Dropped streams that it has looked for.
+    dropped: usize,
     submissions: Receiver<Submission>,
     shared: Arc<Shared>,
 }
@@ -139,6 +142,10 @@ impl EngineLoop {
             slot,
             ..
         } = submission;
+        if events.is_closed() {
+            // Its stream may be one that was looked for already.
+            return;
+        }
         if let Some(message) = self.refusal(&request.prompt_tokens) {
             let _ = events.send(Event::Failed { message });
             return;
@@ -177,6 +184,10 @@ impl EngineLoop {
     }
 
     fn drop_cancelled(&mut self) {
+        let dropped = self.shared.dropped.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.dropped, dropped) == dropped {
+            return;
+        }
         let cancelled: Vec<_> = self
             .active
             .iter()
@@ -297,12 +308,9 @@ impl EngineLoop {
             }
             row += part.num_tokens;
         }
-        let sampling = step.scheduled.iter().filter(|scheduled| scheduled.samples);
-        for (scheduled, row) in sampling.zip(rows) {
-            // Those that were cancelled, or have ended by the step before, are not there any more.
-            if self.active.contains_key(&scheduled.id) {
-                self.sample(scheduled.id, row, clock);
-            }
+        let sampled = draw(&mut self.active, &self.work.scheduler, (step, rows));
+        for (id, sampled) in sampled {
+            self.push(id, sampled, clock);
         }
         let times = clock.times(Instant::now());
         for scheduled in &step.scheduled {
@@ -351,11 +359,9 @@ impl EngineLoop {
         }
     }
 
-    fn sample(&mut self, id: SequenceId, row: RowResult, clock: &StepClock) {
-        let active = self.active.get_mut(&id).expect("what runs is active");
-        let sequence = self.work.scheduler.sequence(id);
-        let sequence = sequence.expect("what is active is scheduled or waits");
-        let sampled = active.sampler.sample(row, sequence);
+    /// A sequence goes on with what was drawn for it, or ends.
+    fn push(&mut self, id: SequenceId, sampled: Result<Sampled, SampleError>, clock: &StepClock) {
+        let active = self.active.get_mut(&id).expect("what was drawn is active");
         let at = Instant::now();
         let ended = match sampled {
             Ok(Sampled { token, logprobs }) => {
@@ -388,7 +394,7 @@ impl EngineLoop {
     fn fail(&mut self, error: &TensorError) {
         let message = format!("the device failed: {error}");
         tracing::error!("{message}");
-        *self.shared.failure() = Some(message.clone());
+        self.shared.fail(message.clone());
         for active in std::mem::take(&mut self.active).into_values() {
             active.send(Event::Failed {
                 message: message.clone(),
@@ -399,9 +405,6 @@ impl EngineLoop {
                 message: message.clone(),
             });
         }
-        self.shared.running.store(0, Ordering::Relaxed);
-        self.shared.preempted.store(0, Ordering::Relaxed);
-        self.shared.kv_blocks_used.store(0, Ordering::Relaxed);
     }
 
     fn publish(&self) {
@@ -438,7 +441,7 @@ struct PanicNote(Arc<Shared>);
 impl Drop for PanicNote {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            *self.0.failure() = Some("its thread panicked".to_owned());
+            self.0.fail("its thread panicked".to_owned());
         }
     }
 }

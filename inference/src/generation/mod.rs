@@ -219,10 +219,13 @@ pub enum GenerationError {
 }
 
 impl GenerationError {
+    /// `error.type` of what finds the queue full.
+    pub(crate) const QUEUE_FULL: &'static str = "queue_full";
+
     /// `error.type` of the span: few values, none with data in it.
     pub fn error_type(&self) -> &'static str {
         match self {
-            Self::QueueFull { .. } => "queue_full",
+            Self::QueueFull { .. } => Self::QUEUE_FULL,
             Self::PromptTooLong { .. } => "context_length_exceeded",
             Self::Stopped(_) => "engine_stopped",
             Self::Failed(_) => "engine_failed",

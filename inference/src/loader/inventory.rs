@@ -33,7 +33,9 @@ impl Listed {
     }
 
     fn is_known_to_be_of_no_use(&self) -> bool {
+        let part = self.name.strip_prefix("model.").unwrap_or(&self.name);
         KNOWN.iter().any(|end| self.name.ends_with(end))
+            || IMAGES.iter().any(|begin| part.starts_with(begin))
     }
 }
 
@@ -57,6 +59,9 @@ const KNOWN: [&str; 6] = [
     // fairseq's mark on OPT.
     "decoder.version",
 ];
+
+/// What models have that see images, too, of which only text is served; by how the names begin, behind `model.` or not.
+const IMAGES: [&str; 2] = ["vision_tower.", "multi_modal_projector."];
 
 /// The names that are neither `read` nor known to be of no use; in order.
 pub(super) fn unread(listed: &[Listed], read: impl Fn(&str) -> bool) -> Vec<&str> {
@@ -91,6 +96,8 @@ mod tests {
             "model.layers.0.self_attn.rotary_emb.inv_freq",
             "rope_freqs.weight",
             "decoder.version",
+            "vision_tower.vision_model.embeddings.patch_embedding.bias",
+            "model.multi_modal_projector.mm_input_projection_weight",
         ];
         assert!(left(&known).is_empty());
         for name in [

@@ -25,7 +25,13 @@ struct Family {
 }
 
 /// All that can be run.
-const FAMILIES: [Family; 6] = [
+const FAMILIES: [Family; 7] = [
+    Family {
+        model_type: "gemma3",
+        architecture: "Gemma3ForConditionalGeneration",
+        eos_token_id: Some(1),
+        read: |json| boxed(Gemma3Config::read_text_half(json)),
+    },
     Family {
         model_type: "gemma3_text",
         architecture: "Gemma3ForCausalLM",
@@ -187,7 +193,7 @@ mod tests {
 
     #[test]
     fn an_unknown_family_is_refused_by_name_beside_those_that_are_known() {
-        let known = "gemma3_text, gpt2, llama, opt, qwen2 and qwen3 are";
+        let known = "gemma3, gemma3_text, gpt2, llama, opt, qwen2 and qwen3 are";
         for (json, name) in [
             (r#"{"model_type": "mamba"}"#, "mamba"),
             (r#"{"model_type": "qwen3_moe"}"#, "qwen3_moe"),

@@ -1,4 +1,5 @@
-//! Gemma 3 (Gemma Team, 2025), text alone, after transformers' `Gemma3ForCausalLM`.
+//! Gemma 3 (Gemma Team, 2025), text alone, after transformers' `Gemma3ForCausalLM`; of models that see images, too,
+//! the half that reads and writes text.
 //!
 //! Letters in shapes as in [`crate::ops`].
 
@@ -15,6 +16,10 @@ use crate::ops::{
     Attention, Embedding, Epilogue, FeedForward, KvPages, KvShape, Linear, Norm, Ops, Rope,
     SelfAttention, StepInputs,
 };
+
+/// Before the names of tensors: in text models, and in those that see images, too, as they were saved at first and
+/// since transformers 4.52.
+const PREFIXES: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];
 
 /// The whole model.
 #[derive(Debug)]
@@ -50,7 +55,7 @@ impl Blueprint for Gemma3Config {
 
     fn load(&self, weights: &Weights) -> Loaded<Box<dyn CausalLm>> {
         let device = weights.device();
-        let decoder = Scope::decoder(weights, "model.", "embed_tokens.weight");
+        let decoder = Scope::decoder(weights, &PREFIXES, "embed_tokens.weight");
         let tokens = decoder.table("embed_tokens.weight", (self.vocab_size, self.hidden_size))?;
         let dim = self.heads.dim;
         let (full, sliding) = (

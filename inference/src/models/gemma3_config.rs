@@ -99,6 +99,16 @@ impl Default for Fields {
 }
 
 impl Gemma3Config {
+    /// Reads what a model that sees images, too, says of its half that reads and writes text.
+    pub(super) fn read_text_half(json: &Value) -> Result<Self, ConfigError> {
+        if json.get("tie_word_embeddings") == Some(&Value::Bool(false)) {
+            return Err(unsupported("tie_word_embeddings", &false, "true is"));
+        }
+        let text = json.get("text_config").filter(|text| text.is_object());
+        let supported = "what describes the text model is";
+        Self::read(text.ok_or_else(|| unsupported("text_config", &"null", supported))?)
+    }
+
     /// Reads a config.json; refuses by name what the model does not do.
     pub(super) fn read(json: &Value) -> Result<Self, ConfigError> {
         let fields: Fields = read_fields(json)?;

@@ -168,7 +168,7 @@ impl Blueprint for Gpt2Config {
     }
 
     fn load(&self, weights: &Weights) -> Loaded<Box<dyn CausalLm>> {
-        let decoder = Scope::decoder(weights, "transformer.", "wte.weight");
+        let decoder = Scope::decoder(weights, &["transformer."], "wte.weight");
         let tokens = decoder.table("wte.weight", (self.vocab_size, self.n_embd))?;
         let positions = PositionTable {
             table: decoder.tensor("wpe.weight", &[self.n_positions, self.n_embd])?,

@@ -40,7 +40,7 @@ impl Blueprint for LlamaConfig {
 
     fn load(&self, weights: &Weights) -> Loaded<Box<dyn CausalLm>> {
         let device = weights.device();
-        let decoder = Scope::decoder(weights, "model.", "embed_tokens.weight");
+        let decoder = Scope::decoder(weights, &["model."], "embed_tokens.weight");
         let tokens = decoder.table("embed_tokens.weight", (self.vocab_size, self.hidden_size))?;
         let heads = self.heads;
         let rope = self.rope.rotation(heads.dim, device)?;

@@ -61,7 +61,7 @@ impl Blueprint for OptConfig {
     fn load(&self, weights: &Weights) -> Loaded<Box<dyn CausalLm>> {
         let (hidden, embedding) = (self.hidden_size, self.word_embed_proj_dim);
         let top = "decoder.embed_tokens.weight";
-        let decoder = Scope::decoder(weights, "model.", top).within("decoder");
+        let decoder = Scope::decoder(weights, &["model."], top).within("decoder");
         let tokens = decoder.table("embed_tokens.weight", (self.vocab_size, embedding))?;
         let rows = self.max_position_embeddings + POSITION_OFFSET as usize;
         let positions = PositionTable {

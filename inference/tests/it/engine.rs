@@ -445,12 +445,18 @@ fn a_panic_ends_every_stream_too() {
     let script = script(EngineConfig::default());
     let running = script.engine.submit(greedy(&[1], 5)).unwrap();
     script.step_begun();
+    script.run();
+    script.step_begun();
+    assert_eq!(script.engine.stats().running, 1);
     script.next.send(Next::Panic).unwrap();
     let (engine, thread) = script.let_go();
     assert!(thread.join().is_err());
     let message = "the engine ended".to_owned();
     assert_eq!(events(running).pop(), Some(Event::Failed { message }));
-    assert!(!engine.stats().healthy);
+    let stats = engine.stats();
+    assert!(!stats.healthy);
+    assert_eq!((stats.running, stats.waiting), (0, 0));
+    assert_eq!(stats.kv_cache_usage, 0.0);
     let refused = engine.submit(greedy(&[1], 1)).unwrap_err();
     assert_eq!(
         refused,
@@ -487,15 +493,11 @@ fn bounds_that_cannot_hold_are_refused() {
         kv_cache_bytes: Some(1000),
         ..default()
     });
-    assert!(
-        matches!(
-            small,
-            EngineError::KvCacheTooSmall {
-                budget_bytes: 1000,
-                ..
-            }
-        ),
-        "{small}"
+    // 128 tokens of 3 layers, keys and values of 48 numbers.
+    assert_eq!(
+        small.to_string(),
+        "one sequence of 128 tokens needs 147456 bytes of KV cache, 1000 are there: \
+         lower --max-model-len, or raise --kv-cache-memory-bytes (on a GPU --gpu-memory-utilization)"
     );
     let mut endless = golden_model(&support::goldens().join("opt-pre-ln"));
     endless.max_model_len = usize::MAX;
@@ -517,9 +519,21 @@ fn a_cache_that_the_machine_cannot_hold_is_refused_at_start_with_the_flags_that_
     };
     let model = golden_model(&support::goldens().join("opt-pre-ln"));
     let refused = Engine::start(model, config).expect_err("refused");
-    assert!(matches!(refused, EngineError::KvCacheTooLarge { .. }));
-    let message = refused.to_string();
-    assert!(message.contains("--kv-cache-memory-bytes"), "{message}");
+    let EngineError::KvCacheTooLarge {
+        available_bytes, ..
+    } = refused
+    else {
+        panic!("{refused}");
+    };
+    // As many blocks of 16 tokens as can be counted, of 1152 bytes a token.
+    let bytes = u64::from(u32::MAX / 16) * 16 * 1152;
+    assert_eq!(
+        refused.to_string(),
+        format!(
+            "a KV cache of {bytes} bytes does not fit into the {available_bytes} bytes of memory that are left: \
+             lower --kv-cache-memory-bytes, or --max-num-seqs"
+        )
+    );
 }
 
 fn golden_model(path: &std::path::Path) -> LoadedModel {

@@ -94,7 +94,7 @@ fn another_architecture_is_refused_by_name() {
     let error = load(&folder).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "architecture mamba is not supported: gemma3_text, gpt2, llama, opt, qwen2 and qwen3 are"
+        "architecture mamba is not supported: gemma3, gemma3_text, gpt2, llama, opt, qwen2 and qwen3 are"
     );
 }
 
@@ -125,6 +125,35 @@ fn names_with_and_without_the_models_prefix_are_the_same_tensors() {
             first_logits(&folder),
             first_logits(&goldens().join(model)),
             "{model}"
+        );
+    }
+}
+
+#[test]
+fn of_a_gemma_that_sees_images_the_text_half_is_served() {
+    let text_config: serde_json::Value =
+        crate::support::json(&goldens().join("gemma3/config.json"));
+    let whole = serde_json::json!({"model_type": "gemma3", "text_config": text_config});
+    for (prefix, images) in [
+        ("language_model.model.", "vision_tower."),
+        ("model.language_model.", "model.vision_tower."),
+    ] {
+        let (_guard, folder) = copy("gemma3");
+        fs::write(folder.join("config.json"), whole.to_string()).unwrap();
+        let weights = folder.join("model.safetensors");
+        let stored = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+        let renamed = stored.into_iter().map(|(name, tensor)| {
+            let rest = name.strip_prefix("model.").expect("all names have it");
+            (format!("{prefix}{rest}"), tensor)
+        });
+        let mut renamed: HashMap<_, _> = renamed.collect();
+        let patches = Tensor::ones(3, DType::F32, &Device::Cpu).unwrap();
+        renamed.insert(format!("{images}embeddings.weight"), patches);
+        candle_core::safetensors::save(&renamed, &weights).unwrap();
+        assert_eq!(
+            first_logits(&folder),
+            first_logits(&goldens().join("gemma3")),
+            "{prefix}"
         );
     }
 }

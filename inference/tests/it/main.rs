@@ -7,6 +7,7 @@
 
 mod api;
 mod beam;
+mod disconnects;
 mod engine;
 mod gguf;
 mod goldens;

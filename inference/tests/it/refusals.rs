@@ -388,6 +388,12 @@ async fn full_queue_is_503_with_retry_after_and_cancels_what_got_in() {
     let mut spans = harness.request_spans(3).await;
     spans.retain(|span| attribute(span, "error.type").as_deref() == Some("queue_full"));
     assert_eq!(spans.len(), 2);
+    let metrics = harness.get("/metrics").await.text;
+    let counted = |line: &str| {
+        line.starts_with("gen_ai_server_request_duration_seconds_count{")
+            && line.ends_with("error_type=\"queue_full\"} 2")
+    };
+    assert!(metrics.lines().any(counted), "{metrics}");
 }
 
 #[tokio::test]

@@ -16,17 +16,15 @@ pub(crate) struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
-    /// The decoder's tensors. Files saved without the head have names without the model's
-    /// `prefix`: those that have `tensor` at the top.
-    pub(crate) fn decoder(weights: &'a Weights, prefix: &str, tensor: &str) -> Self {
-        let bare = weights.contains(tensor);
+    /// The decoder's tensors, among which there is `tensor`, behind one of these prefixes, or behind none in files saved
+    /// without the head. Where it is missing, it is so by the first of them.
+    pub(crate) fn decoder(weights: &'a Weights, prefixes: &[&str], tensor: &str) -> Self {
+        let has = |prefix: &&&str| weights.contains(&format!("{prefix}{tensor}"));
+        let found = [""].iter().chain(prefixes).find(has);
+        let prefix = found.or_else(|| prefixes.first());
         Self {
             weights,
-            prefix: if bare {
-                String::new()
-            } else {
-                prefix.to_owned()
-            },
+            prefix: prefix.copied().unwrap_or_default().to_owned(),
         }
     }
 
