@@ -78,6 +78,7 @@ pub fn origin(
     let (head, ()) = request.into_parts();
     let arrival = Arrival {
         head: &head,
+        version: Some(head.version),
         peer: Some(peer),
         local: None,
         tls: false,

@@ -10,7 +10,7 @@ use std::str::FromStr as _;
 
 use http::header::{FORWARDED, HOST};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, Version};
 use ipnet::IpNet;
 use lantern_telemetry::config::ConfigError;
 
@@ -52,6 +52,8 @@ impl TrustedProxies {
 /// A request's head and the two ends of its connection.
 pub(crate) struct Arrival<'a> {
     pub(crate) head: &'a Parts,
+    /// The head's own, unless that was never read.
+    pub(crate) version: Option<Version>,
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) local: Option<SocketAddr>,
     /// Whether the connection is one of TLS.
@@ -313,6 +315,7 @@ mod tests {
         let peer = peer.parse().expect("an address");
         let arrival = Arrival {
             head: &head,
+            version: Some(head.version),
             peer: Some(SocketAddr::new(peer, 1)),
             local: None,
             tls: false,

@@ -39,8 +39,8 @@ impl Refusals {
     /// Records a request of which `head` was read, and that ends in `failure`; the answer, for which
     /// the connection is closed.
     pub(crate) fn answer(&self, failure: Failure, ends: Ends, head: &[u8]) -> Bytes {
-        let head = readable_head(head);
-        let mut observed = self.0.begin(&arrival(&head, ends));
+        let (head, version) = readable_head(head);
+        let mut observed = self.0.begin(&arrival(&head, version, ends));
         let is_head = head.method == Method::HEAD;
         let answer = Answer::to(failure, None, &observed.identity, is_head);
         let sent = answer
@@ -58,23 +58,24 @@ impl Refusals {
 
     /// Records a request of which `head` was read, and that nobody answers.
     pub(crate) fn record(&self, failure: Failure, ends: Ends, head: &[u8]) {
-        self.record_head(failure, None, ends, &readable_head(head));
+        let (head, version) = readable_head(head);
+        self.record_head(failure, None, &arrival(&head, version, ends));
     }
 
     /// Records a request of HTTP/2 that was refused within its connection, by an answer with this status if by any.
     /// Nobody can read its head.
     pub(crate) fn record_http2(&self, status: Option<StatusCode>, ends: Ends) {
-        let mut head = readable_head(&[]);
-        head.version = Version::HTTP_2;
+        let (head, _) = readable_head(&[]);
         let failure = match status {
             Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => Failure::HeadTooLarge,
             _ => Failure::InvalidRequest,
         };
-        self.record_head(failure, status, ends, &head);
+        let arrival = arrival(&head, Some(Version::HTTP_2), ends);
+        self.record_head(failure, status, &arrival);
     }
 
-    fn record_head(&self, failure: Failure, status: Option<StatusCode>, ends: Ends, head: &Parts) {
-        if let Some(span) = &mut self.0.begin(&arrival(head, ends)).span {
+    fn record_head(&self, failure: Failure, status: Option<StatusCode>, arrival: &Arrival<'_>) {
+        if let Some(span) = &mut self.0.begin(arrival).span {
             let sent = Transferred {
                 status,
                 ..Transferred::default()
@@ -84,22 +85,24 @@ impl Refusals {
     }
 }
 
-fn arrival(head: &Parts, ends: Ends) -> Arrival<'_> {
+fn arrival(head: &Parts, version: Option<Version>, ends: Ends) -> Arrival<'_> {
     Arrival {
         head,
+        version,
         peer: Some(ends.peer),
         local: ends.local,
         tls: ends.tls,
     }
 }
 
-/// What can be read of the beginning of a request that is none, line by line.
-fn readable_head(bytes: &[u8]) -> Parts {
+/// What can be read of the beginning of a request that is none, line by line; and its version, if that can be.
+fn readable_head(bytes: &[u8]) -> (Parts, Option<Version>) {
     let (mut head, ()) = Request::new(()).into_parts();
     head.method = Method::from_bytes(OTHER_METHOD.as_bytes()).expect("a token");
     head.uri = Uri::from_static("*");
     let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
     let mut words = lines.next().unwrap_or_default().split(|&byte| byte == b' ');
+    let mut version = None;
     if let Some(Ok(method)) = words.next().map(Method::from_bytes)
         // Without the rest of the line it may be anything.
         && let Some(target) = words.next()
@@ -108,6 +111,11 @@ fn readable_head(bytes: &[u8]) -> Parts {
         if let Ok(uri) = Uri::try_from(target) {
             head.uri = uri;
         }
+        version = match words.next().map(<[u8]>::trim_ascii_end) {
+            Some(b"HTTP/1.0") => Some(Version::HTTP_10),
+            Some(b"HTTP/1.1") => Some(Version::HTTP_11),
+            _ => None,
+        };
     }
     for line in lines.filter_map(|line| line.strip_suffix(b"\n")) {
         let Some(colon) = memchr::memchr(b':', line) else {
@@ -119,7 +127,7 @@ fn readable_head(bytes: &[u8]) -> Parts {
             head.headers.append(name, value);
         }
     }
-    head
+    (head, version)
 }
 
 #[cfg(test)]
@@ -128,15 +136,34 @@ mod tests {
 
     #[test]
     fn what_can_be_read_of_a_head_is_read() {
-        for (bytes, method, uri, headers) in [
-            ("", OTHER_METHOD, "*", 0),
-            ("\x16\x03\x01\x02\0", OTHER_METHOD, "*", 0),
-            ("GET", OTHER_METHOD, "*", 0),
-            ("GET /a HTTP/1.1\r\nA: 1\r\nB : 2\r\nC: 3", "GET", "/a", 1),
-            ("GET /a HTTP/9.9\r\nA: 1\nB: 2\r\n\r\n", "GET", "/a", 2),
-            ("GET \x01 HTTP/1.1\r\n\r\n", "GET", "*", 0),
+        for (bytes, method, uri, version, headers) in [
+            ("", OTHER_METHOD, "*", None, 0),
+            ("\x16\x03\x01\x02\0", OTHER_METHOD, "*", None, 0),
+            ("GET", OTHER_METHOD, "*", None, 0),
+            (
+                "GET /a HTTP/1.1\r\nA: 1\r\nB : 2\r\nC: 3",
+                "GET",
+                "/a",
+                Some(Version::HTTP_11),
+                1,
+            ),
+            (
+                "GET /a HTTP/9.9\r\nA: 1\nB: 2\r\n\r\n",
+                "GET",
+                "/a",
+                None,
+                2,
+            ),
+            (
+                "GET \x01 HTTP/1.1\r\n\r\n",
+                "GET",
+                "*",
+                Some(Version::HTTP_11),
+                0,
+            ),
         ] {
-            let head = readable_head(bytes.as_bytes());
+            let (head, read) = readable_head(bytes.as_bytes());
+            assert_eq!(read, version, "{bytes:?}");
             assert_eq!(head.method.as_str(), method, "{bytes:?}");
             assert_eq!(head.uri, uri, "{bytes:?}");
             assert_eq!(head.headers.len(), headers, "{bytes:?}");

@@ -95,8 +95,10 @@ impl Service {
     fn observe(&self, session: &Session) -> Observed {
         let inet = |address: Option<&SocketAddr>| address.and_then(SocketAddr::as_inet).copied();
         let digest = session.digest();
+        let head = session.req_header().as_ref();
         self.observer.begin(&Arrival {
-            head: session.req_header().as_ref(),
+            head,
+            version: Some(head.version),
             peer: inet(session.client_addr()),
             local: inet(session.server_addr()),
             tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),

@@ -100,7 +100,7 @@ impl RequestSpan {
                 method: method.unwrap_or(OTHER_METHOD.into()),
                 scheme: origin.scheme,
                 route,
-                version: protocol_version(head.version),
+                version: arrival.version.map(protocol_version),
             })
         });
         let mut builder = SpanBuilder::default().with_kind(SpanKind::Server);
@@ -359,8 +359,9 @@ fn described(
         attributes.push(KeyValue::new(genai::OPERATION_NAME, operation));
     }
     url_attributes(path(head), head.uri.query(), &mut attributes);
-    let version = protocol_version(head.version);
-    attributes.push(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version));
+    if let Some(version) = arrival.version.map(protocol_version) {
+        attributes.push(KeyValue::new(semconv::NETWORK_PROTOCOL_VERSION, version));
+    }
     peer_attributes(arrival, &mut attributes);
     origin_attributes(origin, &mut attributes);
     if let Some(agent) = head.headers.get(USER_AGENT) {

@@ -69,7 +69,7 @@ pub(crate) struct Request {
     pub(crate) method: Cow<'static, str>,
     pub(crate) scheme: &'static str,
     pub(crate) route: Option<&'static str>,
-    pub(crate) version: &'static str,
+    pub(crate) version: Option<&'static str>,
 }
 
 /// How a request ended.
@@ -119,8 +119,10 @@ impl Metrics {
             .route
             .map(|route| (Key(semconv::HTTP_ROUTE), route.into()));
         labels.extend(route);
-        let version = Key(semconv::NETWORK_PROTOCOL_VERSION);
-        labels.push((version, request.version.into()));
+        let version = request
+            .version
+            .map(|version| (Key(semconv::NETWORK_PROTOCOL_VERSION), version.into()));
+        labels.extend(version);
         InFlight {
             metrics: self.clone(),
             active,

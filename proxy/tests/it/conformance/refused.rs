@@ -20,7 +20,7 @@ pub(super) const CASES: &[Case] = &[
             ("client.address", "127.0.0.1"),
             ("url.scheme", "http"),
         ],
-        lacks: &["url.path", "http.route"],
+        lacks: &["url.path", "http.route", "network.protocol.version"],
         ..REFUSED
     },
     Case {
@@ -39,6 +39,7 @@ pub(super) const CASES: &[Case] = &[
             ("url.path", "/health"),
             ("server.address", "a"),
             ("server.port", "81"),
+            ("network.protocol.version", "1.1"),
         ],
         ..REFUSED
     },
