@@ -345,6 +345,25 @@ async fn structures_that_cannot_be_kept_to_are_400_by_name() {
             "structured_outputs.structural_tag is not currently supported",
         ),
         (
+            "response_format",
+            json!({"type": "json_schema"}),
+            "response_format.json_schema.schema is required",
+        ),
+        (
+            "response_format",
+            json!({"type": "yaml"}),
+            "response_format of type 'yaml' is not currently supported",
+        ),
+    ] {
+        check(with(field, value), field, start).await;
+    }
+}
+
+#[tokio::test]
+async fn structures_that_are_not_known_are_400_by_name() {
+    let harness = idle().await;
+    for (field, value, expected) in [
+        (
             "structured_outputs",
             json!({"json_schema": {}, "regex": "a"}),
             "structured_outputs.json_schema is not known: use one of json, json_object, regex, choice, grammar",
@@ -359,18 +378,11 @@ async fn structures_that_cannot_be_kept_to_are_400_by_name() {
             json!("[ ]?"),
             "guided_whitespace_pattern is not currently supported",
         ),
-        (
-            "response_format",
-            json!({"type": "json_schema"}),
-            "response_format.json_schema.schema is required",
-        ),
-        (
-            "response_format",
-            json!({"type": "yaml"}),
-            "response_format of type 'yaml' is not currently supported",
-        ),
     ] {
-        check(with(field, value), field, start).await;
+        let mut body = json!({"prompt": "hi"});
+        body[field] = value;
+        let answer = harness.post("/v1/completions", &body).await;
+        assert_eq!(message(&answer, 400, Some(field)), expected);
     }
 }
 
