@@ -31,30 +31,54 @@ impl Served {
     }
 }
 
-/// All of them at once.
+/// So many tokens, the best ones.
+pub(crate) fn greedy(tokens: usize) -> SamplingParams {
+    SamplingParams {
+        temperature: 0.0,
+        max_tokens: tokens,
+        ignore_eos: true,
+        ..SamplingParams::default()
+    }
+}
+
+/// So many, drawn as chats often are.
+pub(crate) fn drawn(tokens: usize) -> SamplingParams {
+    SamplingParams {
+        temperature: 0.7,
+        top_p: 0.9,
+        ..greedy(tokens)
+    }
+}
+
+/// All of them at once, each with so many of its best tokens.
 pub(crate) async fn serve(
     engine: &Engine,
     prompts: &[Vec<u32>],
     tokens: usize,
 ) -> anyhow::Result<Vec<Served>> {
-    let requests = prompts.iter().map(|prompt| request(engine, prompt, tokens));
+    serve_with(engine, prompts, &greedy(tokens)).await
+}
+
+/// The same with tokens chosen as `params` say.
+pub(crate) async fn serve_with(
+    engine: &Engine,
+    prompts: &[Vec<u32>],
+    params: &SamplingParams,
+) -> anyhow::Result<Vec<Served>> {
+    let requests = prompts.iter().map(|prompt| request(engine, prompt, params));
     futures::future::try_join_all(requests).await
 }
 
 pub(crate) async fn request(
     engine: &Engine,
     prompt: &[u32],
-    tokens: usize,
+    params: &SamplingParams,
 ) -> anyhow::Result<Served> {
     let submitted = Instant::now();
+    let tokens = params.max_tokens;
     let mut events = engine.submit(Request {
         prompt_tokens: prompt.to_vec(),
-        params: SamplingParams {
-            temperature: 0.0,
-            max_tokens: tokens,
-            ignore_eos: true,
-            ..SamplingParams::default()
-        },
+        params: params.clone(),
         span: opentelemetry::trace::SpanContext::NONE,
     })?;
     let mut served = Served {

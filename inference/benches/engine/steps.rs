@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt};
 use lantern_inference::engine::{Engine, EngineConfig};
+use lantern_inference::sampling_params::SamplingParams;
 
-use crate::load::{Served, median, request, serve};
+use crate::load::{Served, drawn, greedy, median, request, serve, serve_with};
 use crate::model::{Model, prompt};
 use crate::{Options, row};
 
@@ -31,46 +32,73 @@ pub(crate) async fn measure(model: &Model, options: &Options) -> anyhow::Result<
     }
     row("first token of 128", median(firsts));
     row("all first tokens of 8 x 2000", long_prompts(engine).await?);
-    for &batch in &options.batches {
-        let prompts: Vec<_> = (0..batch)
-            .map(|index| prompt(1000 + index, DECODE_PROMPT))
-            .collect();
-        let mut medians = Vec::new();
-        for _ in 0..3 {
-            let served = serve(engine, &prompts, DECODE_TOKENS).await?;
-            // While all of them decode: from the last one's first token to the first one's last.
-            let from = served.iter().map(|served| served.tokens[0]).max();
-            let to = served
-                .iter()
-                .map(|served| served.tokens[DECODE_TOKENS - 1])
-                .min();
-            let during = |pair: &&[Instant]| Some(pair[0]) >= from && Some(pair[1]) <= to;
-            let gaps = served[0].tokens.windows(2).filter(during);
-            medians.push(median(gaps.map(|pair| pair[1] - pair[0]).collect()));
+    for (how, params) in [
+        ("", greedy(DECODE_TOKENS)),
+        (", drawn at 0.7 with top-p 0.9", drawn(DECODE_TOKENS)),
+    ] {
+        for &batch in &options.batches {
+            let step = decode_step(engine, batch, &params).await?;
+            row(
+                &format!("decode step, {batch} at context 448 to 576{how}"),
+                step,
+            );
         }
-        let what = format!("decode step, {batch} at context 448 to 576");
-        row(&what, median(medians));
+        throughput(engine, options, how, &params).await?;
     }
+    started.stop()
+}
 
+/// From token to token, with so many sequences decoding and nobody else.
+async fn decode_step(
+    engine: &Engine,
+    batch: usize,
+    params: &SamplingParams,
+) -> anyhow::Result<Duration> {
+    let prompts: Vec<_> = (0..batch)
+        .map(|index| prompt(1000 + index, DECODE_PROMPT))
+        .collect();
+    let mut medians = Vec::new();
+    for _ in 0..3 {
+        let served = serve_with(engine, &prompts, params).await?;
+        // While all of them decode: from the last one's first token to the first one's last.
+        let from = served.iter().map(|served| served.tokens[0]).max();
+        let to = served
+            .iter()
+            .map(|served| served.tokens[DECODE_TOKENS - 1])
+            .min();
+        let during = |pair: &&[Instant]| Some(pair[0]) >= from && Some(pair[1]) <= to;
+        let gaps = served[0].tokens.windows(2).filter(during);
+        medians.push(median(gaps.map(|pair| pair[1] - pair[0]).collect()));
+    }
+    Ok(median(medians))
+}
+
+/// What many requests in flight give.
+async fn throughput(
+    engine: &Engine,
+    options: &Options,
+    how: &str,
+    params: &SamplingParams,
+) -> anyhow::Result<()> {
     let prompts: Vec<_> = (0..options.requests)
         .map(|index| prompt(5000 + index, 128))
         .collect();
     let begun = Instant::now();
-    let requests = prompts.iter().map(|prompt| request(engine, prompt, 128));
+    let requests = prompts.iter().map(|prompt| request(engine, prompt, params));
     let served = stream::iter(requests).buffer_unordered(options.in_flight);
     let served: Vec<_> = served.collect().await;
     let seconds = begun.elapsed().as_secs_f64();
     let served = served.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let tokens: usize = served.iter().map(|served| served.tokens.len()).sum();
     println!(
-        "| {} requests of 128/128, {} at a time | {:.0} output tokens/s |",
+        "| {} requests of 128/128, {} at a time{how} | {:.0} output tokens/s |",
         options.requests,
         options.in_flight,
         tokens as f64 / seconds
     );
     let firsts = served.iter().map(Served::first_token);
-    row("their first token", median(firsts.collect()));
-    started.stop()
+    row(&format!("their first token{how}"), median(firsts.collect()));
+    Ok(())
 }
 
 /// How long it takes until eight prompts of 2000 tokens have their first tokens.

@@ -95,7 +95,7 @@ impl Ops for Ahead {
             let token = next(tokens[wanted.row as usize]);
             chosen.push(token);
             rows.push(match wanted.choice {
-                Choice::Greedy => RowResult::Token(token),
+                Choice::Greedy | Choice::Draw(_) => RowResult::Token(token),
                 Choice::Host => {
                     let logits = (0..VOCAB_SIZE).map(|id| f32::from(id == token) * 99.0);
                     RowResult::Logits(logits.collect())
@@ -262,9 +262,16 @@ fn all_given_back(stats: &EngineStats) {
     assert_eq!(stats.kv_cache_usage, 0.0);
 }
 
+/// The same, its tokens drawn.
+fn drawn(mut request: Request) -> Request {
+    request.params.temperature = 1.0;
+    request
+}
+
 #[test]
 fn the_host_is_one_step_ahead_and_the_tokens_are_the_same() {
     let requests = vec![
+        (drawn(request(9, 7, 25, false)), None),
         (request(1, 5, 20, false), None),
         (request(80, 40, 30, false), None), // to the end of sequence
         (request(1, 70, 1, false), None),
@@ -277,9 +284,11 @@ fn the_host_is_one_step_ahead_and_the_tokens_are_the_same() {
 
 #[test]
 fn a_sequence_whose_tokens_the_host_chooses_waits_for_them() {
-    let (stats, depth) = run(64, vec![(request(1, 5, 20, true), None)]);
-    assert_eq!(depth, 1);
-    all_given_back(&stats);
+    for request in [request(1, 5, 20, true), drawn(request(1, 5, 20, true))] {
+        let (stats, depth) = run(64, vec![(request, None)]);
+        assert_eq!(depth, 1);
+        all_given_back(&stats);
+    }
     let mixed = (0..6).map(|index| (request(7 * index + 1, 9, 25, index % 2 == 0), None));
     all_given_back(&run(64, mixed.collect()).0);
 }

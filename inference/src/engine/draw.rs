@@ -1,13 +1,15 @@
-//! A draw from a distribution of tokens, with a random stream of its own.
+//! A draw from a distribution of tokens, with a random stream of its own: here, or by keys for a device.
 
 use candle_core::{Device, Result, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 
+use crate::ops;
 use crate::sampling_params::SamplingParams;
 
 /// Draws one sequence's tokens, by candle-transformers' processor. Its own `top_p` puts the whole vocabulary in
 /// order for each token; ours only what can be kept.
 pub(super) struct Draw {
+    seed: u64,
     processor: LogitsProcessor,
     top_p: f32,
 }
@@ -17,8 +19,23 @@ impl Draw {
         let seed = params.seed.unwrap_or_else(rand::random);
         let temperature = f64::from(params.temperature);
         Self {
+            seed,
             processor: LogitsProcessor::from_sampling(seed, Sampling::All { temperature }),
             top_p: params.top_p,
+        }
+    }
+
+    /// The same for a device. A token's place in its sequence, and the seed, are all that its chance depends on: what
+    /// runs again gives the same.
+    pub(super) fn at(&self, place: usize, params: &SamplingParams) -> ops::Draw {
+        ops::Draw {
+            temperature: params.temperature,
+            min_p: params.min_p,
+            top_k: params
+                .top_k
+                .map_or(0, |k| u32::try_from(k).unwrap_or(u32::MAX)),
+            top_p: params.top_p,
+            key: mix(mix(self.seed).wrapping_add(place as u64)),
         }
     }
 
@@ -32,6 +49,14 @@ impl Draw {
             }
         })
     }
+}
+
+/// Spreads a number over all 64 bits: the finalizer of `SplitMix64`, <https://doi.org/10.1145/2660193.2660195>.
+fn mix(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 /// Drops all but the fewest best that together have `top_p` of the sum; equals of the last of them stay.
@@ -71,6 +96,24 @@ mod tests {
         check(0.71, &[0.0, 4.0, 0.0, 2.0, 3.0]);
         check(0.99, &[1.0, 4.0, 0.0, 2.0, 3.0]);
         check(1e-9, &[0.0, 4.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_devices_chance_is_another_at_each_place_and_the_same_for_a_seed() {
+        let draw = |seed| {
+            let seeded = SamplingParams {
+                seed: Some(seed),
+                ..SamplingParams::default()
+            };
+            let draw = Draw::new(&seeded);
+            let keys = (0..100).map(|place| draw.at(place, &seeded).key);
+            keys.collect::<Vec<_>>()
+        };
+        assert_eq!(draw(7), draw(7));
+        let mut all = [draw(7), draw(8)].concat();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 200);
     }
 
     #[test]

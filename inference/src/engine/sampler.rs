@@ -75,15 +75,18 @@ impl Sampler {
         }
     }
 
-    /// Who can choose the sequence's next token.
-    pub(crate) fn choice(&self, sequence: &Sequence) -> Choice {
+    /// Who can choose the sequence's next token, which is at `place` in it.
+    pub(crate) fn choice(&self, sequence: &Sequence, place: usize) -> Choice {
         let params = &sequence.params;
-        let plain = self.draw.is_none()
-            && self.penalties.is_none()
+        let is_plain = self.penalties.is_none()
             && self.grammar.is_none()
             && params.logprobs.is_none()
             && sequence.output_tokens() >= params.min_tokens;
-        if plain { Choice::Greedy } else { Choice::Host }
+        match &self.draw {
+            _ if !is_plain => Choice::Host,
+            None => Choice::Greedy,
+            Some(draw) => Choice::Draw(draw.at(place, params)),
+        }
     }
 
     /// What the output must be, if it must be something: it has work that needs no logits.

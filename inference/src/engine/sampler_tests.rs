@@ -145,6 +145,46 @@ fn ends_are_not_sampled_before_min_tokens() {
 }
 
 #[test]
+fn a_device_may_choose_where_logits_alone_decide() {
+    let choice = |params: SamplingParams| {
+        let sequence = sequence(params);
+        Sampler::new(&sequence, &[]).choice(&sequence, 1)
+    };
+    assert_eq!(choice(greedy()), Choice::Greedy);
+    let params = SamplingParams {
+        temperature: 0.5,
+        top_k: Some(9),
+        top_p: 0.75,
+        min_p: 0.25,
+        ..seeded()
+    };
+    let Choice::Draw(draw) = choice(params.clone()) else {
+        panic!("a draw");
+    };
+    assert_eq!(
+        (draw.temperature, draw.top_k, draw.top_p, draw.min_p),
+        (0.5, 9, 0.75, 0.25)
+    );
+    assert_eq!(choice(params), Choice::Draw(draw), "a seed decides");
+    for params in [
+        SamplingParams {
+            logprobs: Some(0),
+            ..greedy()
+        },
+        SamplingParams {
+            presence_penalty: 0.5,
+            ..seeded()
+        },
+        SamplingParams {
+            min_tokens: 1,
+            ..seeded()
+        },
+    ] {
+        assert_eq!(choice(params), Choice::Host);
+    }
+}
+
+#[test]
 fn penalties_count_output_tokens_and_repetition_the_prompt_too() {
     let even = [0.0, 1.0, 1.0, 1.0];
     let presence = SamplingParams {

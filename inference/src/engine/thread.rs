@@ -248,7 +248,8 @@ impl EngineLoop {
         let runs_ahead = self.work.runner.runs_ahead();
         let mut wanted = 0;
         for (scheduled, choice) in step.scheduled.iter().zip(choices) {
-            let chosen = (runs_ahead && choice == Some(Choice::Greedy)).then_some(wanted);
+            let is_chosen = choice.is_some_and(|choice| choice != Choice::Host);
+            let chosen = (runs_ahead && is_chosen).then_some(wanted);
             self.work.scheduler.launched(*scheduled, chosen);
             wanted += u32::from(choice.is_some());
         }
@@ -330,7 +331,10 @@ impl EngineLoop {
             context: scheduled.context,
             blocks: sequence.table.blocks(),
             carried: sequence.carried,
-            choice: scheduled.samples.then(|| sampler.choice(sequence)),
+            choice: scheduled.samples.then(|| {
+                let place = scheduled.context + scheduled.num_tokens;
+                sampler.choice(sequence, place)
+            }),
         }
     }
 

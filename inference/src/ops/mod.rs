@@ -32,7 +32,7 @@ use candle_core::{Device, Result, Tensor};
 pub use packed::PackedMatrix;
 pub(crate) use packed::{StoredRows, is_packable};
 pub use pages::{KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages};
-pub use step::{Carried, Choice, Span, StepInputs, WantedRow};
+pub use step::{Carried, Choice, Draw, Span, StepInputs, WantedRow};
 pub use weights::{
     Activation, Attention, DecoderLayer, Embedding, Epilogue, FeedForward, Heads, Linear, Matrix,
     Norm, NormKind, PositionTable, Rope, SelfAttention,
@@ -49,7 +49,7 @@ pub trait Ops: Send {
     fn device(&self) -> &Device;
 
     /// Whether a step may be launched before the one before it is collected. Then the device chooses the tokens of
-    /// all rows of [`Choice::Greedy`] itself, and a row may take its token from the step before.
+    /// all rows but those of [`Choice::Host`] itself, and a row may take its token from the step before.
     fn runs_ahead(&self) -> bool {
         false
     }

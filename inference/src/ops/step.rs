@@ -35,7 +35,7 @@ pub struct Span {
 }
 
 /// A row whose logits are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WantedRow {
     /// Which.
     pub row: u32,
@@ -44,12 +44,30 @@ pub struct WantedRow {
 }
 
 /// Who chooses the token after a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Choice {
     /// The host: logits are handed back.
     Host,
     /// The best one; the device may choose it, or hand back logits.
     Greedy,
+    /// One by chance; the device may draw it, or hand back logits.
+    Draw(Draw),
+}
+
+/// How a token is drawn: as likely as its logit, divided by the temperature, says, among those that `min_p`, then
+/// `top_k`, then `top_p` leave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// Above 0.
+    pub temperature: f32,
+    /// At least so likely as this times the best one; in [0, 1].
+    pub min_p: f32,
+    /// The so many best ones, and equals of the last; 0: all.
+    pub top_k: u32,
+    /// The fewest best ones that together have this share, and equals of the last; in (0, 1].
+    pub top_p: f32,
+    /// Chance itself: draws of equal keys are equal.
+    pub key: u64,
 }
 
 /// A row that takes its token from the step launched before.

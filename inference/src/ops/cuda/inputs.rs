@@ -5,8 +5,8 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, PinnedHostSlice, result,
 };
 
-use super::kernels::{Address, TILE_ROWS};
-use crate::ops::{Span, StepInputs};
+use super::kernels::{Address, DrawArguments, TILE_ROWS};
+use crate::ops::{Choice, Draw, Span, StepInputs};
 
 /// Of rows that fill up a recorded batch: their keys and values are kept nowhere. As `NO_SLOT` of the kernels.
 const NO_SLOT: u32 = u32::MAX;
@@ -25,8 +25,23 @@ enum Section {
     SingleRows,
     TileRows,
     TileLengths,
+    Temperatures,
+    MinP,
+    TopK,
+    TopP,
+    KeysLow,
+    KeysHigh,
     Tables,
 }
+
+/// Of rows whose best token is wanted, or none. As the kernels have it: a temperature of 0.
+const NO_DRAW: Draw = Draw {
+    temperature: 0.0,
+    min_p: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    key: 0,
+};
 
 /// Numbers that inputs of so many rows and blocks take.
 fn len(rows: usize, blocks: usize) -> usize {
@@ -84,6 +99,20 @@ fn lay_out(step: &StepInputs, rows: usize, capacity: usize, out: &mut [u32]) -> 
     write(Section::SingleRows, &mut singles.map(starts));
     write(Section::TileRows, &mut tiles(step).map(|(start, _)| start));
     write(Section::TileLengths, &mut tiles(step).map(|(_, len)| len));
+    let draws = step.wanted.iter().map(|wanted| match wanted.choice {
+        Choice::Draw(draw) => draw,
+        Choice::Host | Choice::Greedy => NO_DRAW,
+    });
+    let draws: Vec<Draw> = draws.chain(std::iter::repeat_n(NO_DRAW, missing)).collect();
+    let mut write_draws = |section, number: fn(&Draw) -> u32| {
+        write(section, &mut draws.iter().map(number));
+    };
+    write_draws(Section::Temperatures, |draw| draw.temperature.to_bits());
+    write_draws(Section::MinP, |draw| draw.min_p.to_bits());
+    write_draws(Section::TopK, |draw| draw.top_k);
+    write_draws(Section::TopP, |draw| draw.top_p.to_bits());
+    write_draws(Section::KeysLow, |draw| draw.key as u32);
+    write_draws(Section::KeysHigh, |draw| (draw.key >> 32) as u32);
     write(Section::Tables, &mut step.blocks.iter().copied());
     len(capacity, step.blocks.len())
 }
@@ -182,6 +211,18 @@ impl Inputs {
         (self.at(Section::TileRows), self.at(Section::TileLengths))
     }
 
+    /// How the wanted rows' tokens are chosen.
+    pub(super) fn draws(&self) -> DrawArguments {
+        DrawArguments {
+            temperatures: self.at(Section::Temperatures),
+            min_p: self.at(Section::MinP),
+            top_k: self.at(Section::TopK),
+            top_p: self.at(Section::TopP),
+            keys_low: self.at(Section::KeysLow),
+            keys_high: self.at(Section::KeysHigh),
+        }
+    }
+
     /// Rows that take their tokens from the step before, and which they take.
     pub(super) fn carried(&self) -> (Address, Address) {
         (self.at(Section::CarriedRows), self.at(Section::CarriedFrom))
@@ -199,7 +240,13 @@ mod tests {
         step.push(&[7], 3, &[5]);
         step.want_last(Choice::Greedy);
         step.push(&[8], 17, &[6, 9]);
-        step.want_last(Choice::Greedy);
+        step.want_last(Choice::Draw(Draw {
+            temperature: 0.5,
+            min_p: 0.25,
+            top_k: 9,
+            top_p: 0.75,
+            key: 0x1_0000_0002,
+        }));
         let mut out = vec![77; len(4, 3)];
         assert_eq!(lay_out(&step, 3, 4, &mut out), out.len());
         assert_eq!(out[..3], [7, 8, 0], "tokens");
@@ -209,7 +256,14 @@ mod tests {
         assert_eq!(out[16..18], [0, 1], "where tables start");
         assert_eq!(out[20..22], [0, 1], "rows wanted");
         assert_eq!(out[32..34], [0, 1], "rows that are alone");
-        assert_eq!(out[44..], [5, 6, 9], "tables");
+        let temperature = 0.5_f32.to_bits();
+        assert_eq!(out[44..47], [0, temperature, 0], "temperatures");
+        assert_eq!(out[48..50], [0, 0.25_f32.to_bits()], "min p");
+        assert_eq!(out[52..54], [0, 9], "top k");
+        let [all, share] = [1.0_f32, 0.75].map(f32::to_bits);
+        assert_eq!(out[56..59], [all, share, all], "top p");
+        assert_eq!([out[61], out[65]], [2, 1], "keys");
+        assert_eq!(out[68..], [5, 6, 9], "tables");
     }
 
     #[test]

@@ -133,6 +133,18 @@ pub(super) struct AttentionArguments {
     pub(super) splits: c_int,
 }
 
+/// How rows' tokens are chosen: where each row's numbers are.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct DrawArguments {
+    pub(super) temperatures: Address,
+    pub(super) min_p: Address,
+    pub(super) top_k: Address,
+    pub(super) top_p: Address,
+    pub(super) keys_low: Address,
+    pub(super) keys_high: Address,
+}
+
 /// The most parts that the residual stream has between kernels.
 pub(super) const MAX_PARTS: usize = 16;
 
@@ -200,8 +212,9 @@ unsafe extern "C" {
         dtype: c_int,
         stream: Address,
     ) -> Status;
-    fn lantern_argmax(
+    fn lantern_choose(
         logits: Address,
+        draws: *const DrawArguments,
         chosen: Address,
         rows: c_int,
         vocabulary: c_int,
@@ -436,15 +449,17 @@ impl Launcher {
         checked("adding parts up", status)
     }
 
-    pub(super) unsafe fn argmax(
+    pub(super) unsafe fn choose(
         self,
         [logits, chosen]: [Address; 2],
+        draws: &DrawArguments,
         (rows, vocabulary): (c_int, c_int),
         dtype: c_int,
     ) -> Result<()> {
         // SAFETY: the caller vouches for the addresses.
-        let status = unsafe { lantern_argmax(logits, chosen, rows, vocabulary, dtype, self.0) };
-        checked("argmax", status)
+        let status =
+            unsafe { lantern_choose(logits, draws, chosen, rows, vocabulary, dtype, self.0) };
+        checked("choose", status)
     }
 
     pub(super) unsafe fn carry(

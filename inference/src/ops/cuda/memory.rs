@@ -12,7 +12,7 @@ use super::graphs;
 use super::kernels::{Launcher, int};
 use crate::ops::Heads;
 
-/// Where greedy tokens are chosen.
+/// Where tokens are chosen.
 pub(super) struct Chosen {
     pub(super) tokens: CudaSlice<u32>,
 }

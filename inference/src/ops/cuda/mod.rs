@@ -2,7 +2,8 @@
 //!
 //! Everything is launched on the one stream that the device was opened with, so work is ordered without events.
 //! Decode steps of a batch size run as they come the first time, which is before there are requests, are recorded
-//! then, and replayed after: one upload, one graph. Greedy tokens are chosen on the device, and the next step may take them from there.
+//! then, and replayed after: one upload, one graph. Tokens are chosen on the device, greedy or drawn, and the next step may take
+//! them from there.
 //!
 //! # Layout
 //! - `kernels/`: the kernels; `interface.h` is what they offer

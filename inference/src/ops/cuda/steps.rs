@@ -157,23 +157,26 @@ impl CudaOps {
             state.current = Some(current);
         }
         let tensors = forward();
-        self.state.borrow_mut().current = None;
+        let current = self.state.borrow_mut().current.take();
         let tensors = tensors?;
-        if let Some(logits) = &tensors.logits {
-            self.choose(logits, choice)?;
+        if let (Some(logits), Some(current)) = (&tensors.logits, current) {
+            self.choose(logits, &current.inputs, choice)?;
         }
         Ok(tensors)
     }
 
-    /// The best token of each row of logits (R, V).
-    fn choose(&self, logits: &Tensor, choice: &Chosen) -> Result<()> {
+    /// A token for each row of logits (R, V).
+    fn choose(&self, logits: &Tensor, inputs: &Inputs, choice: &Chosen) -> Result<()> {
         let (rows, vocabulary) = logits.dims2()?;
         let tokens = choice.tokens.device_ptr(&self.stream).0;
         let sizes = (int(rows)?, int(vocabulary)?);
         let dtype = kernels::dtype(logits)?;
         let addresses = [self.address(logits)?, tokens];
-        // SAFETY: the choice has room for as many rows.
-        unsafe { self.launcher.argmax(addresses, sizes, dtype) }
+        // SAFETY: the choice, and the inputs' draws, have room for as many rows.
+        unsafe {
+            self.launcher
+                .choose(addresses, &inputs.draws(), sizes, dtype)
+        }
     }
 
     /// Puts tokens that the step before chose where this step's inputs want them.

@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::CudaOps;
 use crate::ops::cpu::CpuOps;
 use crate::ops::{
-    Activation, Attention, Choice, DecoderLayer, Embedding, Epilogue, FeedForward, Heads, KvPages,
-    KvShape, Linear, Matrix, Norm, NormKind, Ops, Pass, PositionTable, Rope, RowResult,
+    Activation, Attention, Choice, DecoderLayer, Draw, Embedding, Epilogue, FeedForward, Heads,
+    KvPages, KvShape, Linear, Matrix, Norm, NormKind, Ops, Pass, PositionTable, Rope, RowResult,
     SelfAttention, StepInputs, StepTensors,
 };
 
@@ -503,5 +503,98 @@ fn a_replayed_step_chooses_what_the_step_before_carries_over() -> Result<()> {
         reason: "no graph of its batch size yet",
     };
     assert_eq!(passes, [first, Pass::Graph, Pass::Graph, Pass::Graph]);
+    Ok(())
+}
+
+/// How likely each token is of those that `draw` leaves.
+fn shares(logits: &[f32], draw: Draw) -> Vec<f32> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut kept: Vec<usize> = (0..logits.len()).collect();
+    kept.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    let share = |token: usize| ((logits[token] - most) / draw.temperature).exp();
+    kept.retain(|token| share(*token) >= draw.min_p);
+    if draw.top_k > 0 {
+        kept.truncate(draw.top_k as usize);
+    }
+    let mut rest = draw.top_p * kept.iter().map(|token| share(*token)).sum::<f32>();
+    kept.retain(|token| {
+        let is_wanted = rest > 0.0;
+        rest -= share(*token);
+        is_wanted
+    });
+    let sum: f32 = kept.iter().map(|token| share(*token)).sum();
+    let mut shares = vec![0.0; logits.len()];
+    for token in kept {
+        shares[token] = share(token) / sum;
+    }
+    shares
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn tokens_are_drawn_as_often_as_they_are_likely_and_only_those_that_are_left() -> Result<()> {
+    const ROWS: u32 = 512;
+    const ROUNDS: u64 = 24;
+    let all = Draw {
+        temperature: 1.0,
+        min_p: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        key: 0,
+    };
+    #[rustfmt::skip]
+    let draws = [
+        all,
+        Draw { temperature: 0.6, ..all },
+        Draw { min_p: 0.1, ..all },
+        Draw { top_k: 7, ..all },
+        Draw { top_p: 0.7, ..all },
+        Draw { temperature: 1.7, min_p: 0.02, top_k: 30, top_p: 0.8, ..all },
+    ];
+    for dtype in TYPES {
+        for vocabulary in [64_u32, 61] {
+            let sides = Sides::new(dtype)?;
+            // Each once, so that no two are equal.
+            let numbers =
+                (0..vocabulary).map(|token| (token * 23 % vocabulary) as f32 * 0.09 - 3.0);
+            let logits = Tensor::from_iter(numbers, &Device::Cpu)?.to_dtype(dtype)?;
+            let numbers: Vec<f32> = logits.to_dtype(DType::F32)?.to_vec1()?;
+            let logits = logits.to_device(&sides.gpu)?.unsqueeze(0)?;
+            let logits = logits.repeat((ROWS as usize, 1))?.contiguous()?;
+            let hidden = Tensor::zeros((ROWS as usize, 8), dtype, &sides.gpu)?;
+            for draw in draws {
+                let mut seen = vec![0.0; numbers.len()];
+                for round in 0..ROUNDS {
+                    let mut step = StepInputs::default();
+                    for row in 0..ROWS {
+                        step.push(&[0], 0, &[row]);
+                        let key = round * u64::from(ROWS) + u64::from(row);
+                        step.want_last(Choice::Draw(Draw { key, ..draw }));
+                    }
+                    sides.cuda.launch(&step, &mut || {
+                        Ok(StepTensors {
+                            hidden: hidden.clone(),
+                            logits: Some(logits.clone()),
+                        })
+                    })?;
+                    for row in sides.cuda.collect()?.rows {
+                        let RowResult::Token(token) = row else {
+                            panic!("{row:?}");
+                        };
+                        seen[token as usize] += 1.0;
+                    }
+                }
+                let draws = (ROUNDS * u64::from(ROWS)) as f32;
+                for (token, share) in shares(&numbers, draw).into_iter().enumerate() {
+                    let (seen, expected) = (seen[token], draws * share);
+                    let most = 5.0 * (expected * (1.0 - share)).sqrt();
+                    assert!(
+                        (seen - expected).abs() <= most,
+                        "{dtype:?}, {draw:?}: {token} {seen} times instead of {expected}"
+                    );
+                }
+            }
+        }
+    }
     Ok(())
 }

@@ -7,6 +7,10 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include <type_traits>
+
+#include "interface.h"
+
 namespace lantern {
 
 constexpr int WARP = 32;
@@ -198,5 +202,21 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
                    Arguments... arguments) {
     return launch_clusters(kernel, grid, 1, threads, shared_bytes, stream, arguments...);
 }
+
+// Calls `run` with a null pointer of the type that `type` names.
+template <class Run>
+cudaError_t with_type(int type, Run run) {
+    switch (type) {
+        case LANTERN_F16:
+            return run(static_cast<__half *>(nullptr));
+        case LANTERN_BF16:
+            return run(static_cast<__nv_bfloat16 *>(nullptr));
+        default:
+            return run(static_cast<float *>(nullptr));
+    }
+}
+
+template <class Pointer>
+using Pointee = typename std::remove_pointer<Pointer>::type;
 
 }  // namespace lantern

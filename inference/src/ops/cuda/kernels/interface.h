@@ -178,9 +178,21 @@ cudaError_t lantern_feed_forward(const LanternFeedForward *block, cudaStream_t s
 cudaError_t lantern_add_parts(const LanternStream *x, void *out, uint32_t *step, int hidden, int type,
                               cudaStream_t stream);
 
-// chosen[row] = the index of the greatest of logits[row] (rows, vocabulary), ~0 if none is a number.
-cudaError_t lantern_argmax(const void *logits, uint32_t *chosen, int rows, int vocabulary, int type,
-                           cudaStream_t stream);
+// How each row's token is drawn: among those that are at least `min_p` times as likely as the best, of these the `top_k`
+// best (0: all), of these the fewest best that have the share `top_p`; as likely as their logits, divided by the
+// temperature, say. Chance is in the keys. A temperature of 0: the best one.
+struct LanternDraws {
+    const float *temperatures;
+    const float *min_p;
+    const uint32_t *top_k;
+    const float *top_p;
+    const uint32_t *keys_low;
+    const uint32_t *keys_high;
+};
+
+// chosen[row] = an index of logits[row] (rows, vocabulary), ~0 if none is a number.
+cudaError_t lantern_choose(const void *logits, const LanternDraws *draws, uint32_t *chosen, int rows, int vocabulary,
+                           int type, cudaStream_t stream);
 
 // ids[rows[i]] = chosen[from[i]]
 cudaError_t lantern_carry(uint32_t *ids, const uint32_t *rows, const uint32_t *from, const uint32_t *chosen,

@@ -1,4 +1,4 @@
-// What is done row by row: embeddings, norms, gathering, the choice of tokens.
+// What is done row by row: embeddings, norms, gathering, tokens carried over.
 
 #include "activation.cuh"
 #include "common.cuh"
@@ -8,7 +8,6 @@ namespace lantern {
 namespace {
 
 constexpr int ROW_THREADS = 256;
-constexpr int BEST_THREADS = WARP * WARP;
 
 template <class T>
 __global__ void embed(const LanternEmbedding p) {
@@ -103,64 +102,6 @@ __global__ void gather(const T *x, const uint32_t *rows, T *out, int size) {
     }
 }
 
-// The greatest number so far, and where it is.
-struct Best {
-    float value = -INFINITY;
-    uint32_t at = 0xffffffffu;
-
-    // Of equal ones the first stays; NaN is never taken.
-    __device__ void see(float other, uint32_t index) {
-        if (other > value || (other == value && index < at)) {
-            value = other;
-            at = index;
-        }
-    }
-
-    __device__ void meet_lanes() {
-#pragma unroll
-        for (int step = WARP / 2; step > 0; step /= 2) {
-            const float other = __shfl_xor_sync(ALL_LANES, value, step);
-            see(other, __shfl_xor_sync(ALL_LANES, at, step));
-        }
-    }
-};
-
-// Grid: rows. VECTORS: rows are whole numbers of 16 bytes.
-template <class T, bool VECTORS>
-__global__ void __launch_bounds__(BEST_THREADS) find_best(const T *logits, uint32_t *chosen, int vocabulary) {
-    wait_for_predecessors();
-    start_dependents();
-    constexpr int WIDTH = VECTORS ? sizeof(uint4) / sizeof(T) : 1;
-    const T *row = logits + static_cast<size_t>(blockIdx.x) * vocabulary;
-    Best best;
-#pragma unroll 8
-    for (int i = threadIdx.x * WIDTH; i < vocabulary; i += BEST_THREADS * WIDTH) {
-        if (VECTORS) {
-            const uint4 bits = load16(row + i);
-            const T *numbers = reinterpret_cast<const T *>(&bits);
-#pragma unroll
-            for (int k = 0; k < WIDTH; ++k) {
-                best.see(to_float(numbers[k]), i + k);
-            }
-        } else {
-            best.see(to_float(row[i]), i);
-        }
-    }
-    __shared__ Best met[BEST_THREADS / WARP];
-    best.meet_lanes();
-    if (threadIdx.x % WARP == 0) {
-        met[threadIdx.x / WARP] = best;
-    }
-    __syncthreads();
-    if (threadIdx.x < WARP) {
-        best = met[threadIdx.x];
-        best.meet_lanes();
-        if (threadIdx.x == 0) {
-            chosen[blockIdx.x] = best.at;
-        }
-    }
-}
-
 __global__ void carry(uint32_t *ids, const uint32_t *rows, const uint32_t *from, const uint32_t *chosen, int count) {
     wait_for_predecessors();
     start_dependents();
@@ -174,22 +115,6 @@ __global__ void carry(uint32_t *ids, const uint32_t *rows, const uint32_t *from,
 }  // namespace lantern
 
 using namespace lantern;
-
-// Calls `run` with a null pointer of the type that `type` names.
-template <class Run>
-static cudaError_t with_type(int type, Run run) {
-    switch (type) {
-        case LANTERN_F16:
-            return run(static_cast<__half *>(nullptr));
-        case LANTERN_BF16:
-            return run(static_cast<__nv_bfloat16 *>(nullptr));
-        default:
-            return run(static_cast<float *>(nullptr));
-    }
-}
-
-template <class Pointer>
-using Pointee = typename std::remove_pointer<Pointer>::type;
 
 extern "C" cudaError_t lantern_norm(const void *x, const void *residual, void *out, const LanternNorm *by, int rows,
                                     int size, int type, cudaStream_t stream) {
@@ -222,16 +147,6 @@ extern "C" cudaError_t lantern_gather(const void *x, const uint32_t *rows, void 
         using T = Pointee<decltype(typed)>;
         return launch(gather<T>, count, ROW_THREADS, 0, stream, static_cast<const T *>(x), rows,
                       static_cast<T *>(out), size);
-    });
-}
-
-extern "C" cudaError_t lantern_argmax(const void *logits, uint32_t *chosen, int rows, int vocabulary, int type,
-                                      cudaStream_t stream) {
-    return with_type(type, [&](auto *typed) {
-        using T = Pointee<decltype(typed)>;
-        const bool vectors = vocabulary * sizeof(T) % sizeof(uint4) == 0;
-        const auto kernel = vectors ? find_best<T, true> : find_best<T, false>;
-        return launch(kernel, rows, BEST_THREADS, 0, stream, static_cast<const T *>(logits), chosen, vocabulary);
     });
 }
 
