@@ -68,9 +68,9 @@ fn a_bad_flag_is_named_on_one_line() {
         &["--upstream", "gopher://x", "http://"],
     );
     check(
-        &["instrument", "--", "server", "--port", "x"],
+        &["instrument", "--upstream", "gopher://x", "--", "server"],
         &[],
-        &["--port", "x"],
+        &["--upstream", "gopher://x"],
     );
 }
 
