@@ -12,11 +12,13 @@
 )]
 
 mod content;
+mod error;
 mod pace;
 mod provider;
 mod request;
 mod response;
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method};
@@ -146,6 +148,11 @@ impl Exchange {
         let output = output.unwrap_or_else(|| i64::from(self.pace.count()));
         let sum = input.unwrap_or(0).saturating_add(output);
         u64::try_from(sum).unwrap_or(0)
+    }
+
+    /// What went wrong, by the answer's own word. It may come after a head that said otherwise.
+    pub(crate) fn error_type(&self) -> Option<Cow<'static, str>> {
+        self.response.error_type()
     }
 
     /// What has been seen. `cut`: the answer was broken off, by whomever.

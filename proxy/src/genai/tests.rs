@@ -338,6 +338,100 @@ fn a_stream_says_what_the_model_did() {
     }
 }
 
+/// The data of a stream's events, and what of them is `error.type`.
+const ERRORS: &[(&str, &[&str], Option<&str>)] = &[
+    (
+        "OpenAI",
+        &[r#"{"error":{"message":"a b","type":"server_error","param":null,"code":"overloaded"}}"#],
+        Some("overloaded"),
+    ),
+    (
+        "vLLM, behind a chunk",
+        &[
+            r#"{"choices":[{"index":0,"text":"code"}]}"#,
+            r#"{"error":{"message":"a","type":"InternalServerError","param":null,"code":500}}"#,
+            "[DONE]",
+        ],
+        Some("InternalServerError"),
+    ),
+    (
+        "a status for a name",
+        &[r#"{"error":{"message":"a","code":503}}"#],
+        Some("503"),
+    ),
+    (
+        "TGI",
+        &[r#"{"error":"it went wrong","error_type":"generation"}"#],
+        Some("generation"),
+    ),
+    (
+        "a failed response",
+        &[
+            r#"{"type":"response.failed","response":{"status":"failed","error":{"code":"rate_limit_exceeded","message":"a"}}}"#,
+        ],
+        Some("rate_limit_exceeded"),
+    ),
+    (
+        "a failed response that does not say why",
+        &[r#"{"type":"response.failed","response":{"status":"failed","error":null}}"#],
+        Some("_OTHER"),
+    ),
+    (
+        "an event that is an error",
+        &[r#"{"type":"error","code":"invalid_prompt","message":"a","param":null}"#],
+        Some("invalid_prompt"),
+    ),
+    (
+        "the first of two",
+        &[r#"{"error":{"type":"a"}}"#, r#"{"error":{"type":"b"}}"#],
+        Some("a"),
+    ),
+    (
+        "no name but a sentence, and no status",
+        &[r#"{"error":{"message":"a","type":"what a day","code":12345}}"#],
+        Some("_OTHER"),
+    ),
+    (
+        "no error",
+        &[
+            r#"{"type":"response.created","response":{"status":"in_progress","error":null}}"#,
+            r#"{"type":"response.output_text.delta","delta":"error"}"#,
+            r#"{"type":"response.completed","response":{"status":"completed","error":null}}"#,
+            r#"{"choices":[{"error":{"type":"of a choice"}}],"error":null}"#,
+        ],
+        None,
+    ),
+];
+
+#[test]
+fn an_error_within_a_stream_is_known_by_its_name() {
+    for (title, events, expected) in ERRORS {
+        let stream: String = events
+            .iter()
+            .map(|data| format!("data: {data}\n\n"))
+            .collect();
+        for size in 1..=stream.len() {
+            let mut exchange = Exchange::new("chat", Instant::now(), None);
+            let mut parser = EventParser::default();
+            for piece in stream.as_bytes().chunks(size) {
+                parser.push(piece, &mut exchange.response_events());
+            }
+            let seen = exchange.error_type();
+            assert_eq!(seen.as_deref(), *expected, "{title}, in pieces of {size}");
+        }
+    }
+}
+
+#[test]
+fn a_name_of_an_error_has_a_bound() {
+    for (length, expected) in [(64, "x".repeat(64)), (65, "_OTHER".to_owned())] {
+        let mut exchange = Exchange::new("chat", Instant::now(), None);
+        let code = "x".repeat(length);
+        exchange.response_document(format!(r#"{{"error":{{"code":"{code}"}}}}"#).as_bytes());
+        assert_eq!(exchange.error_type().as_deref(), Some(&*expected));
+    }
+}
+
 #[test]
 fn a_request_that_is_sent_again_is_read_again() {
     let mut exchange = Exchange::new("chat", Instant::now(), None);
