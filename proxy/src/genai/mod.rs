@@ -4,7 +4,8 @@
 //!
 //! Names are those of the GenAI conventions
 //! (<https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>); the bodies are those of
-//! OpenAI's APIs as OpenAI, vLLM, llama.cpp, SGLang and TGI write them.
+//! OpenAI's APIs as OpenAI, vLLM, llama.cpp, SGLang and TGI write them, and of Anthropic's messages, which some of
+//! these have too.
 
 #![allow(
     deprecated,
@@ -47,7 +48,10 @@ pub(crate) fn operation(method: &Method, route: Option<&str>) -> Option<&'static
     // These of llama.cpp have bodies of their own.
     if matches!(route, "/completions" | "/embeddings") {
         None
-    } else if ends_with("/chat/completions") || ends_with("/responses") {
+    } else if ["/chat/completions", "/responses", "/v1/messages"]
+        .into_iter()
+        .any(ends_with)
+    {
         Some("chat")
     } else if ends_with("/completions") {
         Some("text_completion")

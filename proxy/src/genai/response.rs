@@ -28,6 +28,8 @@ enum Field {
     /// The responses API's, in place of finish reasons.
     Status,
     IncompleteReason,
+    /// The messages API's.
+    StopReason,
     InputTokens,
     OutputTokens,
     CachedTokens,
@@ -63,6 +65,8 @@ const USAGE: Members<Field> = &[
 
 const INCOMPLETE: Members<Field> = &[("reason", Node::value(Field::IncompleteReason))];
 
+const STOP: Members<Field> = &[("stop_reason", Node::value(Field::StopReason))];
+
 const TIMINGS: Members<Field> = &[
     ("prompt_n", Node::value(Field::EvaluatedTokens)),
     ("cache_n", Node::value(Field::ReusedTokens)),
@@ -89,6 +93,13 @@ const RESPONSE: Members<Field> = &[
     ("error", ERROR),
 ];
 
+/// The messages API's object, in the first event of its stream.
+const MESSAGE: Members<Field> = &[
+    ("id", Node::value(Field::Id)),
+    ("model", Node::value(Field::Model)),
+    ("usage", Node::object(USAGE)),
+];
+
 /// All of it together: the APIs' names do not collide.
 const BODY: Members<Field> = &[
     ("id", Node::value(Field::Id)),
@@ -101,6 +112,9 @@ const BODY: Members<Field> = &[
     ("incomplete_details", Node::object(INCOMPLETE)),
     ("response", Node::object(RESPONSE)),
     ("error", ERROR),
+    ("message", Node::object(MESSAGE)),
+    ("delta", Node::object(STOP)),
+    ("stop_reason", Node::value(Field::StopReason)),
     // Beside the error in TGI's streams, and in the responses API's events that are one.
     ("error_type", Node::value(Field::ErrorType)),
     ("code", Node::value(Field::ErrorCode)),
@@ -236,7 +250,8 @@ impl Answer {
             (Field::Id, Value::Text(id)) => keep_first(&mut self.id, id),
             (Field::Model, Value::Text(model)) => keep_first(&mut self.model, model),
             (Field::EventType, Value::Text(kind)) => {
-                event.is_delta = kind.ends_with(".delta");
+                event.is_delta = kind.ends_with(".delta") || *kind == "content_block_delta";
+                self.done |= *kind == "message_stop";
                 self.error.is_there |= *kind == "error";
             }
             (Field::ChoiceIndex, Value::Int(index)) => {
@@ -250,7 +265,7 @@ impl Answer {
                 self.status = Some((*status).to_owned());
                 self.error.is_there |= *status == "failed";
             }
-            (Field::IncompleteReason, Value::Text(reason)) => {
+            (Field::IncompleteReason | Field::StopReason, Value::Text(reason)) => {
                 self.incomplete_reason = Some((*reason).to_owned());
             }
             (Field::InputTokens, Value::Int(tokens)) => self.usage.input = Some(*tokens),

@@ -96,6 +96,15 @@ const REQUESTS: &[(&str, &str, &[&str])] = &[
         &["request.max_tokens=5", "request.model=m"],
     ),
     (
+        "messages",
+        r#"{"model":"m","max_tokens":5,"stop_sequences":["a"],"messages":[{"role":"user","content":"hi"}]}"#,
+        &[
+            "request.max_tokens=5",
+            "request.model=m",
+            "request.stop_sequences=[\"a\"]",
+        ],
+    ),
+    (
         "llama.cpp, one stop sequence",
         r#"{"prompt":[1,2,3],"n_predict":-1,"stop":"END","stream":false}"#,
         &[
@@ -198,6 +207,18 @@ const JSON_ANSWERS: &[(&str, &str, &[&str])] = &[
             "response.id=resp_1",
             "response.model=m",
             "usage.cache_read.input_tokens=1",
+            "usage.input_tokens=3",
+            "usage.output_tokens=5",
+        ],
+    ),
+    (
+        "messages",
+        r#"{"id":"msg_1","type":"message","role":"assistant","content":[{"type":"text","text":"a"}],"model":"m",
+                "stop_reason":"end_turn","stop_sequence":null,"usage":{"input_tokens":3,"output_tokens":5}}"#,
+        &[
+            "response.finish_reasons=[\"end_turn\"]",
+            "response.id=msg_1",
+            "response.model=m",
             "usage.input_tokens=3",
             "usage.output_tokens=5",
         ],
@@ -313,6 +334,23 @@ const STREAMS: &[(&str, Body, &[&str])] = &[
             "usage.cache_read.input_tokens=0",
             "usage.input_tokens=3",
             "usage.output_tokens=1",
+        ],
+    ),
+    (
+        "messages, broken off behind their end",
+        Body::Broken(
+            "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"msg_1\",\"model\":\"m\",\"usage\":{\"input_tokens\":3,\"output_tokens\":1}}}\n\n\
+                 event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"a\"}}\n\n\
+                 event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"max_tokens\"},\"usage\":{\"output_tokens\":5}}\n\n\
+                 event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+        ),
+        &[
+            "response.chunk_count=1",
+            "response.finish_reasons=[\"max_tokens\"]",
+            "response.id=msg_1",
+            "response.model=m",
+            "usage.input_tokens=3",
+            "usage.output_tokens=5",
         ],
     ),
     (
@@ -445,7 +483,7 @@ fn a_request_that_is_sent_again_is_read_again() {
 }
 
 #[test]
-fn only_posts_to_the_four_apis_are_requests_to_a_model() {
+fn only_posts_to_these_apis_are_requests_to_a_model() {
     for (method, route, expected) in [
         (
             Method::POST,
@@ -455,6 +493,9 @@ fn only_posts_to_the_four_apis_are_requests_to_a_model() {
         (Method::POST, Some("/v1/chat/completions"), Some("chat")),
         (Method::POST, Some("/v1/responses"), Some("chat")),
         (Method::POST, Some("/v1/embeddings"), Some("embeddings")),
+        (Method::POST, Some("/v1/messages"), Some("chat")),
+        (Method::POST, Some("/v1/messages/count_tokens"), None),
+        (Method::POST, Some("/v1/threads/{id}/messages"), None),
         (Method::GET, Some("/v1/responses"), None),
         (
             Method::POST,

@@ -190,6 +190,9 @@ fn answered(answer: &Value) -> Vec<Value> {
     if let Some(output) = answer.get("output").and_then(Value::as_array) {
         return output.iter().filter_map(message).collect();
     }
+    if let Some(content) = answer.get("content") {
+        return vec![output(&parts(content), &answer["stop_reason"])];
+    }
     let choices = answer.get("choices").and_then(Value::as_array);
     let of_choice = |choice: &Value| {
         let message = &choice["message"];

@@ -33,7 +33,7 @@ pub(super) fn streamed(events: &[u8]) -> Vec<Value> {
     let mut choices = Vec::new();
     let events = events.split(|&byte| byte == b'\n');
     for event in events.filter_map(|event| serde_json::from_slice::<Value>(event).ok()) {
-        of_responses(&event, &mut choices);
+        of_typed(&event, &mut choices);
         let chunks = event.get("choices").and_then(Value::as_array);
         for chunk in chunks.into_iter().flatten() {
             of_chunk(chunk, &mut choices);
@@ -42,13 +42,25 @@ pub(super) fn streamed(events: &[u8]) -> Vec<Value> {
     choices.into_iter().map(Choice::message).collect()
 }
 
-/// An event of the responses API: of its many deltas only those of the text are what the model says.
-fn of_responses(event: &Value, choices: &mut Vec<Choice>) {
+/// An event that says its type: the responses API's, of whose many deltas only those of the text are what the model
+/// says, or the messages API's.
+fn of_typed(event: &Value, choices: &mut Vec<Choice>) {
     let item = &event["item"];
     match event.get("type").and_then(Value::as_str) {
         Some("response.output_text.delta") => {
             if let (Some(text), Some(choice)) = (event["delta"].as_str(), at(choices, 0)) {
                 choice.text.push_str(text);
+            }
+        }
+        Some("content_block_delta") => {
+            let text = event["delta"]["text"].as_str();
+            if let (Some(text), Some(choice)) = (text, at(choices, 0)) {
+                choice.text.push_str(text);
+            }
+        }
+        Some("message_delta") => {
+            if let Some(choice) = at(choices, 0) {
+                choice.finish_reason = event["delta"]["stop_reason"].clone();
             }
         }
         Some("response.output_item.done") if item["type"] == "function_call" => {

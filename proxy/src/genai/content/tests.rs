@@ -136,6 +136,28 @@ fn what_is_no_json_has_no_messages() {
     assert!(shown(&content).is_empty());
 }
 
+#[test]
+fn the_messages_api_has_its_text_in_blocks() {
+    let expected = told([(
+        "gen_ai.output.messages",
+        r#"[{"finish_reason":"end_turn","parts":[{"content":"ab","type":"text"}],"role":"assistant"}]"#,
+    )]);
+    let mut content = Content::new(LIMIT);
+    content.document(
+        br#"{"type":"message","role":"assistant","content":[{"type":"text","text":"ab"}],"stop_reason":"end_turn"}"#,
+    );
+    assert_eq!(shown(&content), expected);
+    let events = [
+        r#"{"type":"message_start","message":{"content":[]}}"#,
+        r#"{"type":"content_block_delta","delta":{"type":"thinking_delta","thinking":"hm"}}"#,
+        r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"a"}}"#,
+        r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"b"}}"#,
+        r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#,
+        r#"{"type":"message_stop"}"#,
+    ];
+    assert_eq!(output_of(&events), expected);
+}
+
 /// The messages that these events' data make.
 fn output_of(events: &[&str]) -> Shown {
     let mut content = Content::new(LIMIT);
