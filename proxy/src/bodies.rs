@@ -3,6 +3,8 @@
 //!
 //! A body with a Content-Encoding is left alone: decoding it would cost more than the whole proxy.
 
+use std::borrow::Cow;
+
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use opentelemetry::{Key, KeyValue};
@@ -93,6 +95,11 @@ impl Bodies {
     /// What metrics want to know of a request to a model.
     pub(crate) fn facts(&self) -> Option<Facts> {
         self.exchange.as_ref().map(Exchange::facts)
+    }
+
+    /// What went wrong, by a model's own word.
+    pub(crate) fn error_type(&self) -> Option<Cow<'static, str>> {
+        self.exchange.as_ref().and_then(Exchange::error_type)
     }
 
     /// The tokens that the exchange has taken.

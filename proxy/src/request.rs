@@ -123,3 +123,53 @@ impl Drop for RequestContext {
 pub(crate) fn is_final(status: StatusCode) -> bool {
     !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use lantern_telemetry::Telemetry;
+    use opentelemetry::trace::Status;
+    use opentelemetry_sdk::trace::InMemorySpanExporter;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::observer::Observer;
+    use crate::origin::Arrival;
+
+    #[tokio::test]
+    async fn a_request_whose_handling_panics_leaves_a_span() {
+        let exporter = InMemorySpanExporter::default();
+        let telemetry = Telemetry::with_exporter(exporter.clone(), "test");
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+        let observer = Observer::new(&Config::new(nobody, nobody), &telemetry, None);
+        let request = http::Request::get("/health").body(());
+        let (head, ()) = request.expect("a request").into_parts();
+        let mut context = RequestContext::new(TaskTracker::new().token());
+        context.observed = Some(observer.begin(&Arrival {
+            head: &head,
+            version: Some(head.version),
+            peer: None,
+            local: None,
+            tls: false,
+        }));
+        let handling = tokio::spawn(async move {
+            let _context = context;
+            panic!("on purpose");
+        });
+        assert!(handling.await.expect_err("its panic").is_panic());
+        telemetry.flush().await.expect("nothing is lost");
+        let spans = exporter.get_finished_spans().expect("spans");
+        let [span] = &spans[..] else {
+            panic!("one span: {spans:?}");
+        };
+        assert_eq!(span.name, "GET /health");
+        assert_eq!(span.status, Status::error(""));
+        let error = span
+            .attributes
+            .iter()
+            .find(|kv| *kv.key.as_str() == *"error.type");
+        assert_eq!(error.expect("an error").value.as_str(), "aborted");
+    }
+}

@@ -246,8 +246,15 @@ impl RequestSpan {
             return;
         }
         let bodies = self.bodies.take();
-        let error_type = error_type(failure, transferred.status);
-        let kept = self.kept(is_worth_keeping(failure, transferred.status));
+        let status = transferred.status;
+        // A client leaves when it is told of the error, so that comes first. A status says what it says.
+        let model_error = bodies
+            .as_ref()
+            .filter(|_| status.is_some_and(|status| status.is_success()))
+            .and_then(|bodies| bodies.error_type());
+        let has_failed = model_error.is_some() || is_worth_keeping(failure, status);
+        let error_type = model_error.or_else(|| error_type(failure, status));
+        let kept = self.kept(has_failed);
         for attempt in self.attempts.drain(..) {
             attempt.finish(failure, kept.clone());
         }

@@ -205,7 +205,8 @@ pub(crate) const KEYS: &[Key] = &[
         "FILE",
         "",
         "TOML file of API keys, [[key]] with name, key or sha256, requests_per_minute and \
-         tokens_per_minute; requests need one, but for GET /health",
+         tokens_per_minute; requests need one, but for GET /health. Tokens are those that answers tell \
+         of; of a stream without usage its chunks count, of a compressed answer nothing",
     ),
     one(
         "tls-certificate",

@@ -4,7 +4,8 @@
 //!
 //! Names are those of the GenAI conventions
 //! (<https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>); the bodies are those of
-//! OpenAI's APIs as OpenAI, vLLM, llama.cpp, SGLang and TGI write them.
+//! OpenAI's APIs as OpenAI, vLLM, llama.cpp, SGLang and TGI write them, and of Anthropic's messages, which some of
+//! these have too.
 
 #![allow(
     deprecated,
@@ -12,11 +13,13 @@
 )]
 
 mod content;
+mod error;
 mod pace;
 mod provider;
 mod request;
 mod response;
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method};
@@ -45,7 +48,10 @@ pub(crate) fn operation(method: &Method, route: Option<&str>) -> Option<&'static
     // These of llama.cpp have bodies of their own.
     if matches!(route, "/completions" | "/embeddings") {
         None
-    } else if ends_with("/chat/completions") || ends_with("/responses") {
+    } else if ["/chat/completions", "/responses", "/v1/messages"]
+        .into_iter()
+        .any(ends_with)
+    {
         Some("chat")
     } else if ends_with("/completions") {
         Some("text_completion")
@@ -146,6 +152,11 @@ impl Exchange {
         let output = output.unwrap_or_else(|| i64::from(self.pace.count()));
         let sum = input.unwrap_or(0).saturating_add(output);
         u64::try_from(sum).unwrap_or(0)
+    }
+
+    /// What went wrong, by the answer's own word. It may come after a head that said otherwise.
+    pub(crate) fn error_type(&self) -> Option<Cow<'static, str>> {
+        self.response.error_type()
     }
 
     /// What has been seen. `cut`: the answer was broken off, by whomever.

@@ -24,7 +24,7 @@ enum Field {
 
 static STOP: Node<Field> = Node::value(Field::Stop);
 
-/// The names of the four APIs, `n_predict` being llama.cpp's. Of several names for one thing the last
+/// The names of the APIs, `n_predict` being llama.cpp's. Of several names for one thing the last
 /// in the body counts; servers differ in which they prefer, and a client has no reason to send two.
 const BODY: Members<Field> = &[
     (
@@ -83,6 +83,7 @@ const BODY: Members<Field> = &[
             items: Some(&STOP),
         },
     ),
+    ("stop_sequences", Node::array(&STOP)),
 ];
 
 const MAX_TOKENS: Field = Field::Int(semconv::GEN_AI_REQUEST_MAX_TOKENS);

@@ -1,8 +1,11 @@
 //! An answer's body, or the events of its stream → what the model did.
 
+use std::borrow::Cow;
+
 use opentelemetry::KeyValue;
 use opentelemetry_semantic_conventions::attribute as semconv;
 
+use super::error::ModelError;
 use super::strings;
 use crate::json::{Members, Node, Scanner, Value};
 
@@ -25,6 +28,8 @@ enum Field {
     /// The responses API's, in place of finish reasons.
     Status,
     IncompleteReason,
+    /// The messages API's.
+    StopReason,
     InputTokens,
     OutputTokens,
     CachedTokens,
@@ -32,6 +37,10 @@ enum Field {
     EvaluatedTokens,
     ReusedTokens,
     PredictedTokens,
+    /// An error, or what it says of itself.
+    Error,
+    ErrorCode,
+    ErrorType,
 }
 
 static CHOICE: Node<Field> = Node {
@@ -56,11 +65,23 @@ const USAGE: Members<Field> = &[
 
 const INCOMPLETE: Members<Field> = &[("reason", Node::value(Field::IncompleteReason))];
 
+const STOP: Members<Field> = &[("stop_reason", Node::value(Field::StopReason))];
+
 const TIMINGS: Members<Field> = &[
     ("prompt_n", Node::value(Field::EvaluatedTokens)),
     ("cache_n", Node::value(Field::ReusedTokens)),
     ("predicted_n", Node::value(Field::PredictedTokens)),
 ];
+
+/// OpenAI's is an object, TGI's a text.
+const ERROR: Node<Field> = Node {
+    field: Some(Field::Error),
+    members: &[
+        ("code", Node::value(Field::ErrorCode)),
+        ("type", Node::value(Field::ErrorType)),
+    ],
+    items: None,
+};
 
 /// The responses API's object, as a body and in its events.
 const RESPONSE: Members<Field> = &[
@@ -69,6 +90,14 @@ const RESPONSE: Members<Field> = &[
     ("status", Node::value(Field::Status)),
     ("usage", Node::object(USAGE)),
     ("incomplete_details", Node::object(INCOMPLETE)),
+    ("error", ERROR),
+];
+
+/// The messages API's object, in the first event of its stream.
+const MESSAGE: Members<Field> = &[
+    ("id", Node::value(Field::Id)),
+    ("model", Node::value(Field::Model)),
+    ("usage", Node::object(USAGE)),
 ];
 
 /// All of it together: the APIs' names do not collide.
@@ -82,6 +111,13 @@ const BODY: Members<Field> = &[
     ("status", Node::value(Field::Status)),
     ("incomplete_details", Node::object(INCOMPLETE)),
     ("response", Node::object(RESPONSE)),
+    ("error", ERROR),
+    ("message", Node::object(MESSAGE)),
+    ("delta", Node::object(STOP)),
+    ("stop_reason", Node::value(Field::StopReason)),
+    // Beside the error in TGI's streams, and in the responses API's events that are one.
+    ("error_type", Node::value(Field::ErrorType)),
+    ("code", Node::value(Field::ErrorCode)),
 ];
 
 static ROOT: Node<Field> = Node::object(BODY);
@@ -104,6 +140,7 @@ struct Answer {
     incomplete_reason: Option<String>,
     usage: Usage,
     timings: Usage,
+    error: ModelError,
     /// Whether the document is whole, or the stream's end was announced.
     done: bool,
 }
@@ -160,7 +197,8 @@ impl Response {
     pub(super) fn end_event(&mut self) -> bool {
         let event = std::mem::take(&mut self.event);
         self.scanner.restart();
-        self.answer.done |= event.is_done() || self.answer.status.is_some();
+        self.answer.done |=
+            event.is_done() || self.answer.status.is_some() || self.answer.error.is_there;
         event.choices > 0 || event.is_delta
     }
 
@@ -178,6 +216,11 @@ impl Response {
     pub(super) fn tokens(&self) -> (Option<i64>, Option<i64>) {
         let usage = self.answer.usage();
         (usage.input, usage.output)
+    }
+
+    /// What went wrong, if the answer says that something did.
+    pub(super) fn error_type(&self) -> Option<Cow<'static, str>> {
+        self.answer.error.error_type()
     }
 
     pub(super) fn attributes(&mut self, attributes: &mut Vec<KeyValue>) {
@@ -206,7 +249,11 @@ impl Answer {
         match (field, value) {
             (Field::Id, Value::Text(id)) => keep_first(&mut self.id, id),
             (Field::Model, Value::Text(model)) => keep_first(&mut self.model, model),
-            (Field::EventType, Value::Text(kind)) => event.is_delta = kind.ends_with(".delta"),
+            (Field::EventType, Value::Text(kind)) => {
+                event.is_delta = kind.ends_with(".delta") || *kind == "content_block_delta";
+                self.done |= *kind == "message_stop";
+                self.error.is_there |= *kind == "error";
+            }
             (Field::ChoiceIndex, Value::Int(index)) => {
                 event.choice_index = usize::try_from(*index).ok();
             }
@@ -216,8 +263,9 @@ impl Answer {
             (Field::Choice, Value::End) => self.end_choice(event),
             (Field::Status, Value::Text(status)) if is_final(status) => {
                 self.status = Some((*status).to_owned());
+                self.error.is_there |= *status == "failed";
             }
-            (Field::IncompleteReason, Value::Text(reason)) => {
+            (Field::IncompleteReason | Field::StopReason, Value::Text(reason)) => {
                 self.incomplete_reason = Some((*reason).to_owned());
             }
             (Field::InputTokens, Value::Int(tokens)) => self.usage.input = Some(*tokens),
@@ -226,6 +274,10 @@ impl Answer {
             (Field::EvaluatedTokens, Value::Int(tokens)) => self.timings.input = Some(*tokens),
             (Field::ReusedTokens, Value::Int(tokens)) => self.timings.cached = Some(*tokens),
             (Field::PredictedTokens, Value::Int(tokens)) => self.timings.output = Some(*tokens),
+            (Field::Error, Value::Text(_) | Value::End) => self.error.is_there = true,
+            (Field::ErrorCode, Value::Text(code)) => self.error.code(code),
+            (Field::ErrorCode, Value::Int(code)) => self.error.number(*code),
+            (Field::ErrorType, Value::Text(kind)) => self.error.kind(kind),
             _ => {}
         }
     }

@@ -96,6 +96,15 @@ const REQUESTS: &[(&str, &str, &[&str])] = &[
         &["request.max_tokens=5", "request.model=m"],
     ),
     (
+        "messages",
+        r#"{"model":"m","max_tokens":5,"stop_sequences":["a"],"messages":[{"role":"user","content":"hi"}]}"#,
+        &[
+            "request.max_tokens=5",
+            "request.model=m",
+            "request.stop_sequences=[\"a\"]",
+        ],
+    ),
+    (
         "llama.cpp, one stop sequence",
         r#"{"prompt":[1,2,3],"n_predict":-1,"stop":"END","stream":false}"#,
         &[
@@ -198,6 +207,18 @@ const JSON_ANSWERS: &[(&str, &str, &[&str])] = &[
             "response.id=resp_1",
             "response.model=m",
             "usage.cache_read.input_tokens=1",
+            "usage.input_tokens=3",
+            "usage.output_tokens=5",
+        ],
+    ),
+    (
+        "messages",
+        r#"{"id":"msg_1","type":"message","role":"assistant","content":[{"type":"text","text":"a"}],"model":"m",
+                "stop_reason":"end_turn","stop_sequence":null,"usage":{"input_tokens":3,"output_tokens":5}}"#,
+        &[
+            "response.finish_reasons=[\"end_turn\"]",
+            "response.id=msg_1",
+            "response.model=m",
             "usage.input_tokens=3",
             "usage.output_tokens=5",
         ],
@@ -316,6 +337,23 @@ const STREAMS: &[(&str, Body, &[&str])] = &[
         ],
     ),
     (
+        "messages, broken off behind their end",
+        Body::Broken(
+            "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"msg_1\",\"model\":\"m\",\"usage\":{\"input_tokens\":3,\"output_tokens\":1}}}\n\n\
+                 event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"a\"}}\n\n\
+                 event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"max_tokens\"},\"usage\":{\"output_tokens\":5}}\n\n\
+                 event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+        ),
+        &[
+            "response.chunk_count=1",
+            "response.finish_reasons=[\"max_tokens\"]",
+            "response.id=msg_1",
+            "response.model=m",
+            "usage.input_tokens=3",
+            "usage.output_tokens=5",
+        ],
+    ),
+    (
         "a failed response that is broken off behind its end",
         Body::Broken(
             "data: {\"type\":\"response.failed\",\"response\":{\"status\":\"failed\"}}\n\n",
@@ -338,6 +376,100 @@ fn a_stream_says_what_the_model_did() {
     }
 }
 
+/// The data of a stream's events, and what of them is `error.type`.
+const ERRORS: &[(&str, &[&str], Option<&str>)] = &[
+    (
+        "OpenAI",
+        &[r#"{"error":{"message":"a b","type":"server_error","param":null,"code":"overloaded"}}"#],
+        Some("overloaded"),
+    ),
+    (
+        "vLLM, behind a chunk",
+        &[
+            r#"{"choices":[{"index":0,"text":"code"}]}"#,
+            r#"{"error":{"message":"a","type":"InternalServerError","param":null,"code":500}}"#,
+            "[DONE]",
+        ],
+        Some("InternalServerError"),
+    ),
+    (
+        "a status for a name",
+        &[r#"{"error":{"message":"a","code":503}}"#],
+        Some("503"),
+    ),
+    (
+        "TGI",
+        &[r#"{"error":"it went wrong","error_type":"generation"}"#],
+        Some("generation"),
+    ),
+    (
+        "a failed response",
+        &[
+            r#"{"type":"response.failed","response":{"status":"failed","error":{"code":"rate_limit_exceeded","message":"a"}}}"#,
+        ],
+        Some("rate_limit_exceeded"),
+    ),
+    (
+        "a failed response that does not say why",
+        &[r#"{"type":"response.failed","response":{"status":"failed","error":null}}"#],
+        Some("_OTHER"),
+    ),
+    (
+        "an event that is an error",
+        &[r#"{"type":"error","code":"invalid_prompt","message":"a","param":null}"#],
+        Some("invalid_prompt"),
+    ),
+    (
+        "the first of two",
+        &[r#"{"error":{"type":"a"}}"#, r#"{"error":{"type":"b"}}"#],
+        Some("a"),
+    ),
+    (
+        "no name but a sentence, and no status",
+        &[r#"{"error":{"message":"a","type":"what a day","code":12345}}"#],
+        Some("_OTHER"),
+    ),
+    (
+        "no error",
+        &[
+            r#"{"type":"response.created","response":{"status":"in_progress","error":null}}"#,
+            r#"{"type":"response.output_text.delta","delta":"error"}"#,
+            r#"{"type":"response.completed","response":{"status":"completed","error":null}}"#,
+            r#"{"choices":[{"error":{"type":"of a choice"}}],"error":null}"#,
+        ],
+        None,
+    ),
+];
+
+#[test]
+fn an_error_within_a_stream_is_known_by_its_name() {
+    for (title, events, expected) in ERRORS {
+        let stream: String = events
+            .iter()
+            .map(|data| format!("data: {data}\n\n"))
+            .collect();
+        for size in 1..=stream.len() {
+            let mut exchange = Exchange::new("chat", Instant::now(), None);
+            let mut parser = EventParser::default();
+            for piece in stream.as_bytes().chunks(size) {
+                parser.push(piece, &mut exchange.response_events());
+            }
+            let seen = exchange.error_type();
+            assert_eq!(seen.as_deref(), *expected, "{title}, in pieces of {size}");
+        }
+    }
+}
+
+#[test]
+fn a_name_of_an_error_has_a_bound() {
+    for (length, expected) in [(64, "x".repeat(64)), (65, "_OTHER".to_owned())] {
+        let mut exchange = Exchange::new("chat", Instant::now(), None);
+        let code = "x".repeat(length);
+        exchange.response_document(format!(r#"{{"error":{{"code":"{code}"}}}}"#).as_bytes());
+        assert_eq!(exchange.error_type().as_deref(), Some(&*expected));
+    }
+}
+
 #[test]
 fn a_request_that_is_sent_again_is_read_again() {
     let mut exchange = Exchange::new("chat", Instant::now(), None);
@@ -351,7 +483,7 @@ fn a_request_that_is_sent_again_is_read_again() {
 }
 
 #[test]
-fn only_posts_to_the_four_apis_are_requests_to_a_model() {
+fn only_posts_to_these_apis_are_requests_to_a_model() {
     for (method, route, expected) in [
         (
             Method::POST,
@@ -361,6 +493,9 @@ fn only_posts_to_the_four_apis_are_requests_to_a_model() {
         (Method::POST, Some("/v1/chat/completions"), Some("chat")),
         (Method::POST, Some("/v1/responses"), Some("chat")),
         (Method::POST, Some("/v1/embeddings"), Some("embeddings")),
+        (Method::POST, Some("/v1/messages"), Some("chat")),
+        (Method::POST, Some("/v1/messages/count_tokens"), None),
+        (Method::POST, Some("/v1/threads/{id}/messages"), None),
         (Method::GET, Some("/v1/responses"), None),
         (
             Method::POST,

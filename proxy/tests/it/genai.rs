@@ -1,5 +1,6 @@
 //! What the span of a request to a model says of it, with bodies that pass unchanged.
 
+use opentelemetry::trace::Status;
 use opentelemetry_sdk::trace::SpanData;
 use serde_json::Value;
 
@@ -252,6 +253,49 @@ async fn a_stream_of_the_responses_api_is_read_by_its_events() {
             ("lantern.gen_ai.response.chunk_count", Some("2")),
         ],
     );
+}
+
+const ERROR_EVENT: &str =
+    "data: {\"error\":{\"message\":\"a\",\"type\":\"InternalServerError\",\"code\":500}}\n\n";
+
+#[tokio::test]
+async fn an_error_within_a_stream_makes_the_span_one_though_its_status_is_200() {
+    let body = r#"{"model":"m","stream":true}"#;
+    // Clients of OpenAI's library leave at once, others read to the end.
+    for leaves in [false, true] {
+        let (mut proxy, _upstream, mut client, mut server) = posted("/v1/completions", body).await;
+        server.write(SSE_HEAD).await;
+        client.read_head().await;
+        server.write_chunk(ERROR_EVENT).await;
+        assert_eq!(client.read_chunk().await, ERROR_EVENT);
+        if leaves {
+            drop(client);
+        } else {
+            server.write_chunk("").await;
+        }
+        let span = proxy.spans.next().await;
+        check(
+            &span,
+            &[
+                ("http.response.status_code", Some("200")),
+                ("error.type", Some("InternalServerError")),
+                ("lantern.gen_ai.usage.partial", None),
+            ],
+        );
+        assert_eq!(span.status, Status::error(""), "{leaves}");
+    }
+}
+
+#[tokio::test]
+async fn the_error_in_a_refusal_leaves_the_span_without_one() {
+    let (mut proxy, _upstream, mut client, mut server) = posted("/v1/completions", "{}").await;
+    let refusal = answer("", r#"{"error":{"type":"BadRequestError","code":400}}"#);
+    let refusal = refusal.replace("200 OK", "400 Bad Request");
+    server.write(&refusal).await;
+    assert_eq!(client.read_response().await.status, 400);
+    let span = proxy.spans.next().await;
+    check(&span, &[("error.type", None)]);
+    assert_eq!(span.status, Status::Unset);
 }
 
 #[tokio::test]

@@ -4,9 +4,13 @@
 use std::net::SocketAddr;
 
 use lantern_proxy::Instrumentation;
+use lantern_telemetry::{Settings, Telemetry};
+use serde_json::Value;
 use tokio::net::TcpSocket;
 
-use crate::support::{Peer, RawUpstream, Response, TestProxy, config, nobody, request};
+use crate::support::{
+    Echo, Peer, RawUpstream, Response, Spans, TestProxy, config, nobody, request,
+};
 
 const COMPLETION: &[&str] = &[
     "POST /v1/completions HTTP/1.1",
@@ -142,6 +146,34 @@ async fn a_refusal_is_an_error_of_the_model_and_none_of_the_server() {
 }
 
 #[tokio::test]
+async fn an_error_within_a_stream_is_measured_with_its_name() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = measured(upstream.address()).await;
+    let mut client = proxy.connect().await;
+    let body = r#"{"model":"m1","stream":true}"#;
+    client.write(&request(COMPLETION, body)).await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    let event = "data: {\"error\":{\"type\":\"server_error\",\"code\":null}}\n\n";
+    let length = event.len();
+    server
+        .write(&format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {length}\r\n\r\n{event}"
+        ))
+        .await;
+    client.read_message().await;
+    proxy.spans.next().await;
+    check(
+        &proxy,
+        &[
+            r#"http_server_request_duration_seconds_count{http_request_method="POST",url_scheme="http",http_route="/v1/completions",network_protocol_version="1.1",http_response_status_code="200",error_type="server_error"} 1"#,
+            r#"gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="text_completion",error_type="server_error"} 1"#,
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn only_metrics_are_on_the_metrics_port() {
     let proxy = measured(nobody().await).await;
     assert_eq!(get(&proxy, "/v1/models").await.status, 404);
@@ -167,4 +199,69 @@ async fn an_excluded_url_is_not_measured() {
     let measured = get(&proxy, "/metrics").await.body;
     assert!(measured.contains("http_route=\"/v1/models\""), "{measured}");
     assert!(!measured.contains("/health"), "{measured}");
+}
+
+/// What comes next to a receiver of OTLP.
+async fn export(receiver: &RawUpstream) -> Value {
+    let mut sender = receiver.accept().await;
+    let (_, body) = sender.read_message().await;
+    sender
+        .write("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
+        .await;
+    serde_json::from_str(&body).expect("JSON")
+}
+
+/// The items of all lists that these names lead to, one within the other.
+fn items<'a>(exports: &'a [Value], path: &[&str]) -> Vec<&'a Value> {
+    let mut found: Vec<_> = exports.iter().collect();
+    for name in path {
+        let lists = found.into_iter().filter_map(|item| item[*name].as_array());
+        found = lists.flatten().collect();
+    }
+    found
+}
+
+#[tokio::test]
+async fn metrics_go_out_over_otlp_with_the_span_of_a_request_as_exemplar() {
+    let receiver = RawUpstream::bind().await;
+    let endpoint = format!("http://{}", receiver.address());
+    let settings = Settings::from_vars(|name| match name {
+        "OTEL_METRICS_EXPORTER" => Some("otlp".to_owned()),
+        "OTEL_EXPORTER_OTLP_PROTOCOL" => Some("http/json".to_owned()),
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(endpoint.clone()),
+        _ => None,
+    })
+    .expect("valid variables");
+    let telemetry = Telemetry::start(&settings.with_metrics(), "proxy-under-test");
+    let telemetry = telemetry.expect("telemetry starts");
+    let echo = Echo::start().await;
+    let proxy = TestProxy::traced_by(config(echo.address), telemetry, Spans::new().1).await;
+    let get = request(&["GET /health HTTP/1.1", "Host: a"], "");
+    assert_eq!(proxy.send(&get).await.status, 200);
+
+    let mut exports = Vec::new();
+    let mut exported = std::pin::pin!(proxy.exported());
+    loop {
+        tokio::select! {
+            () = &mut exported => break,
+            next = export(&receiver) => exports.push(next),
+        }
+    }
+    let spans = items(&exports, &["resourceSpans", "scopeSpans", "spans"]);
+    let is_server = |span: &&&Value| span["kind"] == 2;
+    let span = spans.iter().find(is_server).expect("a span");
+    let metrics = items(&exports, &["resourceMetrics", "scopeMetrics", "metrics"]);
+    let is_duration = |metric: &&&Value| metric["name"] == "http.server.request.duration";
+    let duration = metrics.iter().find(is_duration).expect("a duration");
+    assert_eq!(duration["unit"], "s");
+    let point = &duration["histogram"]["dataPoints"][0];
+    let route = items(std::slice::from_ref(point), &["attributes"]);
+    let is_route = |attribute: &&&Value| attribute["key"] == "http.route";
+    let route = route.iter().find(is_route).expect("a route");
+    assert_eq!(route["value"]["stringValue"], "/health");
+    let exemplar = &point["exemplars"][0];
+    for id in ["traceId", "spanId"] {
+        assert!(span[id].is_string(), "{span}");
+        assert_eq!(exemplar[id], span[id], "{exemplar}");
+    }
 }

@@ -125,7 +125,7 @@ pub(crate) struct TestProxy {
     pub(crate) spans: Spans,
     shutdown: CancellationToken,
     serving: JoinHandle<Result<(), lantern_proxy::Error>>,
-    _telemetry: Telemetry,
+    telemetry: Telemetry,
 }
 
 impl TestProxy {
@@ -150,7 +150,7 @@ impl TestProxy {
             spans,
             shutdown,
             serving,
-            _telemetry: telemetry,
+            telemetry,
         }
     }
 
@@ -172,10 +172,21 @@ impl TestProxy {
 
     /// Waits until the proxy has stopped; its spans.
     pub(crate) async fn stopped(self) -> Spans {
+        self.stop().await.1
+    }
+
+    /// Waits until the proxy has stopped, and until its telemetry has gone out.
+    pub(crate) async fn exported(self) {
+        let (telemetry, _) = self.stop().await;
+        let shutdown = telemetry.shutdown(PATIENCE).await;
+        shutdown.expect("nothing is lost");
+    }
+
+    async fn stop(self) -> (Telemetry, Spans) {
         self.shutdown.cancel();
         let served = within("the proxy's end", self.serving).await;
         served.expect("no panic").expect("a clean end");
-        self.spans
+        (self.telemetry, self.spans)
     }
 }
 
