@@ -230,13 +230,12 @@ async fn serve(
     }
 }
 
-/// Answers a connection over the bound without reading its request; `_place` is given back when that is done.
+/// Answers a connection over the bound, of whose request it reads no more than tells its version; `_place` is given back when that is done.
 async fn refuse(stream: TcpStream, ends: Ends, front: Arc<Front>, _place: OwnedSemaphorePermit) {
     let (failure, refusals) = (Failure::TooManyConnections, &front.refusals);
     let tls = front.tls.as_ref().map(|tls| tls.current());
-    let reached = timeout(REFUSAL_LIMIT, Transport::reach(stream, tls)).await;
-    // An answer of HTTP/1 would mean nothing to a client that has agreed on HTTP/2.
-    let reached = reached.ok().and_then(Result::ok);
+    let reached = Transport::reach(stream, tls, REFUSAL_LIMIT).await.ok();
+    // An answer of HTTP/1 would mean nothing to a client of HTTP/2.
     let Some(mut transport) = reached.filter(|transport| !transport.is_http2()) else {
         refusals.record(failure, ends, &[]);
         return;

@@ -6,11 +6,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use pingora::protocols::tls::SslDigest;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -67,15 +69,21 @@ impl Transport {
         Ok(transport)
     }
 
-    /// As [`Self::prepare`], but without TLS it waits for nothing: for a client that is only answered.
+    /// As [`Self::prepare`], within `limit`, for a client that is only answered. One that has not spoken by then is
+    /// taken to speak HTTP/1, unless there is TLS.
     pub(crate) async fn reach(
         stream: TcpStream,
         tls: Option<Arc<ServerConfig>>,
+        limit: Duration,
     ) -> io::Result<Self> {
-        match tls {
-            Some(config) => Self::encrypted(stream, config).await,
-            None => Ok(Self::plain(stream)),
+        if let Some(config) = tls {
+            return timeout(limit, Self::encrypted(stream, config)).await?;
         }
+        let mut transport = Self::plain(stream);
+        if let Ok(read) = timeout(limit, transport.read_first()).await {
+            read?;
+        }
+        Ok(transport)
     }
 
     fn plain(stream: TcpStream) -> Self {

@@ -327,6 +327,12 @@ async fn a_connection_over_the_bound_is_refused_and_one_after_it_is_not() {
         refused.body
     );
 
+    let mut http2 = proxy.connect().await;
+    http2.write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    assert_eq!(http2.read_to_end().await, "", "HTTP/1 means nothing to it");
+    let status = attribute(&proxy.spans.next().await, "http.response.status_code");
+    assert_eq!(status, None, "it was sent none");
+
     drop(first);
     // The proxy sees the end of the first connection in its own time.
     let answered = async { while proxy.send(&request(GET, "")).await.status == 503 {} };
