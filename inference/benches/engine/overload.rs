@@ -16,7 +16,7 @@ const FITTING: usize = 8;
 const TIMES: usize = 10;
 const PROMPT_TOKENS: usize = 16;
 const OUTPUT_TOKENS: usize = 16;
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 4;
 
 pub(crate) async fn measure(model: &Model) -> anyhow::Result<()> {
     let mut kv_cache_bytes = 0;
@@ -38,7 +38,7 @@ pub(crate) async fn measure(model: &Model) -> anyhow::Result<()> {
     // First what memory serving takes, then rounds of a batch alone and of ten at once.
     let fresh = resident_mib()?;
     serve(engine, &prompts(0, FITTING * TIMES), OUTPUT_TOKENS).await?;
-    let before = resident_mib()?;
+    let mut resident = vec![resident_mib()?];
     let (mut alone, mut waits, mut longest) = (Vec::new(), Vec::new(), Duration::ZERO);
     for round in 0..ROUNDS {
         let batch = serve(engine, &prompts(2 * round + 1, FITTING), OUTPUT_TOKENS).await?;
@@ -54,6 +54,7 @@ pub(crate) async fn measure(model: &Model) -> anyhow::Result<()> {
         let mut queued: Vec<_> = served.iter().map(Served::queued).collect();
         queued.sort_unstable();
         waits.push(queued[queued.len() * 99 / 100]);
+        resident.push(resident_mib()?);
     }
     let alone = median(alone);
     let what = format!("{} requests at once, {FITTING} fit", FITTING * TIMES);
@@ -62,12 +63,15 @@ pub(crate) async fn measure(model: &Model) -> anyhow::Result<()> {
     row("p99 of the time in the queue", median(waits));
     row("the last batch's by arithmetic", alone * (TIMES as u32 - 1));
     row("the longest round", longest);
-    let after = resident_mib()?;
     println!(
         "| memory of an engine that has served nobody | {fresh} MiB, and a KV cache of {} MiB to write |",
         kv_cache_bytes >> 20
     );
-    println!("| the same once that is written, {ROUNDS} rounds later | {before} and {after} MiB |");
+    let resident: Vec<_> = resident.iter().map(u64::to_string).collect();
+    println!(
+        "| the same once that is written, and after each round | {} MiB |",
+        resident.join(", ")
+    );
     started.stop()
 }
 
