@@ -12,6 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rand::RngExt as _;
+use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 
 use crate::support::backend::{Backend, reserve, reserve_at};
@@ -25,33 +26,38 @@ const CLIENTS: usize = 8;
 /// Acknowledged in a round before the kill, at least and at most.
 const REQUESTS: std::ops::Range<usize> = 30..400;
 
-/// A backend that comes and goes, and what it has seen while it was there.
+/// A backend that comes and goes, and what it has seen while it was there. Its port is its own meanwhile: who else
+/// took it would take what is sent to it.
 struct Sink {
     address: SocketAddr,
+    /// While it is away.
+    socket: Option<TcpSocket>,
     seen: Vec<Backend>,
 }
 
 impl Sink {
-    fn reserved() -> (Sink, tokio::net::TcpSocket) {
+    fn reserved() -> Sink {
         let socket = reserve();
         let address = socket.local_addr().expect("it is bound");
-        let seen = Vec::new();
-        (Sink { address, seen }, socket)
+        Sink {
+            address,
+            socket: Some(socket),
+            seen: Vec::new(),
+        }
     }
 
-    async fn start(&mut self) {
-        let mut socket = None;
+    fn start(&mut self) {
+        let socket = self.socket.take().expect("it is away");
+        self.seen.push(Backend::listen(socket, []));
+    }
+
+    async fn stop(&mut self) {
+        self.seen.iter().for_each(Backend::stop);
         eventually("the sink's port is free again", || {
-            socket = reserve_at(self.address).ok();
-            socket.is_some()
+            self.socket = reserve_at(self.address).ok();
+            self.socket.is_some()
         })
         .await;
-        let backend = Backend::listen(socket.expect("just bound"), []);
-        self.seen.push(backend);
-    }
-
-    fn stop(&self) {
-        self.seen.iter().for_each(Backend::stop);
     }
 
     fn url(&self) -> String {
@@ -118,8 +124,7 @@ fn load(address: SocketAddr, round: usize, acknowledged: &Arc<Mutex<Vec<String>>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_missing_after_kills_under_load() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (mut sink, socket) = Sink::reserved();
-    drop(socket);
+    let mut sink = Sink::reserved();
     let acknowledged: Arc<Mutex<Vec<String>>> = Arc::default();
     let mut said = Vec::new();
     for round in 0..ROUNDS {
@@ -138,9 +143,9 @@ async fn nothing_acknowledged_is_missing_after_kills_under_load() {
         // The sink changes its state in the middle of each round: it is away at every other kill.
         until(rand::rng().random_range(REQUESTS)).await;
         if round % 2 == 0 {
-            sink.start().await;
+            sink.start();
         } else {
-            sink.stop();
+            sink.stop().await;
         }
         until(rand::rng().random_range(REQUESTS)).await;
         said.extend(shim.kill());
@@ -148,7 +153,7 @@ async fn nothing_acknowledged_is_missing_after_kills_under_load() {
             client.expect("nothing was refused");
         }
     }
-    sink.start().await;
+    sink.start();
     let shim = Process::start(dir.path(), &sink.url(), "");
     sink.has_all(&acknowledged).await;
     said.extend(shim.kill());
@@ -172,8 +177,7 @@ async fn nothing_acknowledged_is_missing_after_kills_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_cuts_writes_short_refuses_and_loses_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (mut sink, socket) = Sink::reserved();
-    drop(socket);
+    let mut sink = Sink::reserved();
     // No file can grow beyond 32 KiB, so that writes fail half way through.
     let shim = Process::start(dir.path(), &sink.url(), "trap '' XFSZ; ulimit -f 64");
     let client = Client::builder(TokioExecutor::new()).build_http();
@@ -193,7 +197,7 @@ async fn a_disk_that_cuts_writes_short_refuses_and_loses_nothing() {
         "{refused} refused, {taken} taken"
     );
     shim.kill();
-    sink.start().await;
+    sink.start();
     let shim = Process::start(dir.path(), &sink.url(), "");
     sink.has_all(&acknowledged).await;
     let said = shim.kill();
@@ -206,7 +210,7 @@ async fn a_disk_that_cuts_writes_short_refuses_and_loses_nothing() {
 #[tokio::test]
 async fn two_shims_cannot_have_one_queue() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (sink, _socket) = Sink::reserved();
+    let sink = Sink::reserved();
     let first = Process::start(dir.path(), &sink.url(), "");
     let exporter = exporter(&sink.url(), "http/protobuf", &[]);
     let config = crate::support::durable(exporter, dir.path(), 1024 * 1024);
