@@ -15,8 +15,8 @@ use rayon::prelude::*;
 use super::kernel::Kernel;
 use super::panels::PANEL_ROWS;
 
-/// Columns that are multiplied before the next ones: two panels' fit into half of the first cache.
-const BLOCK_COLUMNS: usize = 128;
+/// Columns that are multiplied before the next ones: two panels' fit into the first cache.
+const BLOCK_COLUMNS: usize = 256;
 
 /// One column of a panel, in f32.
 pub(in crate::ops) type Lanes = [f32; PANEL_ROWS];
@@ -277,16 +277,22 @@ fn tile<const M: usize, const P: usize>(
     let rows: [&[f32]; M] = std::array::from_fn(|row| &x[row * width..][columns.clone()]);
     if columns.start > 0 {
         for (sums, out) in sums.iter_mut().zip(&*out) {
-            let sums = sums.as_flattened_mut();
-            let count = sums.len().min(out.len() - to);
-            sums[..count].copy_from_slice(&out[to..to + count]);
+            for (sums, out) in sums.iter_mut().zip(out[to..].chunks(PANEL_ROWS)) {
+                match out.as_array() {
+                    Some(whole) => *sums = *whole,
+                    None => sums[..out.len()].copy_from_slice(out),
+                }
+            }
         }
     }
     kernel.add_products(&mut sums, rows, block);
     for (sums, out) in sums.iter().zip(out) {
-        let sums = sums.as_flattened();
-        let count = sums.len().min(out.len() - to);
-        out[to..to + count].copy_from_slice(&sums[..count]);
+        for (sums, out) in sums.iter().zip(out[to..].chunks_mut(PANEL_ROWS)) {
+            match out.as_mut_array() {
+                Some(whole) => *whole = *sums,
+                None => out.copy_from_slice(&sums[..out.len()]),
+            }
+        }
     }
     M
 }
