@@ -108,7 +108,10 @@ impl CudaOps {
                 (tensors, Pass::Eager { reason })
             }
         };
-        let rows = awaited(step);
+        let rows = tensors
+            .logits
+            .as_ref()
+            .map_or_else(Vec::new, |_| awaited(step));
         let says_logprobs = |row: &AwaitedRow| matches!(row, AwaitedRow::Token(Some(_)));
         let fetched = (rows.len(), rows.iter().any(says_logprobs));
         pinned.fetch(&choice, fetched, &self.stream)?;

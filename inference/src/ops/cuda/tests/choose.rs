@@ -17,6 +17,11 @@ fn chosen(token: u32) -> RowResult {
 #[test]
 #[ignore = "needs a GPU"]
 fn a_replayed_step_chooses_what_the_step_before_carries_over() -> Result<()> {
+    // One that is filled up, one in two halves.
+    [3, 130].into_iter().try_for_each(replay)
+}
+
+fn replay(rows: u32) -> Result<()> {
     let sides = Sides::new(DType::F16)?;
     // Token t is followed by t + 1: its embedding is the row of a unit matrix that the head has one row later.
     let unit = Tensor::eye(64, DType::F16, &sides.gpu)?;
@@ -34,12 +39,12 @@ fn a_replayed_step_chooses_what_the_step_before_carries_over() -> Result<()> {
     let mut passes = Vec::new();
     for round in 0..4_u32 {
         let mut step = StepInputs::default();
-        for row in 0..3 {
-            step.push(&[10 * row], round as usize, &[row]);
+        for row in 0..rows {
+            step.push(&[10 * row % 64], round as usize, &[row]);
             step.want_last(Choice::GREEDY);
             if round > 0 {
                 // From the row beside it.
-                let from = (row + 1) % 3;
+                let from = (row + 1) % rows;
                 step.carried.push(crate::ops::Carried { row, from });
             }
         }
@@ -51,7 +56,7 @@ fn a_replayed_step_chooses_what_the_step_before_carries_over() -> Result<()> {
         let result = ops.collect()?;
         assert!(result.device_time.is_some());
         passes.push(result.pass);
-        let expected = (0..3).map(|row| chosen((row + round) % 3 * 10 + round + 1));
+        let expected = (0..rows).map(|row| chosen(((row + round) % rows * 10 + round + 1) % 64));
         assert_eq!(result.rows, expected.collect::<Vec<_>>(), "round {round}");
     }
     let first = Pass::Eager {
