@@ -46,6 +46,8 @@ use step_tokens::StepTokens;
 use thread::{Vocabulary, Work};
 
 pub use config::{DEFAULT_CPU_KV_CACHE_BYTES, EngineConfig, MAX_WAITING_REQUESTS};
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use sampler::token_logprobs;
 pub use thread::EngineThread;
 
 /// Why an engine did not start.

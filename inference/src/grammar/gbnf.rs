@@ -364,12 +364,7 @@ impl Rules {
         Ok(kind)
     }
 
-    fn kind_of(
-        &self,
-        choices: &Choices,
-        kinds: &mut [Kind],
-        depth: usize,
-    ) -> Result<Kind, String> {
+    fn kind_of(&self, choices: &Choices, kinds: &mut [Kind], depth: usize) -> Result<Kind, String> {
         let mut kind = Kind::Terminal;
         for item in choices.iter().flatten() {
             let own = match &item.node {
