@@ -100,7 +100,7 @@ impl Server {
         let name = &config.served_names[0];
         let observers = Observers {
             spans: Spans::new(telemetry, config.capture_content),
-            metrics: Metrics::new(name, engine.step_tokens(), meter.as_ref()),
+            metrics: Metrics::new(name, &engine, meter.as_ref()),
             abandoned: abandoned.clone(),
         };
         let app = Arc::new(App::new(

@@ -11,6 +11,7 @@
 
 use std::time::Instant;
 
+use lantern_telemetry::instruments::Trace;
 use lantern_telemetry::{Propagator, Telemetry};
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt,
@@ -108,6 +109,12 @@ impl RequestSpan {
     /// What others link to.
     pub(crate) fn context(&self) -> SpanContext {
         self.span.span_context().clone()
+    }
+
+    /// What an exemplar says of it, if it is exported.
+    pub(crate) fn exported(&self) -> Option<Trace> {
+        let context = self.span.span_context();
+        context.is_sampled().then(|| Trace::of(context))
     }
 
     /// Ends the span and makes its children, whose times were only instants until now.

@@ -23,7 +23,7 @@ use crate::export::{
     self, DropLedger, ExportContext, LastFailure, Losses, MeteredExporter, OtlpClient, QueueLimits,
     Signal, SpanQueue,
 };
-use crate::instruments::Meter;
+use crate::instruments::{Meter, as_named};
 use crate::kept::{KeptSpans, RecordAll};
 use crate::linked::Linked;
 use crate::propagation::Propagator;
@@ -98,6 +98,7 @@ impl MetricPipeline {
         let provider = SdkMeterProvider::builder()
             .with_reader(reader.build())
             .with_resource(resource)
+            .with_view(as_named)
             .build();
         Ok(Self {
             provider,

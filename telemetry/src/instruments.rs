@@ -1,7 +1,8 @@
 //! Instruments as the conventions name them: attributes with dots, and exemplars that carry the trace
 //! of a request. Prometheus' spelling is made when it asks.
 //!
-//! The SDK has no text format and Prometheus' library no OTLP, so each has its own series.
+//! The SDK has no text format and Prometheus' library no OTLP, so each has its own series. A name with a colon is
+//! Prometheus' own, and goes out by OTLP as Prometheus has it: what a Collector that scrapes makes of it.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -16,12 +17,21 @@ use opentelemetry_semantic_conventions::attribute::HTTP_RESPONSE_STATUS_CODE;
 use prometheus_client::encoding::{
     EncodeLabelKey, EncodeLabelSet, LabelKeyEncoder, LabelSetEncoder,
 };
+use prometheus_client::metrics::counter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::exemplars::{Exemplars, OfHistogram, OfSeries};
+
+mod names;
+mod observed;
+
+pub(crate) use names::as_named;
+pub use observed::Source;
+
+use names::{COLON, legal, total};
 
 /// The GenAI conventions' bounds of whole operations, in seconds:
 /// <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/>.
@@ -122,6 +132,7 @@ impl Instruments<'_> {
         let scraped = Family::new_with_constructor(Bounds(bounds));
         let scraped_name = name.replace('.', "_");
         let scraped_unit = match unit {
+            _ if name.contains(COLON) => None, // it is in the name
             "s" => Some(Unit::Seconds),
             "By" => Some(Unit::Bytes),
             _ => None,
@@ -132,7 +143,7 @@ impl Instruments<'_> {
             None => registry.register(scraped_name, help, family),
         }
         let pushed = self.meter.map(|meter| {
-            let builder = meter.f64_histogram(name).with_description(help);
+            let builder = meter.f64_histogram(legal(name)).with_description(help);
             let builder = builder.with_unit(unit).with_boundaries(bounds.to_vec());
             PushedHistogram {
                 histogram: builder.build(),
@@ -140,6 +151,23 @@ impl Instruments<'_> {
             }
         });
         Histogram { scraped, pushed }
+    }
+
+    /// A number that only grows, of no series yet, described likewise.
+    pub fn counter(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: &'static str,
+    ) -> Counter {
+        let scraped = Family::<Labels, counter::Counter>::default();
+        self.registry
+            .register(name.replace('.', "_"), help, scraped.clone());
+        let pushed = self.meter.map(|meter| {
+            let builder = meter.u64_counter(total(name)).with_description(help);
+            builder.with_unit(unit).build()
+        });
+        Counter { scraped, pushed }
     }
 
     /// A number that goes up and down, of no series yet, described likewise.
@@ -167,7 +195,7 @@ pub struct Histogram {
     pushed: Option<PushedHistogram>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct PushedHistogram {
     histogram: metrics::Histogram<f64>,
     exemplars: Arc<OfHistogram>,
@@ -223,6 +251,42 @@ impl HistogramSeries {
             if let Some(trace) = trace {
                 pushed.exemplars.note(value, trace, now);
             }
+        }
+    }
+}
+
+/// A number that only grows.
+#[derive(Debug)]
+pub struct Counter {
+    scraped: Family<Labels, counter::Counter>,
+    pushed: Option<metrics::Counter<u64>>,
+}
+
+impl Counter {
+    /// The series of `labels`.
+    pub fn series(&self, labels: &Labels) -> CounterSeries {
+        CounterSeries {
+            scraped: self.scraped.get_or_create(labels).clone(),
+            pushed: self.pushed.clone(),
+            attributes: attributes(labels),
+        }
+    }
+}
+
+/// One series of a counter.
+#[derive(Debug)]
+pub struct CounterSeries {
+    scraped: counter::Counter,
+    pushed: Option<metrics::Counter<u64>>,
+    attributes: Vec<KeyValue>,
+}
+
+impl CounterSeries {
+    /// Adds `number`.
+    pub fn add(&self, number: u64) {
+        self.scraped.inc_by(number);
+        if let Some(pushed) = &self.pushed {
+            pushed.add(number, &self.attributes);
         }
     }
 }

@@ -45,6 +45,6 @@ pub(super) async fn version() -> Json<Value> {
 
 /// The metrics, for Prometheus.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.observers.metrics.render(&app.generator.engine.stats());
+    let text = app.observers.metrics.render();
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }

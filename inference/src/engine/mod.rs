@@ -8,7 +8,7 @@
 //! - `runner`: a step's forward pass over a ragged batch
 //! - `sampler`: logits to tokens; `draw`: the random part of it
 //! - `queue`: the places of those that wait; `config`: the bounds of it all
-//! - `step_tokens`: what the metrics read of the steps; [`observer`]: who hears of each
+//! - [`observer`]: who hears of each step
 //! - `active`: a request while it is worked on
 //! - `thread`: the loop `schedule` → `run` → `sample` → `postprocess`
 
@@ -23,16 +23,16 @@ mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
-mod step_tokens;
 mod thread;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use candle_core::Device;
 use lantern_telemetry::ConfigError;
-use prometheus_client::metrics::histogram::Histogram;
+use lantern_telemetry::instruments::HistogramSeries;
 
 use crate::loader::{LoadedModel, memory};
 use crate::ops::{self, KV_BLOCK_TOKENS};
@@ -42,7 +42,6 @@ use queue::{Places, Queue};
 use request::{Request, RequestStream, Submission};
 use runner::ModelRunner;
 use scheduler::Scheduler;
-use step_tokens::StepTokens;
 use thread::{Vocabulary, Work};
 
 pub use config::{DEFAULT_CPU_KV_CACHE_BYTES, EngineConfig, MAX_WAITING_REQUESTS};
@@ -184,7 +183,8 @@ pub(crate) struct Shared {
     prefix_cache_queries: AtomicU64,
     prefix_cache_hits: AtomicU64,
     steps: AtomicU64,
-    step_tokens: StepTokens,
+    /// Tokens per step, where somebody counts them.
+    step_tokens: OnceLock<HistogramSeries>,
     /// Why the thread ended other than by shutdown.
     failure: Mutex<Option<String>>,
 }
@@ -193,6 +193,32 @@ impl Shared {
     fn failure(&self) -> MutexGuard<'_, Option<String>> {
         // The value is a plain string: a panic elsewhere cannot have left it half written.
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stats(&self) -> EngineStats {
+        let used = self.kv_blocks_used.load(Ordering::Relaxed);
+        let total = self.kv_blocks_total.load(Ordering::Relaxed);
+        EngineStats {
+            running: self.running.load(Ordering::Relaxed),
+            waiting: self.queue.waiting() + self.preempted.load(Ordering::Relaxed),
+            kv_cache_usage: if total == 0 {
+                0.0
+            } else {
+                used as f64 / total as f64
+            },
+            preemptions: self.preemptions.load(Ordering::Relaxed),
+            prefix_cache_queries: self.prefix_cache_queries.load(Ordering::Relaxed),
+            prefix_cache_hits: self.prefix_cache_hits.load(Ordering::Relaxed),
+            steps: self.steps.load(Ordering::Relaxed),
+            healthy: self.failure().is_none(),
+        }
+    }
+
+    /// A step of so many tokens was run.
+    fn note_step(&self, tokens: usize) {
+        if let Some(histogram) = self.step_tokens.get() {
+            histogram.observe(tokens as f64, None, SystemTime::now());
+        }
     }
 
     /// The thread has ended otherwise than by shutdown: for this reason, and nothing runs or waits any more.
@@ -295,23 +321,7 @@ impl Engine {
 
     /// What the engine is doing.
     pub fn stats(&self) -> EngineStats {
-        let shared = &self.shared;
-        let used = shared.kv_blocks_used.load(Ordering::Relaxed);
-        let total = shared.kv_blocks_total.load(Ordering::Relaxed);
-        EngineStats {
-            running: shared.running.load(Ordering::Relaxed),
-            waiting: shared.queue.waiting() + shared.preempted.load(Ordering::Relaxed),
-            kv_cache_usage: if total == 0 {
-                0.0
-            } else {
-                used as f64 / total as f64
-            },
-            preemptions: shared.preemptions.load(Ordering::Relaxed),
-            prefix_cache_queries: shared.prefix_cache_queries.load(Ordering::Relaxed),
-            prefix_cache_hits: shared.prefix_cache_hits.load(Ordering::Relaxed),
-            steps: shared.steps.load(Ordering::Relaxed),
-            healthy: shared.failure().is_none(),
-        }
+        self.shared.stats()
     }
 
     /// Longest sequence, prompt and output together.
@@ -324,9 +334,15 @@ impl Engine {
         self.inlet.config.max_waiting_requests
     }
 
-    /// Tokens per step, as they are run.
-    pub fn step_tokens(&self) -> Histogram {
-        self.shared.step_tokens.histogram()
+    /// [`Engine::stats`] for those who outlive the engine: it does not keep it going.
+    pub fn stats_reader(&self) -> impl Fn() -> EngineStats + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.stats()
+    }
+
+    /// Notes the tokens of each step from now on. The first to ask has them.
+    pub fn count_step_tokens(&self, histogram: HistogramSeries) {
+        let _ = self.shared.step_tokens.set(histogram);
     }
 
     /// Takes no new requests. Accepted ones finish (dropping their streams ends them sooner), then

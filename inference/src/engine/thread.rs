@@ -278,7 +278,7 @@ impl EngineLoop {
         // Before anybody hears of the step: who then asks finds it counted.
         let index = self.shared.steps.fetch_add(1, Ordering::Relaxed);
         let tokens = step.scheduled.iter().map(|scheduled| scheduled.num_tokens);
-        self.shared.step_tokens.note(tokens.sum());
+        self.shared.note_step(tokens.sum());
         let rows = std::mem::take(&mut result.rows);
         self.postprocess(step, &result, (rows, &clock))?;
         if let (Some(observer), Some(mut report)) = (&self.work.observer, flight.report) {

@@ -172,10 +172,11 @@ impl Record {
         if first {
             self.note_moment(at, Moment::FirstToken);
             let ttft = at.saturating_duration_since(self.exchange.clock.arrival());
-            self.exchange
-                .observers
-                .metrics
-                .first_token(ttft, self.facts.prompt_tokens);
+            self.exchange.observers.metrics.first_token(
+                ttft,
+                self.facts.prompt_tokens,
+                self.span.exported(),
+            );
         }
     }
 
@@ -183,7 +184,10 @@ impl Record {
     pub(super) fn note_token(&mut self, at: Instant, previous: Option<Instant>) {
         self.facts.completion_tokens += 1;
         let latency = previous.map(|previous| at.saturating_duration_since(previous));
-        self.exchange.observers.metrics.token(latency);
+        self.exchange
+            .observers
+            .metrics
+            .token(latency, self.span.exported());
     }
 
     /// Every live beam has one more token, `times` being what that took. The tokens count once
@@ -196,7 +200,8 @@ impl Record {
     /// A beam is part of the result.
     pub(super) fn note_beam(&mut self, beam: &Delta) {
         self.facts.completion_tokens += beam.tokens.len();
-        (0..beam.tokens.len()).for_each(|_| self.exchange.observers.metrics.token(None));
+        let metrics = &self.exchange.observers.metrics;
+        (0..beam.tokens.len()).for_each(|_| metrics.token(None, None));
         self.note_delta(beam);
     }
 
@@ -254,7 +259,7 @@ impl Record {
             exchange: &self.exchange,
             facts: &self.facts,
             outcome,
-            span: &self.span.context(),
+            trace: self.span.exported(),
             at: end,
         });
     }

@@ -72,16 +72,16 @@ pub enum WeightsError {
     },
     /// The memory does not hold them.
     #[error(
-        "the weights take {needed_bytes} bytes of memory, {available_bytes} are there: \
-         use --dtype bfloat16, by which they take {half_bytes}, or a smaller or quantised model"
+        "the weights take {needed_bytes} bytes of memory, {available_bytes} are there: use {}",
+        smaller(*half_bytes)
     )]
     TooLarge {
         /// What they take in the type that was chosen.
         needed_bytes: u64,
         /// What is there, on the device.
         available_bytes: u64,
-        /// What they take in 16 bits.
-        half_bytes: u64,
+        /// What they take in 16 bits, if that is less.
+        half_bytes: Option<u64>,
     },
     /// A GGUF lacks it, or what it says of it is wrong.
     #[error(transparent)]
@@ -95,6 +95,14 @@ impl From<candle_core::Error> for WeightsError {
     fn from(error: candle_core::Error) -> Self {
         Self::Tensor(error.into())
     }
+}
+
+/// What to do about weights that are too large.
+fn smaller(half_bytes: Option<u64>) -> String {
+    let dtype = half_bytes
+        .map(|bytes| format!("--dtype bfloat16, by which they take {bytes}, or "))
+        .unwrap_or_default();
+    format!("{dtype}a smaller or quantised model")
 }
 
 /// The weights of a model, on their way to a device and a type.
@@ -287,10 +295,11 @@ impl Weights {
         let needed_bytes = bytes(self.dtype);
         match free_bytes(&self.device)? {
             Some(available_bytes) if available_bytes < needed_bytes => {
+                let half_bytes = bytes(DType::BF16);
                 Err(WeightsError::TooLarge {
                     needed_bytes,
                     available_bytes,
-                    half_bytes: bytes(DType::BF16),
+                    half_bytes: (half_bytes < needed_bytes).then_some(half_bytes),
                 })
             }
             _ => Ok(()),

@@ -8,7 +8,6 @@
 
 use lantern_telemetry::instruments::{
     FIRST_TOKEN_SECONDS, Histogram, Instruments, Key, Labels, OPERATION_SECONDS, TOKEN_SECONDS,
-    Trace,
 };
 use opentelemetry_semantic_conventions::{attribute as semconv, metric};
 
@@ -48,9 +47,11 @@ impl GenAiMetrics {
 
     pub(super) fn observe(&self, ended: &Ended<'_>) {
         let Ended {
-            exchange, facts, ..
-        } = ended;
-        let trace = ended.span.is_sampled().then(|| Trace::of(ended.span));
+            exchange,
+            facts,
+            trace,
+            ..
+        } = *ended;
         let arrival = exchange.clock.arrival();
         // Models are those that the server has: others never get here.
         let model = facts.model.clone().unwrap_or_default();

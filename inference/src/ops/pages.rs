@@ -28,7 +28,7 @@ impl KvShape {
 /// The keys and values of one layer.
 #[derive(Debug, Clone)]
 pub struct LayerPages {
-    /// (blocks, K, [`KV_BLOCK_TOKENS`], D)
+    /// (blocks, K, [`KV_BLOCK_TOKENS`], D); how the numbers of a block and head lie is up to the [`super::Ops`].
     pub keys: Tensor,
     /// The same shape.
     pub values: Tensor,

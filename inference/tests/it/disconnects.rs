@@ -1,6 +1,7 @@
 //! Clients that hang up on the whole server, whose KV cache is too short for all of them.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use lantern_inference::server::Server;
 use lantern_telemetry::Telemetry;
@@ -15,6 +16,8 @@ use crate::served::{config, get, model, post_to};
 
 const CLIENTS: u64 = 24;
 const DISCONNECTS_EACH: usize = 64;
+/// After so long a gauge is not expected to fall any more.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Tokens that the cache has room for; a sequence may take 128 of them.
 const KV_TOKENS: u64 = 160;
 
@@ -109,9 +112,13 @@ async fn whenever_clients_hang_up_nothing_of_their_requests_stays() {
         "num_requests_waiting",
         "kv_cache_usage_perc",
     ] {
-        while metric(address, gauge).await != 0.0 {
-            tokio::task::yield_now().await;
-        }
+        let emptied = async {
+            while metric(address, gauge).await != 0.0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, emptied).await;
+        in_time.unwrap_or_else(|_| panic!("{gauge} does not come back to 0"));
     }
     assert!(metric(address, "num_preemptions_total").await > 0.0);
     let body = json!({"prompt": [5, 6, 7], "max_tokens": 5, "ignore_eos": true});

@@ -132,7 +132,7 @@ impl Harness {
         let in_memory = || Telemetry::with_exporter(exporter.clone(), "test");
         let telemetry = options.telemetry.unwrap_or_else(in_memory);
         let meter = telemetry.meter("test");
-        let metrics = Metrics::new(MODEL, engine.step_tokens(), meter.as_ref());
+        let metrics = Metrics::new(MODEL, &engine, meter.as_ref());
         let generator = Generator::new(engine, byte_tokenizer(), Arc::new([EOS]), None);
         let template = options.chat_template.map(|source| {
             ChatTemplate::new(source.to_owned(), None, None).expect("the test's template compiles")

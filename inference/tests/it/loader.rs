@@ -230,18 +230,30 @@ fn weights_that_the_memory_does_not_hold_are_refused_before_any_is_read() {
     fs::write(&path, &start).unwrap();
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(start.len() as u64 + (1 << 41)).unwrap();
-    let error = load(&folder).unwrap_err();
-    let LoadError::Weights(WeightsError::TooLarge {
-        available_bytes, ..
-    }) = error
-    else {
-        panic!("{error}");
-    };
-    let expected = format!(
-        "the weights take 2199023255552 bytes of memory, {available_bytes} are there: \
-         use --dtype bfloat16, by which they take 1099511627776, or a smaller or quantised model"
-    );
-    assert_eq!(error.to_string(), expected);
+    for (dtype, bytes, advice) in [
+        (
+            DTypeChoice::Float32,
+            1_u64 << 41,
+            "--dtype bfloat16, by which they take 1099511627776, or a smaller or quantised model",
+        ),
+        (
+            DTypeChoice::BFloat16,
+            1 << 40,
+            "a smaller or quantised model",
+        ),
+    ] {
+        let error = load_with(&folder, dtype, None).unwrap_err();
+        let LoadError::Weights(WeightsError::TooLarge {
+            available_bytes, ..
+        }) = error
+        else {
+            panic!("{error}");
+        };
+        let expected = format!(
+            "the weights take {bytes} bytes of memory, {available_bytes} are there: use {advice}"
+        );
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
     send(request.body(Full::default()).unwrap()).await
 }
 
-async fn send(request: Request<Full<Bytes>>) -> String {
+pub(crate) async fn send(request: Request<Full<Bytes>>) -> String {
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let response = client.request(request).await.unwrap();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
@@ -138,7 +138,7 @@ async fn steps_of_the_real_engine_are_counted_and_timed() {
         "vllm:prefix_cache_hits_total{model_name=\"small\"} 0",
         "vllm:iteration_tokens_total_count{model_name=\"small\"} 4",
         "vllm:iteration_tokens_total_sum{model_name=\"small\"} 6.0",
-        "vllm:iteration_tokens_total_bucket{model_name=\"small\",le=\"1.0\"} 3",
+        "vllm:iteration_tokens_total_bucket{le=\"1.0\",model_name=\"small\"} 3",
     ] {
         assert!(metrics.lines().any(|l| l == line), "no {line}\n{metrics}");
     }

@@ -1,22 +1,28 @@
 //! Attention over pages: each row against the keys and values of its own sequence, where they lie.
 //!
-//! Nothing is gathered: one head's block of keys is contiguous, and the softmax is carried from block to
-//! block (Milakov and Gimelshein, 2018), so that memory does not grow with the context. The rows of a
-//! prompt are taken some at a time, to read a block once for all of them, and with them the heads of
-//! queries that share a head of keys. Angles of rotation come from `rotation`.
+//! Nothing is gathered: a head's block of keys, and of values, is a panel of [`packed`](crate::ops::packed) that is
+//! multiplied where it lies, and the softmax is carried from block to block (Milakov and Gimelshein, 2018), so that
+//! memory does not grow with the context. The rows of a prompt are taken some at a time, to read a block once for all
+//! of them, and with them the heads of queries that share a head of keys. Angles of rotation come from `rotation`,
+//! where in a page a number is from `places`. A dot product for each key, tried before, took twice the time: its sum
+//! across lanes cost as much as its products.
+
+mod mixture;
+mod places;
 
 use candle_core::{DType, Result, Tensor, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::math::{add_weighted, dot, exp};
+use super::math::dot;
 use super::number::{Number, read, widened, write};
 use super::rotation::Angle;
-use crate::ops::packed::in_wide_vectors;
+use crate::ops::packed::{Work, in_wide_vectors};
 use crate::ops::{Attention, Heads, KV_BLOCK_TOKENS, LayerPages, Norm, NormKind, Span, StepInputs};
+use mixture::Mixture;
 
-/// Rows of one sequence that a task takes.
-const TASK_ROWS: usize = 8;
+/// Queries that a task takes, of some rows of one sequence: all heads that share one of keys.
+const TASK_QUERIES: usize = 32;
 /// Fewer multiplications than this are not worth a second thread.
 const PARALLEL_PRODUCTS: usize = 256 * 1024;
 
@@ -66,7 +72,7 @@ fn attend_as<T: Number>(
                     keys,
                     values,
                 };
-                in_wide_vectors(|| task.run(&context))
+                in_wide_vectors((task, &context))
             };
             Ok(mix::<T>(&tasks(step, heads), heads, step, heads_of))
         })
@@ -93,19 +99,12 @@ impl<T: Number> Rows<'_, T> {
     }
 }
 
-/// Where in the pages, (blocks, K, tokens, D), the head of a slot starts.
-fn slot_start(slot: usize, head: usize, heads: Heads) -> usize {
-    let (block, token) = (slot / KV_BLOCK_TOKENS, slot % KV_BLOCK_TOKENS);
-    ((block * heads.keys + head) * KV_BLOCK_TOKENS + token) * heads.dim
-}
-
 fn write_values<T: Number>(rows: &Rows<'_, T>, step: &StepInputs, pages: &mut [T]) {
     let heads = rows.heads;
     for (row, &slot) in step.slots.iter().enumerate() {
         for head in 0..heads.keys {
-            let start = slot_start(slot as usize, head, heads);
             let values = rows.head(row, heads.queries + heads.keys + head);
-            pages[start..start + heads.dim].copy_from_slice(values);
+            places::put_value(values, (slot as usize, head), heads, pages);
         }
     }
 }
@@ -187,10 +186,7 @@ impl<'a> Placing<'a> {
             for head in 0..heads.keys {
                 let key = rows.head(row, heads.queries + head);
                 self.place((row, key), self.key_norm.as_ref(), &mut placed);
-                let start = slot_start(slot as usize, head, heads);
-                for (number, placed) in pages[start..].iter_mut().zip(&placed) {
-                    *number = T::narrow(*placed);
-                }
+                places::put_key(&placed, (slot as usize, head), heads, pages);
             }
         }
     }
@@ -226,13 +222,14 @@ struct Task {
 
 fn tasks(step: &StepInputs, heads: Heads) -> Vec<Task> {
     let mut tasks = Vec::new();
+    let task_rows = (TASK_QUERIES * heads.keys / heads.queries).max(1);
     for &span in &step.spans {
         let end = span.start + span.len;
-        for first_row in (span.start..end).step_by(TASK_ROWS) {
+        for first_row in (span.start..end).step_by(task_rows) {
             tasks.extend((0..heads.keys).map(|key_head| Task {
                 span,
                 first_row,
-                rows: TASK_ROWS.min(end - first_row),
+                rows: task_rows.min(end - first_row),
                 key_head,
             }));
         }
@@ -273,17 +270,19 @@ struct Context<'a, T> {
     attention: &'a Attention,
     /// (T, N, D)
     queries: &'a [f32],
-    /// (blocks, K, tokens, D)
+    /// As `places` has them.
     keys: &'a [T],
-    /// The same.
     values: &'a [T],
 }
 
-/// A softmax as far as it has come: weights are relative to the largest score so far.
-#[derive(Clone, Copy)]
-struct Softmax {
-    largest: f32,
-    sum: f32,
+impl<T: Number> Work for (&Task, &Context<'_, T>) {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<f32> {
+        let (task, context) = self;
+        task.run(context)
+    }
 }
 
 impl Task {
@@ -292,90 +291,51 @@ impl Task {
     fn run<T: Number>(&self, context: &Context<'_, T>) -> Vec<f32> {
         let Attention { heads, window, .. } = *context.attention;
         let group = heads.queries / heads.keys;
+        let queries = self.queries(context);
+        let mut mixture = Mixture::new(self.rows * group, heads.dim);
         let block_numbers = KV_BLOCK_TOKENS * heads.dim;
-        let mut mixed = vec![0.0; self.rows * group * heads.dim];
-        let nothing_yet = Softmax {
-            largest: f32::NEG_INFINITY,
-            sum: 0.0,
-        };
-        let mut softmaxes = vec![nothing_yet; self.rows * group];
         let mut wide_keys = vec![0.0; block_numbers];
         let mut wide_values = vec![0.0; block_numbers];
         let first_position = self.span.context + self.first_row - self.span.start;
+        let end_position = first_position + self.rows;
         let visible = |position: usize| {
             let from = window.map_or(0, |window| (position + 1).saturating_sub(window));
             from..position + 1
         };
         let table = context.step.table(&self.span);
-        let blocks = visible(first_position).start / KV_BLOCK_TOKENS
-            ..(first_position + self.rows).div_ceil(KV_BLOCK_TOKENS);
+        let blocks =
+            visible(first_position).start / KV_BLOCK_TOKENS..end_position.div_ceil(KV_BLOCK_TOKENS);
         for index in blocks {
-            let start = slot_start(
-                table[index] as usize * KV_BLOCK_TOKENS,
-                self.key_head,
-                heads,
-            );
+            let start = places::block_start(table[index] as usize, self.key_head, heads);
             let block = start..start + block_numbers;
             let keys = T::widen_all(&context.keys[block.clone()], &mut wide_keys);
             let values = T::widen_all(&context.values[block], &mut wide_values);
             let block_start = index * KV_BLOCK_TOKENS;
-            for row in 0..self.rows {
-                let visible = visible(first_position + row);
-                let from = visible.start.max(block_start) - block_start;
-                let to = visible
-                    .end
-                    .min(block_start + KV_BLOCK_TOKENS)
-                    .max(block_start);
-                let tokens = from..to - block_start;
-                if tokens.is_empty() {
-                    continue;
-                }
-                let tokens = tokens.start * heads.dim..tokens.end * heads.dim;
-                for head in row * group..(row + 1) * group {
-                    let query = (self.first_row * heads.queries) + self.key_head * group;
-                    let query = query + row * heads.queries + head % group;
-                    softmaxes[head].take_in(
-                        &context.queries[query * heads.dim..][..heads.dim],
-                        &keys[tokens.clone()],
-                        &values[tokens.clone()],
-                        &mut mixed[head * heads.dim..][..heads.dim],
-                    );
-                }
+            mixture.compare(&queries, keys);
+            for (query, softmax) in mixture.softmaxes().enumerate() {
+                let visible = visible(first_position + query / group);
+                let from = visible.start.saturating_sub(block_start);
+                softmax.take_in(from..visible.end.saturating_sub(block_start));
             }
+            // What lies after the last row is somebody else's, who may have had no numbers.
+            mixture.add(values, KV_BLOCK_TOKENS.min(end_position - block_start));
         }
-        for (head, softmax) in mixed.chunks_mut(heads.dim).zip(&softmaxes) {
-            let factor = softmax.sum.recip();
-            head.iter_mut().for_each(|number| *number *= factor);
-        }
-        mixed
+        mixture.finish()
     }
-}
 
-impl Softmax {
-    /// Adds some tokens' values, (tokens, D), to `mixed`, by the scores of their keys.
-    #[inline(always)]
-    fn take_in(&mut self, query: &[f32], keys: &[f32], values: &[f32], mixed: &mut [f32]) {
-        let mut scores = [0.0; KV_BLOCK_TOKENS];
-        let scores = &mut scores[..keys.len() / query.len()];
-        let mut largest = self.largest;
-        for (score, key) in scores.iter_mut().zip(keys.chunks_exact(query.len())) {
-            *score = dot(query, key);
-            largest = largest.max(*score);
-        }
-        if largest > self.largest {
-            let shrink = exp(self.largest - largest);
-            self.sum *= shrink;
-            mixed.iter_mut().for_each(|number| *number *= shrink);
-            self.largest = largest;
-        }
-        for score in scores.iter_mut() {
-            *score = exp(*score - largest);
-        }
-        self.sum += scores.iter().sum::<f32>();
-        add_weighted(mixed, scores, values);
+    /// Those of its rows: (rows, N / K, D).
+    fn queries<T>(&self, context: &Context<'_, T>) -> Vec<f32> {
+        let heads = context.attention.heads;
+        let width = heads.query_width() / heads.keys;
+        let rows = self.first_row..self.first_row + self.rows;
+        rows.flat_map(|row| {
+            let start = row * heads.query_width() + self.key_head * width;
+            &context.queries[start..start + width]
+        })
+        .copied()
+        .collect()
     }
 }
 
 #[cfg(test)]
-#[path = "attention_tests.rs"]
 mod tests;

@@ -23,7 +23,9 @@ pub(super) fn exp(x: f32) -> f32 {
     ] {
         series = series * rest + term;
     }
-    let power = f32::from_bits(((whole as i32 + 127) << 23) as u32);
+    // Not by a conversion, whose care for numbers out of range keeps this from becoming vectors.
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits());
+    let power = f32::from_bits(exponent.wrapping_add(127) << 23);
     (series * rest * rest + rest + 1.0) * power
 }
 
@@ -56,31 +58,6 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f32>() + rest
-}
-
-/// `sum + weights . rows`: (n), (n, D) -> (D), in place.
-#[inline(always)]
-pub(super) fn add_weighted(sum: &mut [f32], weights: &[f32], rows: &[f32]) {
-    let width = sum.len();
-    // Each number of the sum is loaded and stored once for so many rows.
-    let (fours, rest) = weights.as_chunks::<4>();
-    let (together, others) = rows.split_at(fours.len() * 4 * width);
-    for (weights, rows) in fours.iter().zip(together.chunks_exact(4 * width)) {
-        let (first, rows) = rows.split_at(width);
-        let (second, rows) = rows.split_at(width);
-        let (third, fourth) = rows.split_at(width);
-        let rows = first.iter().zip(second).zip(third.iter().zip(fourth));
-        for (sum, ((first, second), (third, fourth))) in sum.iter_mut().zip(rows) {
-            *sum += weights[0] * first
-                + weights[1] * second
-                + (weights[2] * third + weights[3] * fourth);
-        }
-    }
-    for (weight, row) in rest.iter().zip(others.chunks_exact(width)) {
-        for (sum, number) in sum.iter_mut().zip(row) {
-            *sum += weight * number;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -116,19 +93,5 @@ mod tests {
         let a: Vec<f32> = (0..37).map(|n| n as f32).collect();
         assert_eq!(dot(&a, &a), 16_206.0);
         assert_eq!(dot(&a[..7], &a[..7]), 91.0);
-    }
-
-    #[test]
-    fn weighted_rows_are_added_however_many_there_are() {
-        for count in 0..=9u8 {
-            let weights: Vec<f32> = (0..count).map(|row| f32::from(row) + 1.0).collect();
-            let rows: Vec<f32> = (0..count).flat_map(|row| [f32::from(row), 1.0]).collect();
-            let mut sum = [10.0, 20.0];
-            add_weighted(&mut sum, &weights, &rows);
-            let numbers = (0..count).map(f32::from);
-            let first: f32 = numbers.clone().map(|row| row * (row + 1.0)).sum();
-            let second: f32 = numbers.map(|row| row + 1.0).sum();
-            assert_eq!(sum, [10.0 + first, 20.0 + second], "{count}");
-        }
     }
 }

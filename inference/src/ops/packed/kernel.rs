@@ -30,10 +30,29 @@ pub(super) enum Kernel {
     Avx512,
 }
 
+/// Plain Rust to be compiled for vectors of several widths. What is large is a type whose `run` is
+/// `#[inline(always)]`: the compiler inlines no large closure in as many places.
+pub(in crate::ops) trait Work {
+    /// What it gives.
+    type Output;
+
+    /// Does it.
+    fn run(self) -> Self::Output;
+}
+
+impl<R, F: FnOnce() -> R> Work for F {
+    type Output = R;
+
+    #[inline(always)]
+    fn run(self) -> R {
+        self()
+    }
+}
+
 /// Runs plain Rust compiled for the widest vectors that this CPU has, as far as it is inlined: what the compiler
 /// takes without being told are those that all CPUs have.
 #[inline]
-pub(in crate::ops) fn in_wide_vectors<R>(work: impl FnOnce() -> R) -> R {
+pub(in crate::ops) fn in_wide_vectors<W: Work>(work: W) -> W::Output {
     Kernel::best().in_vectors(work)
 }
 
@@ -78,9 +97,9 @@ impl Kernel {
 
     /// Runs plain Rust compiled for this kernel's vectors.
     #[inline]
-    pub(super) fn in_vectors<R>(self, work: impl FnOnce() -> R) -> R {
+    pub(super) fn in_vectors<W: Work>(self, work: W) -> W::Output {
         match self {
-            Self::Portable => work(),
+            Self::Portable => work.run(),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `best` names a kernel only where the CPU has its features.
             Self::Avx2 => unsafe { avx2::run(work) },
@@ -184,12 +203,12 @@ mod avx512 {
     use super::super::activations::ActivationBlock;
     use super::super::numbers::{self, Lanes};
     use super::super::panels::{Halves, Line, PANEL_ROWS, Panel, QUADS};
-    use super::scales;
+    use super::{Work, scales};
 
     /// Work that is compiled for these features.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub(super) fn run<R>(work: impl FnOnce() -> R) -> R {
-        work()
+    pub(super) fn run<W: Work>(work: W) -> W::Output {
+        work.run()
     }
 
     /// Products of plain numbers, compiled for these features.
@@ -340,15 +359,15 @@ mod avx2 {
     use super::super::activations::ActivationBlock;
     use super::super::numbers::{self, Lanes};
     use super::super::panels::{Halves, Line, PANEL_ROWS, Panel, QUADS};
-    use super::scales;
+    use super::{Work, scales};
 
     /// Rows of half a panel: a vector's lanes.
     const LANES: usize = PANEL_ROWS / 2;
 
     /// Work that is compiled for these features.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn run<R>(work: impl FnOnce() -> R) -> R {
-        work()
+    pub(super) fn run<W: Work>(work: W) -> W::Output {
+        work.run()
     }
 
     /// Products of plain numbers, compiled for these features.

@@ -28,10 +28,12 @@ use rayon::prelude::*;
 use activations::Activations;
 use kernel::{Kernel, TILE_ROWS};
 use numbers::NumberPanels;
-use panels::{PANEL_ROWS, Panels};
+use panels::Panels;
 
 pub(crate) use format::is_packable;
-pub(super) use kernel::in_wide_vectors;
+pub(super) use kernel::{Work, in_wide_vectors};
+pub(super) use numbers::{Lanes, add_panel_products};
+pub(super) use panels::PANEL_ROWS;
 
 /// Bytes of weights per task: some microseconds of work, so that starting a task costs little.
 const TASK_BYTES: usize = 32 << 10;

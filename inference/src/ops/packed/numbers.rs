@@ -19,7 +19,7 @@ use super::panels::PANEL_ROWS;
 const BLOCK_COLUMNS: usize = 128;
 
 /// One column of a panel, in f32.
-pub(super) type Lanes = [f32; PANEL_ROWS];
+pub(in crate::ops) type Lanes = [f32; PANEL_ROWS];
 
 /// Rows of plain numbers, packed.
 #[derive(Debug)]
@@ -227,6 +227,42 @@ fn each_tile<const P: usize>(
             _ => tile::<1, P>(kernel, block, (x, width), columns, (left, to)),
         };
     }
+}
+
+/// Adds products of rows with one panel: (R, 16) += (R, C) . (C, 16). `width` is how far apart the rows are, of which the
+/// first C numbers count.
+pub(in crate::ops) fn add_panel_products(
+    mut sums: &mut [Lanes],
+    (mut rows, width): (&[f32], usize),
+    panel: &[Lanes],
+) {
+    let kernel = Kernel::best();
+    while !sums.is_empty() {
+        let done = match sums.len() {
+            // With fewer registers the sums of so many are not kept in them.
+            #[cfg(target_arch = "x86_64")]
+            8.. if kernel == Kernel::Avx512 => add_first::<8>(kernel, sums, (rows, width), panel),
+            4.. => add_first::<4>(kernel, sums, (rows, width), panel),
+            2.. => add_first::<2>(kernel, sums, (rows, width), panel),
+            _ => add_first::<1>(kernel, sums, (rows, width), panel),
+        };
+        sums = &mut sums[done..];
+        rows = &rows[done * width..];
+    }
+}
+
+/// The first `M` rows; how many they are.
+fn add_first<const M: usize>(
+    kernel: Kernel,
+    sums: &mut [Lanes],
+    (rows, width): (&[f32], usize),
+    panel: &[Lanes],
+) -> usize {
+    let rows = std::array::from_fn(|row| &rows[row * width..][..panel.len()]);
+    let (sums, _) = sums.as_chunks_mut::<1>();
+    let (sums, _) = sums.as_chunks_mut::<M>();
+    kernel.add_products::<M, 1>(&mut sums[0], rows, [panel]);
+    M
 }
 
 /// The first `M` rows of `x` and of `out`; how many they are.

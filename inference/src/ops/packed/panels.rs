@@ -7,7 +7,7 @@ use super::StoredRows;
 use super::format::{BLOCK_COLUMNS, Format};
 
 /// Rows of a panel: as many as a vector has lanes of 32 bits.
-pub(super) const PANEL_ROWS: usize = 16;
+pub(in crate::ops) const PANEL_ROWS: usize = 16;
 /// Vectors that the codes of a block fill when a byte each: 4 columns of 16 rows in one.
 pub(super) const QUADS: usize = BLOCK_COLUMNS / 4;
 
