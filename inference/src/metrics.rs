@@ -7,7 +7,7 @@ mod gen_ai;
 mod vllm;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -84,7 +84,9 @@ impl Metrics {
     ) {
         let requests = &self.0.requests;
         let seconds = latency.as_secs_f64();
-        requests.time_to_first_token.observe(seconds, trace);
+        requests
+            .time_to_first_token
+            .observe(seconds, trace, SystemTime::now());
         let prompt_tokens = prompt_tokens.unwrap_or(0) as u64;
         requests.prompt_tokens_sum.add(prompt_tokens);
     }
@@ -95,7 +97,9 @@ impl Metrics {
         requests.generation_tokens_sum.add(1);
         if let Some(latency) = latency {
             let seconds = latency.as_secs_f64();
-            requests.inter_token_latency.observe(seconds, trace);
+            requests
+                .inter_token_latency
+                .observe(seconds, trace, SystemTime::now());
         }
     }
 

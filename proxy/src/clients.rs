@@ -230,7 +230,8 @@ async fn serve(
     }
 }
 
-/// Answers a connection over the bound, of whose request it reads no more than tells its version; `_place` is given back when that is done.
+/// Answers a connection over the bound, of whose request it reads no more than tells its version; `_place` is given
+/// back when that is done.
 async fn refuse(stream: TcpStream, ends: Ends, front: Arc<Front>, _place: OwnedSemaphorePermit) {
     let (failure, refusals) = (Failure::TooManyConnections, &front.refusals);
     let tls = front.tls.as_ref().map(|tls| tls.current());

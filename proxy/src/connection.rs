@@ -131,8 +131,8 @@ impl ClientConnection {
             now: AtomicU8::new(AWAITS_REQUEST),
             newcomer: Mutex::new(Some(newcomer)),
         });
-        // The one place for data of ours that reaches every session of a connection.
-        let response = Box::new(ResponseHeader::build(200, None).expect("a status"));
+        // The one place for data of ours that reaches every session of a connection. Its head has no headers.
+        let response = Box::new(ResponseHeader::build(200, Some(0)).expect("a status"));
         let digest = ProxyDigest::new(response, Some(Box::new(Arc::clone(&phase))));
         Self {
             tls: transport.tls_digest().map(Arc::new),

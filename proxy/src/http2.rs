@@ -1,5 +1,6 @@
 //! What a client's connection of HTTP/2 shows of requests that are refused before anybody here sees them: the library
-//! resets their streams, answers 400 or 431 and nothing more, or gives the connection up. Frames are counted, their contents left alone.
+//! resets their streams, answers 400 or 431 and nothing more, or gives the connection up. Frames are counted, their
+//! contents left alone.
 //! <https://www.rfc-editor.org/rfc/rfc9113.html#section-4.1>
 
 use std::collections::VecDeque;
@@ -82,7 +83,7 @@ impl Watch {
             HEADERS | RST_STREAM => {
                 let known = fresh.iter().position(|&stream| stream == frame.stream);
                 let was_fresh = known.and_then(|index| fresh.remove(index)).is_some();
-                if let status @ Some(_) = frame.bare_status() {
+                if let status @ Some(_) = frame.bare_status(was_fresh) {
                     refused(status);
                 } else if was_fresh && frame.kind == RST_STREAM && frame.code(0) == PROTOCOL_ERROR {
                     refused(None);
@@ -105,8 +106,9 @@ struct Frame {
 }
 
 impl Frame {
-    /// The status of an answer whose head says that and nothing else: ours all have an id.
-    fn bare_status(&self) -> Option<StatusCode> {
+    /// The status of an answer whose head says that and nothing else: ours all have an id. What is `first` on its
+    /// stream is a head; what comes later may be trailers, which say anything.
+    fn bare_status(&self, first: bool) -> Option<StatusCode> {
         let head = self.start.get(..self.bytes).unwrap_or_default();
         let head = match head {
             [first, rest @ ..] if first & TABLE_SIZE_BITS == TABLE_SIZE => {
@@ -117,7 +119,7 @@ impl Frame {
         match head {
             _ if self.kind != HEADERS => None,
             [STATUS_400] => Some(StatusCode::BAD_REQUEST),
-            [status] if DYNAMIC.contains(status) => {
+            [status] if first && DYNAMIC.contains(status) => {
                 Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
             }
             _ if head == STATUS_431 => Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
@@ -263,6 +265,7 @@ mod tests {
         let refused = [Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)];
         check(sent, &[answer(&STATUS_431)], &refused);
         check(sent, &[answer(b"\xbe")], &refused);
+        check(sent, &[answer(b"\x88\xbf"), answer(b"\xbe")], &[]);
         for ours in [
             &b"\x88"[..],
             b"\x8c\x88",

@@ -11,20 +11,27 @@ pub(crate) fn text(ip: IpAddr) -> String {
     let IpAddr::V4(ip) = ip.to_canonical() else {
         return ip.to_string();
     };
-    let mut text = String::with_capacity(MAX_IPV4_CHARS);
-    for octet in ip.octets() {
-        if !text.is_empty() {
-            text.push('.');
+    let mut text = [0; MAX_IPV4_CHARS];
+    let mut length = 0;
+    let mut push = |byte| {
+        text[length] = byte;
+        length += 1;
+    };
+    for (index, octet) in ip.octets().into_iter().enumerate() {
+        if index > 0 {
+            push(b'.');
         }
-        let digits = [octet / 100, octet / 10 % 10, octet % 10];
-        let leading = digits[..2].iter().take_while(|&&digit| digit == 0).count();
-        text.extend(
-            digits[leading..]
-                .iter()
-                .map(|digit| char::from(b'0' + digit)),
-        );
+        if octet >= 100 {
+            push(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            push(b'0' + octet / 10 % 10);
+        }
+        push(b'0' + octet % 10);
     }
-    text
+    str::from_utf8(&text[..length])
+        .expect("digits and dots")
+        .to_owned()
 }
 
 #[cfg(test)]

@@ -275,7 +275,8 @@ impl RequestSpan {
         if self.span.is_recording()
             && let Some(mut bodies) = bodies
         {
-            let mut attributes: Vec<_> = kept.into_iter().collect();
+            let mut attributes = Vec::with_capacity(ATTRIBUTES);
+            attributes.extend(kept);
             bodies.attributes(failure.is_some(), &mut attributes);
             self.span.set_attributes(attributes);
             self.set_transferred(transferred);

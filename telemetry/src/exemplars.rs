@@ -23,12 +23,28 @@ pub(crate) struct Exemplars(Arc<Mutex<Vec<Arc<OfHistogram>>>>);
 pub(crate) struct OfHistogram {
     name: &'static str,
     bounds: &'static [f64],
-    series: Mutex<HashMap<Labels, Buckets>>,
+    series: Mutex<HashMap<Labels, Arc<OfSeries>>>,
+}
+
+/// Those of one series: of each bucket the last.
+#[derive(Debug)]
+pub(crate) struct OfSeries {
+    bounds: &'static [f64],
+    buckets: Mutex<Buckets>,
 }
 
 /// The attributes of a series as text, sorted.
 type Attributes = Vec<(String, String)>;
-type Buckets = Vec<Option<Exemplar>>;
+/// As many as there are bounds and one, or none until something is noted.
+type Buckets = Vec<Option<Noted>>;
+
+/// What will be an exemplar when it is exported.
+#[derive(Clone, Copy, Debug)]
+struct Noted {
+    value: f64,
+    trace: Trace,
+    at: SystemTime,
+}
 
 impl Exemplars {
     /// For a histogram with these upper bounds, ascending.
@@ -46,42 +62,60 @@ impl Exemplars {
     pub(crate) fn join(&self, request: &mut ExportMetricsServiceRequest) {
         let mut taken: HashMap<(&str, Attributes), Buckets> = HashMap::new();
         for histogram in lock(&self.0).iter() {
-            for (labels, buckets) in std::mem::take(&mut *lock(&histogram.series)) {
-                let text = labels
-                    .into_iter()
-                    .map(|(key, value)| (key.0.to_owned(), value.into_owned()));
-                taken.insert((histogram.name, sorted(text)), buckets);
+            for (labels, series) in lock(&histogram.series).iter() {
+                let buckets = std::mem::take(&mut *lock(&series.buckets));
+                if !buckets.is_empty() {
+                    let text = labels.iter();
+                    let text = text.map(|(key, value)| (key.0.to_owned(), value.to_string()));
+                    taken.insert((histogram.name, sorted(text)), buckets);
+                }
             }
         }
         for (name, point) in points(request) {
             let attributes = sorted(point.attributes.iter().map(written));
             let buckets = taken.remove(&(name, attributes));
             let exemplars = buckets.into_iter().flatten().flatten();
-            point.exemplars.extend(exemplars);
+            point.exemplars.extend(exemplars.map(Exemplar::from));
         }
     }
 }
 
 impl OfHistogram {
-    /// Notes that `value` was observed in the series of `labels`, by `trace`.
-    pub(crate) fn note(&self, value: f64, labels: &Labels, trace: Trace) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let exemplar = Exemplar {
-            filtered_attributes: Vec::new(),
-            time_unix_nano: now.map_or(0, |now| now.as_nanos() as u64),
-            trace_id: trace.trace_id.to_bytes().to_vec(),
-            span_id: trace.span_id.to_bytes().to_vec(),
-            value: Some(ExemplarValue::AsDouble(value)),
-        };
+    /// Those of the series of `labels`.
+    pub(crate) fn series(&self, labels: &Labels) -> Arc<OfSeries> {
+        let mut known = lock(&self.series);
+        if let Some(series) = known.get(labels) {
+            return Arc::clone(series);
+        }
+        let series = Arc::new(OfSeries {
+            bounds: self.bounds,
+            buckets: Mutex::default(),
+        });
+        known.insert(labels.clone(), Arc::clone(&series));
+        series
+    }
+}
+
+impl OfSeries {
+    /// Notes that `value` was observed `at` that time by `trace`.
+    pub(crate) fn note(&self, value: f64, trace: Trace, at: SystemTime) {
         // A bucket holds what is not above its bound; the last one the rest.
         let bucket = self.bounds.partition_point(|bound| *bound < value);
-        let mut series = lock(&self.series);
-        if let Some(buckets) = series.get_mut(labels) {
-            buckets[bucket] = Some(exemplar);
-        } else {
-            let mut buckets = vec![None; self.bounds.len() + 1];
-            buckets[bucket] = Some(exemplar);
-            series.insert(labels.clone(), buckets);
+        let mut buckets = lock(&self.buckets);
+        buckets.resize(self.bounds.len() + 1, None);
+        buckets[bucket] = Some(Noted { value, trace, at });
+    }
+}
+
+impl From<Noted> for Exemplar {
+    fn from(noted: Noted) -> Self {
+        let since = noted.at.duration_since(UNIX_EPOCH);
+        Self {
+            filtered_attributes: Vec::new(),
+            time_unix_nano: since.map_or(0, |since| since.as_nanos() as u64),
+            trace_id: noted.trace.trace_id.to_bytes().to_vec(),
+            span_id: noted.trace.span_id.to_bytes().to_vec(),
+            value: Some(ExemplarValue::AsDouble(noted.value)),
         }
     }
 }

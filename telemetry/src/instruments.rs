@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics;
@@ -22,7 +23,7 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::exemplars::{Exemplars, OfHistogram};
+use crate::exemplars::{Exemplars, OfHistogram, OfSeries};
 
 mod names;
 mod observed;
@@ -210,39 +211,21 @@ impl MetricConstructor<HistogramWithExemplars<Trace>> for Bounds {
 }
 
 impl Histogram {
-    /// Notes `value`, with the trace that it belongs to where that is exported.
-    pub fn observe(&self, value: f64, labels: &Labels, trace: Option<Trace>) {
-        let at = std::time::SystemTime::now();
-        self.scraped
-            .get_or_create(labels)
-            .observe(value, trace, Some(at));
-        if let Some(pushed) = &self.pushed {
-            pushed.observe(value, (labels, &attributes(labels)), trace);
-        }
-    }
-
-    /// The series of `labels`, for those who observe often.
-    pub fn series(&self, labels: Labels) -> HistogramSeries {
+    /// The series of `labels`. To find it costs more than to observe: who observes often keeps it.
+    pub fn series(&self, labels: &Labels) -> HistogramSeries {
+        let pushed = self.pushed.as_ref().map(|pushed| PushedSeries {
+            histogram: pushed.histogram.bind(&attributes(labels)),
+            exemplars: pushed.exemplars.series(labels),
+        });
         HistogramSeries {
-            scraped: self.scraped.get_or_create(&labels).clone(),
-            pushed: self.pushed.clone(),
-            attributes: attributes(&labels),
-            labels,
+            scraped: self.scraped.get_or_create_owned(labels),
+            pushed,
         }
     }
-}
 
-impl PushedHistogram {
-    fn observe(
-        &self,
-        value: f64,
-        (labels, attributes): (&Labels, &[KeyValue]),
-        trace: Option<Trace>,
-    ) {
-        self.histogram.record(value, attributes);
-        if let Some(trace) = trace {
-            self.exemplars.note(value, labels, trace);
-        }
+    /// Notes `value` in the series of `labels`, with the trace that it belongs to where that is exported.
+    pub fn observe(&self, value: f64, labels: &Labels, trace: Option<Trace>) {
+        self.series(labels).observe(value, trace, SystemTime::now());
     }
 }
 
@@ -250,18 +233,24 @@ impl PushedHistogram {
 #[derive(Debug)]
 pub struct HistogramSeries {
     scraped: HistogramWithExemplars<Trace>,
-    pushed: Option<PushedHistogram>,
-    labels: Labels,
-    attributes: Vec<KeyValue>,
+    pushed: Option<PushedSeries>,
+}
+
+#[derive(Debug)]
+struct PushedSeries {
+    histogram: metrics::BoundHistogram<f64>,
+    exemplars: Arc<OfSeries>,
 }
 
 impl HistogramSeries {
-    /// As [`Histogram::observe`].
-    pub fn observe(&self, value: f64, trace: Option<Trace>) {
-        let at = std::time::SystemTime::now();
-        self.scraped.observe(value, trace, Some(at));
+    /// Notes a `value` of now, with the trace that it belongs to where that is exported.
+    pub fn observe(&self, value: f64, trace: Option<Trace>, now: SystemTime) {
+        self.scraped.observe(value, trace, Some(now));
         if let Some(pushed) = &self.pushed {
-            pushed.observe(value, (&self.labels, &self.attributes), trace);
+            pushed.histogram.record(value);
+            if let Some(trace) = trace {
+                pushed.exemplars.note(value, trace, now);
+            }
         }
     }
 }
@@ -310,11 +299,29 @@ pub struct UpDown {
 }
 
 impl UpDown {
+    /// The series of `labels`, to be kept as that of a histogram.
+    pub fn series(&self, labels: &Labels) -> UpDownSeries {
+        let pushed = self.pushed.as_ref();
+        UpDownSeries {
+            scraped: self.scraped.get_or_create_owned(labels),
+            pushed: pushed.map(|counter| counter.bind(&attributes(labels))),
+        }
+    }
+}
+
+/// One series of a number that goes up and down.
+#[derive(Debug)]
+pub struct UpDownSeries {
+    scraped: Gauge,
+    pushed: Option<metrics::BoundUpDownCounter<i64>>,
+}
+
+impl UpDownSeries {
     /// Adds `number`, which may be negative.
-    pub fn add(&self, number: i64, labels: &Labels) {
-        self.scraped.get_or_create(labels).inc_by(number);
+    pub fn add(&self, number: i64) {
+        self.scraped.inc_by(number);
         if let Some(pushed) = &self.pushed {
-            pushed.add(number, &attributes(labels));
+            pushed.add(number);
         }
     }
 }
@@ -366,7 +373,9 @@ mod tests {
     fn a_value_cannot_break_out_of_its_quotes() {
         let mut registry = Registry::default();
         let gauge = unpushed(&mut registry).up_down("a.b", "Help", "{request}");
-        gauge.add(1, &vec![(Key("c"), "\"} 9\n# x\\".into())]);
+        gauge
+            .series(&vec![(Key("c"), "\"} 9\n# x\\".into())])
+            .add(1);
         let text = encoded(&registry);
         assert!(text.contains(r#"a_b{c="\"} 9\n# x\\"} 1"#), "{text}");
     }

@@ -48,7 +48,7 @@ shim=${CARGO_TARGET_DIR:-target}/release/lantern-shim
 kafka=$(jars kafka)
 cassandra=$(jars cassandra)
 jaeger=$(jaeger)
-python=$(tests/matrix/clients.sh)
+python=$(tests/python/setup.sh ../matrix/requirements.txt)
 exec 9>&-
 
 PYTHONPATH=tests/matrix exec "$python" tests/kafka/kafka.py \

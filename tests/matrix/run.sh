@@ -14,7 +14,7 @@ jaeger=$(tests/jaeger/build.sh)
 collector=$(bench/peers.sh | sed -n 's/^collector=//p')
 [ -n "$collector" ] || { echo "matrix: no Collector, see above" >&2; exit 1; }
 
-python=$(tests/matrix/clients.sh)
+python=$(tests/python/setup.sh ../matrix/requirements.txt)
 
 exec "$python" tests/matrix/matrix.py \
   --shim "$target/release/lantern-shim" --jaeger "$jaeger" --collector "$collector"

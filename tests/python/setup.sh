@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the real clients and servers (requirements.txt) into a virtual environment and prints its Python's path.
 #
-#   setup.sh [FILE]    on stdout one line, the path; on stderr what pip says. FILE: other requirements beside this script
+#   setup.sh [FILE]    on stdout one line, the path; on stderr what pip says. FILE: other requirements, as seen from this folder
 #
 # The environment is kept under ${LANTERN_TEST_CACHE:-$HOME/.cache/lantern} by the checksum of the requirements and the
 # version of Python. Callers at the same moment wait for one installation. Exit status: 0, 3 when there is no Python 3.10

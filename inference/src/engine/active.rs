@@ -38,8 +38,8 @@ pub(super) struct Flight {
     pub(super) scheduler: Duration,
     /// When it was launched.
     pub(super) launched: Instant,
-    /// The device chooses all its tokens, and nothing else is wanted of it.
-    pub(super) on_device: bool,
+    /// Nothing is wanted of it that the next step overwrites.
+    pub(super) can_wait: bool,
     /// As far as it is known, if somebody wants to hear of it.
     pub(super) report: Option<StepReport>,
 }
@@ -100,8 +100,8 @@ impl Active {
     }
 }
 
-/// Has the grammars of a step say what can come next, all at once and while the device computes. With a grammar in
-/// it the step before has been collected, so that they have seen all tokens there are.
+/// Has the grammars of a step say what can come next, all at once and while the device computes. They have seen all
+/// tokens there are: a sequence for which the host chooses is not in a step before its last token has come.
 pub(super) fn prepare_grammars(active: &mut BTreeMap<SequenceId, Active>, step: &Step) {
     let samples = step.scheduled.iter().filter(|it| it.samples);
     let samples: HashSet<_> = samples.map(|it| it.id).collect();

@@ -14,8 +14,8 @@ use crate::engine::scheduler::Limits;
 use crate::engine::{Engine, EngineConfig, EngineStats};
 use crate::models::CausalLm;
 use crate::ops::{
-    Attention, Embedding, Epilogue, KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages, Linear, Norm,
-    Ops, Pass, PositionTable, StepInputs, StepTensors,
+    Attention, ChosenToken, Embedding, Epilogue, KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages,
+    Linear, MAX_TOP_LOGPROBS, Norm, Ops, Pass, PositionTable, StepInputs, StepTensors,
 };
 use crate::sampling_params::SamplingParams;
 
@@ -43,6 +43,8 @@ struct Ahead {
     takes: Duration,
     /// Its steps fail.
     broken: bool,
+    /// Output tokens follow so many: all of them must be counted among those that have occurred.
+    outputs_follow: Option<usize>,
 }
 
 impl Ahead {
@@ -92,10 +94,20 @@ impl Ops for Ahead {
         let mut rows = Vec::new();
         let mut chosen = Vec::new();
         for wanted in &step.wanted {
+            if let Some(prompt) = self.outputs_follow {
+                let penalized = &step.penalized[wanted.penalized.clone()];
+                let known: u32 = penalized.iter().map(|it| it.times).sum();
+                let carried = step.carried.iter().any(|it| it.row == wanted.row);
+                let place = step.positions[wanted.row as usize] as usize;
+                assert_eq!(prompt + known as usize + usize::from(carried), place + 1);
+            }
             let token = next(tokens[wanted.row as usize]);
             chosen.push(token);
             rows.push(match wanted.choice {
-                Choice::Greedy | Choice::Draw(_) => RowResult::Token(token),
+                Choice::Device(_) => RowResult::Token(ChosenToken {
+                    token,
+                    logprobs: None,
+                }),
                 Choice::Host => {
                     let logits = (0..VOCAB_SIZE).map(|id| f32::from(id == token) * 99.0);
                     RowResult::Logits(logits.collect())
@@ -181,7 +193,8 @@ fn request(first: u32, prompt: usize, max_tokens: usize, host: bool) -> Request 
         params: SamplingParams {
             temperature: 0.0,
             max_tokens,
-            logprobs: host.then_some(0),
+            // More than a device gives.
+            logprobs: host.then_some(MAX_TOP_LOGPROBS + 1),
             ..SamplingParams::default()
         },
         span: opentelemetry::trace::SpanContext::NONE,
@@ -210,9 +223,16 @@ fn work(device: Ahead, kv_blocks: usize) -> Work {
 
 /// Runs requests on a device of so many blocks; each is cut off after so many tokens, if it is.
 fn run(kv_blocks: usize, requests: Vec<(Request, Option<usize>)>) -> (EngineStats, usize) {
+    run_on(Ahead::default(), kv_blocks, requests)
+}
+
+fn run_on(
+    device: Ahead,
+    kv_blocks: usize,
+    requests: Vec<(Request, Option<usize>)>,
+) -> (EngineStats, usize) {
     let config = EngineConfig::default();
     let (engine, submissions) = Engine::channel(config, MAX_MODEL_LEN);
-    let device = Ahead::default();
     let depth = Arc::clone(&device.depth);
     let streams: Vec<_> = requests
         .into_iter()
@@ -289,8 +309,32 @@ fn a_sequence_whose_tokens_the_host_chooses_waits_for_them() {
         assert_eq!(depth, 1);
         all_given_back(&stats);
     }
+}
+
+#[test]
+fn sequences_whose_tokens_the_host_chooses_hold_no_others_up() {
     let mixed = (0..6).map(|index| (request(7 * index + 1, 9, 25, index % 2 == 0), None));
-    all_given_back(&run(64, mixed.collect()).0);
+    let (stats, depth) = run(64, mixed.collect());
+    assert_eq!(depth, 2);
+    all_given_back(&stats);
+}
+
+#[test]
+fn a_device_hears_of_all_tokens_that_have_come_but_the_one_it_carries() {
+    let penalized = |first| {
+        let mut request = request(first, 40, 50, false);
+        request.params.presence_penalty = 0.5;
+        (request, None)
+    };
+    let device = Ahead {
+        outputs_follow: Some(40),
+        ..Ahead::default()
+    };
+    // Of so few blocks that some are preempted.
+    let (stats, depth) = run_on(device, 14, (1..7).map(penalized).collect());
+    assert_eq!(depth, 2);
+    assert!(stats.preemptions > 0, "{stats:?}");
+    all_given_back(&stats);
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod thread;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use candle_core::Device;
 use lantern_telemetry::ConfigError;
@@ -44,6 +45,8 @@ use scheduler::Scheduler;
 use thread::{Vocabulary, Work};
 
 pub use config::{DEFAULT_CPU_KV_CACHE_BYTES, EngineConfig, MAX_WAITING_REQUESTS};
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use sampler::token_logprobs;
 pub use thread::EngineThread;
 
 /// Why an engine did not start.
@@ -214,7 +217,7 @@ impl Shared {
     /// A step of so many tokens was run.
     fn note_step(&self, tokens: usize) {
         if let Some(histogram) = self.step_tokens.get() {
-            histogram.observe(tokens as f64, None);
+            histogram.observe(tokens as f64, None, SystemTime::now());
         }
     }
 

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result};
 
 use crate::models::CausalLm;
-use crate::ops::{Choice, KvPages, Ops, StepInputs, StepResult, StepTensors};
+use crate::ops::{Choice, KvPages, Ops, Penalized, StepInputs, StepResult, StepTensors};
 
 /// Rows whose logits are computed at once when every prompt position's are wanted: (64, V) in f32 is
 /// 13 MB for OPT, all 2048 rows of a prompt would be 412 MB.
@@ -22,6 +22,10 @@ pub(crate) struct Part<'a> {
     pub(crate) carried: Option<u32>,
     /// Who chooses the token after the last one, if there is to be one.
     pub(crate) choice: Option<Choice>,
+    /// Tokens that this choice does not take as their logits say.
+    pub(crate) penalized: &'a [Penalized],
+    /// Tokens that it does not take at all.
+    pub(crate) banned: &'a [u32],
 }
 
 /// Tensors of the engine: the model, and keys and values.
@@ -61,7 +65,9 @@ impl ModelRunner {
                 context: 0,
                 blocks: &[0],
                 carried: None,
-                choice: Some(Choice::Greedy),
+                choice: Some(Choice::GREEDY),
+                penalized: &[],
+                banned: &[],
             };
             self.launch(&vec![row; size])?;
             self.collect()?;
@@ -78,7 +84,7 @@ impl ModelRunner {
                 step.carry_last(from);
             }
             if let Some(choice) = part.choice {
-                step.want_last(choice);
+                step.want_last_without(choice, part.penalized, part.banned);
             }
         }
         let (model, ops) = (&*self.model, &*self.ops);

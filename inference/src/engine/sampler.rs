@@ -4,13 +4,15 @@
 //! best token or temperature, `min_p`, `top_k` and `top_p` and a draw (`draw`): one per sequence with a random stream
 //! of its own, so that a seed gives the same tokens whatever else is in the batch.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::draw::Draw;
 use super::request::TokenLogprobs;
 use super::sequence::Sequence;
 use crate::grammar::{Constraint, GrammarState, Stuck};
-use crate::ops::{Choice, RowResult};
+use crate::ops::{
+    Choice, ChosenToken, MAX_TOP_LOGPROBS, Penalized, Penalties, RowResult, Sampling,
+};
 use crate::sampling_params::SamplingParams;
 use crate::tensor_error::TensorError;
 
@@ -45,30 +47,33 @@ pub(crate) struct Sampled {
 pub(crate) struct Sampler {
     /// `None`: greedy.
     draw: Option<Draw>,
-    penalties: Option<Penalties>,
+    /// `None`: no token loses anything by having occurred.
+    occurred: Option<Occurred>,
     /// How far the output has come in what it must be.
     grammar: Option<GrammarState>,
     /// Not sampled before `min_tokens`.
     ends: Vec<u32>,
 }
 
-/// Tokens that have occurred.
-struct Penalties {
-    prompt: HashSet<u32>,
-    output: HashMap<u32, u32>,
+/// Tokens that have occurred: in the prompt, if that matters, and the output.
+#[derive(Default)]
+struct Occurred {
+    tokens: Vec<Penalized>,
+    /// Where each is in `tokens`.
+    places: HashMap<u32, usize>,
 }
 
 impl Sampler {
     pub(crate) fn new(sequence: &Sequence, eos_token_ids: &[u32]) -> Self {
         let params = &sequence.params;
-        let penalized = params.presence_penalty != 0.0
-            || params.frequency_penalty != 0.0
-            || params.repetition_penalty != 1.0;
         Self {
             draw: (params.temperature >= MIN_TEMPERATURE).then(|| Draw::new(params)),
-            penalties: penalized.then(|| Penalties {
-                prompt: sequence.prompt().iter().copied().collect(),
-                output: HashMap::new(),
+            occurred: (penalties(params) != Penalties::NONE).then(|| {
+                let mut occurred = Occurred::default();
+                if params.repetition_penalty != Penalties::NONE.repetition {
+                    sequence.prompt().iter().for_each(|&it| occurred.add(it, 0));
+                }
+                occurred
             }),
             grammar: params.constraint.as_ref().map(Constraint::begin),
             ends: [eos_token_ids, &params.stop_token_ids].concat(),
@@ -76,16 +81,29 @@ impl Sampler {
     }
 
     /// Who can choose the sequence's next token, which is at `place` in it.
-    pub(crate) fn choice(&self, sequence: &Sequence, place: usize) -> Choice {
-        let params = &sequence.params;
-        let is_plain = self.penalties.is_none()
-            && self.grammar.is_none()
-            && params.logprobs.is_none()
-            && sequence.output_tokens() >= params.min_tokens;
-        match &self.draw {
-            _ if !is_plain => Choice::Host,
-            None => Choice::Greedy,
-            Some(draw) => Choice::Draw(draw.at(place, params)),
+    pub(crate) fn choice(&self, params: &SamplingParams, place: usize) -> Choice {
+        let logprobs = params.logprobs.filter(|&top| top <= MAX_TOP_LOGPROBS);
+        if self.grammar.is_some() || logprobs != params.logprobs {
+            return Choice::Host;
+        }
+        Choice::Device(Sampling {
+            penalties: penalties(params),
+            draw: self.draw.as_ref().map(|draw| draw.at(place, params)),
+            logprobs: logprobs.map(|top| top as u32),
+        })
+    }
+
+    /// Tokens whose logits are not taken as they are, as far as they have come to the host.
+    pub(crate) fn penalized(&self) -> &[Penalized] {
+        self.occurred.as_ref().map_or(&[], |it| &it.tokens)
+    }
+
+    /// Tokens that are not taken after so many of the output.
+    pub(crate) fn banned(&self, params: &SamplingParams, output_tokens: usize) -> &[u32] {
+        if output_tokens < params.min_tokens {
+            &self.ends
+        } else {
+            &[]
         }
     }
 
@@ -101,11 +119,22 @@ impl Sampler {
         sequence: &Sequence,
     ) -> Result<Sampled, SampleError> {
         match row {
-            RowResult::Token(token) => Ok(Sampled {
-                token,
-                logprobs: None,
-            }),
+            RowResult::Token(ChosenToken { token, logprobs }) => {
+                self.note(token);
+                let logprobs = logprobs.map(|logprobs| TokenLogprobs {
+                    token: (token, logprobs.chosen),
+                    rank: logprobs.rank as usize,
+                    top: logprobs.top,
+                });
+                Ok(Sampled { token, logprobs })
+            }
             RowResult::Logits(logits) => self.choose(logits, sequence),
+        }
+    }
+
+    fn note(&mut self, token: u32) {
+        if let Some(occurred) = &mut self.occurred {
+            occurred.add(token, 1);
         }
     }
 
@@ -123,15 +152,15 @@ impl Sampler {
         if let Some(grammar) = &mut self.grammar {
             grammar.mask(&mut logits)?;
         }
-        if sequence.output_tokens() < params.min_tokens {
-            for &end in &self.ends {
-                if let Some(logit) = logits.get_mut(end as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
+        for &banned in self.banned(params, sequence.output_tokens()) {
+            if let Some(logit) = logits.get_mut(banned as usize) {
+                *logit = f32::NEG_INFINITY;
             }
         }
-        if let Some(penalties) = &self.penalties {
-            penalties.apply(&mut logits, params);
+        for penalized in self.penalized() {
+            if let Some(logit) = logits.get_mut(penalized.token as usize) {
+                *logit = penalties(params).applied(*logit, penalized.times);
+            }
         }
         let token = match &mut self.draw {
             None => argmax(&logits),
@@ -144,33 +173,29 @@ impl Sampler {
         if let Some(grammar) = &mut self.grammar {
             grammar.advance(token)?;
         }
-        if let Some(penalties) = &mut self.penalties {
-            *penalties.output.entry(token).or_default() += 1;
-        }
+        self.note(token);
         let logprobs = raw.map(|(raw, top)| token_logprobs(&raw, token, top));
         Ok(Sampled { token, logprobs })
     }
 }
 
-impl Penalties {
-    fn apply(&self, logits: &mut [f32], params: &SamplingParams) {
-        let output = self.output.keys();
-        for &token in self.prompt.union(&output.copied().collect()) {
-            let Some(logit) = logits.get_mut(token as usize) else {
-                continue;
-            };
-            *logit *= if *logit > 0.0 {
-                1.0 / params.repetition_penalty
-            } else {
-                params.repetition_penalty
-            };
+impl Occurred {
+    /// A token so many times more in the output.
+    fn add(&mut self, token: u32, times: u32) {
+        let next = self.tokens.len();
+        let place = *self.places.entry(token).or_insert(next);
+        if place == next {
+            self.tokens.push(Penalized { token, times: 0 });
         }
-        for (&token, &count) in &self.output {
-            let Some(logit) = logits.get_mut(token as usize) else {
-                continue;
-            };
-            *logit -= count as f32 * params.frequency_penalty + params.presence_penalty;
-        }
+        self.tokens[place].times += times;
+    }
+}
+
+fn penalties(params: &SamplingParams) -> Penalties {
+    Penalties {
+        repetition: params.repetition_penalty,
+        frequency: params.frequency_penalty,
+        presence: params.presence_penalty,
     }
 }
 

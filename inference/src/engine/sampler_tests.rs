@@ -145,43 +145,70 @@ fn ends_are_not_sampled_before_min_tokens() {
 }
 
 #[test]
-fn a_device_may_choose_where_logits_alone_decide() {
+fn a_device_may_choose_but_for_grammars_and_many_log_probabilities() {
     let choice = |params: SamplingParams| {
         let sequence = sequence(params);
-        Sampler::new(&sequence, &[]).choice(&sequence, 1)
+        Sampler::new(&sequence, &[]).choice(&sequence.params, 1)
     };
-    assert_eq!(choice(greedy()), Choice::Greedy);
+    assert_eq!(choice(greedy()), Choice::GREEDY);
     let params = SamplingParams {
         temperature: 0.5,
         top_k: Some(9),
         top_p: 0.75,
         min_p: 0.25,
+        presence_penalty: 1.5,
+        logprobs: Some(MAX_TOP_LOGPROBS),
         ..seeded()
     };
-    let Choice::Draw(draw) = choice(params.clone()) else {
-        panic!("a draw");
+    let Choice::Device(sampling) = choice(params.clone()) else {
+        panic!("not the host");
     };
+    let draw = sampling.draw.expect("a draw");
     assert_eq!(
         (draw.temperature, draw.top_k, draw.top_p, draw.min_p),
         (0.5, 9, 0.75, 0.25)
     );
-    assert_eq!(choice(params), Choice::Draw(draw), "a seed decides");
-    for params in [
-        SamplingParams {
-            logprobs: Some(0),
-            ..greedy()
-        },
-        SamplingParams {
-            presence_penalty: 0.5,
-            ..seeded()
-        },
-        SamplingParams {
-            min_tokens: 1,
-            ..seeded()
-        },
-    ] {
-        assert_eq!(choice(params), Choice::Host);
+    assert_eq!(
+        (sampling.penalties.presence, sampling.logprobs),
+        (1.5, Some(20))
+    );
+    assert_eq!(choice(params), Choice::Device(sampling), "a seed decides");
+    let many = SamplingParams {
+        logprobs: Some(MAX_TOP_LOGPROBS + 1),
+        ..greedy()
+    };
+    assert_eq!(choice(many), Choice::Host);
+}
+
+#[test]
+fn a_device_is_told_what_has_occurred_and_what_must_not_come_yet() {
+    let params = SamplingParams {
+        repetition_penalty: 2.0,
+        min_tokens: 2,
+        stop_token_ids: vec![9],
+        ..greedy()
+    };
+    let sequence = sequence(params);
+    let mut sampler = Sampler::new(&sequence, &[EOS]);
+    let occurred = |sampler: &Sampler| {
+        let tokens = sampler.penalized().iter().map(|it| (it.token, it.times));
+        tokens.collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (sequence.prompt(), occurred(&sampler)),
+        (&[1, 1][..], vec![(1, 0)])
+    );
+    for token in [7, 7] {
+        let logprobs = None;
+        let row = RowResult::Token(ChosenToken { token, logprobs });
+        sampler.sample(row, &sequence).unwrap();
     }
+    assert_eq!(occurred(&sampler), [(1, 0), (7, 2)]);
+    let banned = |output| sampler.banned(&sequence.params, output).to_vec();
+    assert_eq!(
+        [banned(0), banned(1), banned(2)],
+        [vec![EOS, 9], vec![EOS, 9], vec![]]
+    );
 }
 
 #[test]

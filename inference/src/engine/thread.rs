@@ -201,14 +201,15 @@ impl EngineLoop {
     }
 
     /// Launches the next step and takes what the one before it has computed; and what this one has, where the host
-    /// cannot be ahead of the device.
+    /// cannot be ahead of the device. Sequences for which the host chooses are in every other step, so that the device
+    /// goes on with the others meanwhile.
     fn step(&mut self) -> candle_core::Result<()> {
         let runs_ahead = self.work.runner.runs_ahead();
         let launched = self.launch()?;
         if let Some(before) = std::mem::replace(&mut self.flight, launched) {
             self.collect(before)?;
         }
-        let ahead = |flight: &mut Flight| runs_ahead && flight.on_device;
+        let ahead = |flight: &mut Flight| runs_ahead && flight.can_wait;
         match self.flight.take_if(|flight| !ahead(flight)) {
             Some(flight) => self.collect(flight),
             None => Ok(()),
@@ -232,8 +233,7 @@ impl EngineLoop {
         let choices: Vec<_> = parts.iter().map(|part| part.choice).collect();
         prepare_grammars(&mut self.active, &step);
         let whole = |scheduled: &Scheduled| self.active[&scheduled.id].prompt_logprobs.is_none();
-        let on_device = choices.iter().all(|choice| *choice != Some(Choice::Host))
-            && step.scheduled.iter().all(whole);
+        let can_wait = step.scheduled.iter().all(whole);
         let observed = self.work.observer.is_some();
         let report = observed.then(|| {
             let waiting = self.shared.queue.waiting();
@@ -257,7 +257,7 @@ impl EngineLoop {
             step,
             scheduler,
             launched,
-            on_device,
+            can_wait,
             report,
         }))
     }
@@ -325,16 +325,17 @@ impl EngineLoop {
 
     fn part(&self, scheduled: Scheduled) -> Part<'_> {
         let sequence = sequence(&self.work.scheduler, scheduled.id);
-        let sampler = &self.active[&scheduled.id].sampler;
+        let (sampler, params) = (&self.active[&scheduled.id].sampler, &sequence.params);
+        let place = scheduled.context + scheduled.num_tokens;
+        let output_tokens = place.saturating_sub(sequence.prompt().len());
         Part {
             tokens: sequence.tokens_after(scheduled.context, scheduled.num_tokens),
             context: scheduled.context,
             blocks: sequence.table.blocks(),
             carried: sequence.carried,
-            choice: scheduled.samples.then(|| {
-                let place = scheduled.context + scheduled.num_tokens;
-                sampler.choice(sequence, place)
-            }),
+            choice: scheduled.samples.then(|| sampler.choice(params, place)),
+            penalized: sampler.penalized(),
+            banned: sampler.banned(params, output_tokens),
         }
     }
 

@@ -9,6 +9,8 @@ use std::fmt::Write as _;
 /// Where a grammar begins.
 const ROOT: &str = "root";
 const DEFINES: &str = "::=";
+/// How deep parentheses nest and rules refer to one another: each takes a place on the stack.
+const MAX_DEPTH: usize = 256;
 
 /// True if some line begins as a rule of this notation does; no line of Lark's can.
 pub(super) fn is_gbnf(text: &str) -> bool {
@@ -228,7 +230,7 @@ impl Parser {
             ));
         };
         self.at += 2;
-        let choices = self.choices()?;
+        let choices = self.choices(0)?;
         Ok(Rule {
             name,
             line,
@@ -244,7 +246,8 @@ impl Parser {
         }
     }
 
-    fn choices(&mut self) -> Result<Choices, String> {
+    /// Up to the end of the rule, or of the parenthesis that is the `depth`th.
+    fn choices(&mut self, depth: usize) -> Result<Choices, String> {
         let mut choices: Choices = vec![Vec::new()];
         while let Some((token, line)) = self.tokens.get(self.at).cloned() {
             let last = choices.last_mut().expect("there is always one");
@@ -268,9 +271,14 @@ impl Parser {
                 Token::Class(class) => Node::Class(class),
                 Token::Name(name) => Node::Name(name, line),
                 Token::Defines => return Err(format!("line {line}: {DEFINES} follows no name")),
+                Token::Open if depth == MAX_DEPTH => {
+                    return Err(format!(
+                        "line {line}: parentheses nest more than {MAX_DEPTH} deep"
+                    ));
+                }
                 Token::Open => {
                     self.at += 1;
-                    let inner = self.choices()?;
+                    let inner = self.choices(depth + 1)?;
                     if !matches!(self.tokens.get(self.at), Some((Token::Close, _))) {
                         return Err(format!("line {line}: a parenthesis is not closed"));
                     }
@@ -321,7 +329,7 @@ impl Rules {
         let root = *self.places.get(ROOT).ok_or("there is no rule 'root'")?;
         let mut kinds = std::mem::take(&mut self.kinds);
         for place in 0..self.rules.len() {
-            self.find_kind(place, &mut kinds)?;
+            self.find_kind(place, &mut kinds, 0)?;
         }
         self.kinds = kinds;
         let mut lark = format!("start: {}\n", self.name(root));
@@ -334,26 +342,36 @@ impl Rules {
         Ok(lark)
     }
 
-    fn find_kind(&self, place: usize, kinds: &mut [Kind]) -> Result<Kind, String> {
+    fn find_kind(&self, place: usize, kinds: &mut [Kind], depth: usize) -> Result<Kind, String> {
         match kinds[place] {
             Kind::Unknown => {}
             Kind::Open => return Ok(Kind::Rule),
             known => return Ok(known),
         }
+        let Rule {
+            name,
+            line,
+            choices,
+        } = &self.rules[place];
+        if depth > MAX_DEPTH {
+            return Err(format!(
+                "line {line}: '{name}' is more than {MAX_DEPTH} rules and parentheses deep"
+            ));
+        }
         kinds[place] = Kind::Open;
-        let kind = self.kind_of(&self.rules[place].choices, kinds)?;
+        let kind = self.kind_of(choices, kinds, depth + 1)?;
         kinds[place] = kind;
         Ok(kind)
     }
 
-    fn kind_of(&self, choices: &Choices, kinds: &mut [Kind]) -> Result<Kind, String> {
+    fn kind_of(&self, choices: &Choices, kinds: &mut [Kind], depth: usize) -> Result<Kind, String> {
         let mut kind = Kind::Terminal;
         for item in choices.iter().flatten() {
             let own = match &item.node {
                 Node::Text(_) | Node::Class(_) => Kind::Terminal,
-                Node::Group(inner) => self.kind_of(inner, kinds)?,
+                Node::Group(inner) => self.kind_of(inner, kinds, depth + 1)?,
                 Node::Name(name, line) => match self.places.get(name) {
-                    Some(&place) => self.find_kind(place, kinds)?,
+                    Some(&place) => self.find_kind(place, kinds, depth)?,
                     None => return Err(format!("line {line}: there is no rule '{name}'")),
                 },
             };
@@ -481,6 +499,28 @@ mod tests {
         ] {
             assert_eq!(to_lark(gbnf), Err(problem.to_owned()), "{gbnf}");
         }
+    }
+
+    #[test]
+    fn what_nests_too_deep_is_refused_however_deep_it_is() {
+        let nested = |depth: usize| {
+            let (open, close) = ("(".repeat(depth), ")".repeat(depth));
+            to_lark(&format!("root ::= {open}\"a\"{close}"))
+        };
+        assert!(nested(MAX_DEPTH).is_ok());
+        let error = nested(30_000).unwrap_err();
+        assert_eq!(error, "line 1: parentheses nest more than 256 deep");
+        let chain = |length: usize| {
+            let rules = (0..length).map(|at| format!("r{at} ::= r{}\n", at + 1));
+            let rules: String = rules.collect();
+            to_lark(&format!("root ::= r0\n{rules}r{length} ::= \"a\""))
+        };
+        assert!(chain(100).is_ok());
+        let error = chain(5_000).unwrap_err();
+        assert!(
+            error.contains("is more than 256 rules and parentheses deep"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The metrics that vLLM has, under its names, bounds and label.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lantern_telemetry::instruments::{
     Counter, CounterSeries, HistogramSeries, Instruments, Key, Labels, Source,
@@ -45,7 +45,7 @@ pub(super) fn observe(engine: &Engine, to: &mut Instruments<'_>, labels: &Labels
         "{token}",
         STEP_TOKENS,
     );
-    engine.count_step_tokens(steps.series(labels.clone()));
+    engine.count_step_tokens(steps.series(labels));
     let count = |read: fn(EngineStats) -> u64| -> Arc<dyn Fn() -> u64 + Send + Sync> {
         let stats = engine.stats_reader();
         Arc::new(move || read(stats()))
@@ -110,8 +110,7 @@ impl RequestMetrics {
             to.counter(name, help, "{token}").series(&labels)
         };
         let histogram = |to: &mut Instruments<'_>, name, help, (unit, bounds)| {
-            to.histogram(name, help, unit, bounds)
-                .series(labels.clone())
+            to.histogram(name, help, unit, bounds).series(&labels)
         };
         let time = |to: &mut Instruments<'_>, name, help| {
             histogram(to, name, help, ("s", REQUEST_SECONDS))
@@ -234,7 +233,7 @@ impl RequestMetrics {
             ),
         ] {
             if let Some(value) = value {
-                histogram.observe(value, trace);
+                histogram.observe(value, trace, SystemTime::now());
             }
         }
     }

@@ -32,7 +32,10 @@ use candle_core::{Device, Result, Tensor};
 pub use packed::PackedMatrix;
 pub(crate) use packed::{StoredRows, is_packable};
 pub use pages::{KV_BLOCK_TOKENS, KvPages, KvShape, LayerPages};
-pub use step::{Carried, Choice, Draw, Span, StepInputs, WantedRow};
+pub use step::{
+    Carried, Choice, Draw, MAX_TOP_LOGPROBS, Penalized, Penalties, Sampling, Span, StepInputs,
+    WantedRow,
+};
 pub use weights::{
     Activation, Attention, DecoderLayer, Embedding, Epilogue, FeedForward, Heads, Linear, Matrix,
     Norm, NormKind, PositionTable, Rope, SelfAttention,
@@ -165,10 +168,30 @@ pub struct StepResult {
 /// What a wanted row gave.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RowResult {
-    /// The token chosen on the device.
-    Token(u32),
+    /// What was chosen on the device.
+    Token(ChosenToken),
     /// Logits (V), for the host to choose by.
     Logits(Vec<f32>),
+}
+
+/// A token that the device chose.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChosenToken {
+    /// Its id.
+    pub token: u32,
+    /// If they were asked for.
+    pub logprobs: Option<RowLogprobs>,
+}
+
+/// Log probabilities of the distribution that a row's logits say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowLogprobs {
+    /// Of the token chosen.
+    pub chosen: f32,
+    /// Its place among all, by their logits: 1 is the best.
+    pub rank: u32,
+    /// The best tokens and theirs, best first, of equals the lower id first.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// How a forward pass was run.

@@ -1,5 +1,7 @@
 //! One step's rows: plain data on the host, from which each [`super::Ops`] uploads what it needs.
 
+use std::ops::Range;
+
 use super::KV_BLOCK_TOKENS;
 
 /// One step's tokens, those of all sequences one after another: T rows in all.
@@ -17,8 +19,10 @@ pub struct StepInputs {
     pub blocks: Vec<u32>,
     /// Rows whose logits are wanted, in order, (R).
     pub wanted: Vec<WantedRow>,
-    /// Rows whose token was chosen on the device and has not come to the host yet.
+    /// Rows whose token was chosen on the device and has not come to the host yet, in order.
     pub carried: Vec<Carried>,
+    /// Tokens that wanted rows are not to take as their logits say, those of all rows one after another.
+    pub penalized: Vec<Penalized>,
 }
 
 /// The rows of one sequence.
@@ -35,12 +39,14 @@ pub struct Span {
 }
 
 /// A row whose logits are wanted.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct WantedRow {
     /// Which.
     pub row: u32,
     /// What for.
     pub choice: Choice,
+    /// Which of `penalized` are its.
+    pub penalized: Range<usize>,
 }
 
 /// Who chooses the token after a row.
@@ -48,10 +54,78 @@ pub struct WantedRow {
 pub enum Choice {
     /// The host: logits are handed back.
     Host,
-    /// The best one; the device may choose it, or hand back logits.
-    Greedy,
-    /// One by chance; the device may draw it, or hand back logits.
-    Draw(Draw),
+    /// The device, or the host as well: logits may be handed back.
+    Device(Sampling),
+}
+
+impl Choice {
+    /// The best token, by logits alone.
+    pub const GREEDY: Self = Self::Device(Sampling {
+        penalties: Penalties::NONE,
+        draw: None,
+        logprobs: None,
+    });
+}
+
+/// How a token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// What the row's `penalized` tokens lose.
+    pub penalties: Penalties,
+    /// A draw from what is left; `None`: the best one.
+    pub draw: Option<Draw>,
+    /// Log probabilities are wanted too, of the token and of so many best ones: [`MAX_TOP_LOGPROBS`] at most. They are
+    /// of the distribution that the logits say, before penalties.
+    pub logprobs: Option<u32>,
+}
+
+/// The most best tokens whose log probabilities a device gives.
+pub const MAX_TOP_LOGPROBS: usize = 20;
+
+/// What tokens that have occurred lose, as vLLM has it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Penalties {
+    /// Divides logits above 0 and multiplies others.
+    pub repetition: f32,
+    /// For each time in the output.
+    pub frequency: f32,
+    /// For any time in the output.
+    pub presence: f32,
+}
+
+impl Penalties {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        repetition: 1.0,
+        frequency: 0.0,
+        presence: 0.0,
+    };
+
+    /// The logit of a token that has occurred, so many times in the output.
+    pub fn applied(&self, logit: f32, times: u32) -> f32 {
+        let repeated = if logit > 0.0 {
+            logit / self.repetition
+        } else {
+            logit * self.repetition
+        };
+        let presence = if times > 0 { self.presence } else { 0.0 };
+        repeated - (times as f32 * self.frequency + presence)
+    }
+}
+
+/// A token that a row is not to take as its logit says; each is named once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Penalized {
+    /// Its id.
+    pub token: u32,
+    /// How often it is in the output, [`Penalized::NEVER`] if it must not be taken. A token that the device has chosen
+    /// and the row carries is to be counted there.
+    pub times: u32,
+}
+
+impl Penalized {
+    /// In place of `times`.
+    pub const NEVER: u32 = u32::MAX;
 }
 
 /// How a token is drawn: as likely as its logit, divided by the temperature, says, among those that `min_p`, then
@@ -110,8 +184,22 @@ impl StepInputs {
 
     /// Asks for the logits of the row pushed last.
     pub fn want_last(&mut self, choice: Choice) {
-        let row = self.tokens.len() as u32 - 1;
-        self.wanted.push(WantedRow { row, choice });
+        self.want_last_without(choice, &[], &[]);
+    }
+
+    /// The same, for a choice in which tokens are `penalized` and some `banned`.
+    pub fn want_last_without(&mut self, choice: Choice, penalized: &[Penalized], banned: &[u32]) {
+        let start = self.penalized.len();
+        let is_taken = |it: &&Penalized| !banned.contains(&it.token);
+        self.penalized.extend(penalized.iter().filter(is_taken));
+        let times = Penalized::NEVER;
+        self.penalized
+            .extend(banned.iter().map(|&token| Penalized { token, times }));
+        self.wanted.push(WantedRow {
+            row: self.tokens.len() as u32 - 1,
+            choice,
+            penalized: start..self.penalized.len(),
+        });
     }
 
     /// The block table of a span.

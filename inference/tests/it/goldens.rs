@@ -220,6 +220,19 @@ fn greedy_tokens_are_those_of_transformers_one_by_one_and_batched() {
 }
 
 #[test]
+fn greedy_tokens_are_the_same_in_a_batch_of_many() {
+    for name in ["llama3", "opt-pre-ln"] {
+        let folder = support::goldens().join(name);
+        let cases: Vec<_> = (0..20).flat_map(|_| cases(&folder)).collect();
+        assert!(cases.len() >= 80);
+        let (generated, _) = generate(&folder, &cases, EngineConfig::default());
+        for (case, generated) in cases.iter().zip(generated) {
+            assert_eq!(generated, case.greedy, "{name}");
+        }
+    }
+}
+
+#[test]
 fn greedy_tokens_do_not_depend_on_the_size_of_a_step() {
     for folder in model_folders() {
         let cases = cases(&folder);

@@ -15,7 +15,7 @@ mod text;
 
 use std::borrow::Cow;
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
 use text::unescape;
 
@@ -326,11 +326,8 @@ impl<F: Copy> Scanner<F> {
         }
         let members = self.open.last()?.node.members;
         let find = |key: &[u8]| members.iter().find(|(name, _)| name.as_bytes() == key);
-        let found = if raw.contains(&b'\\') {
-            find(unescape(raw).as_bytes())
-        } else {
-            find(raw)
-        };
+        let unescaped = || memchr(b'\\', raw).and_then(|_| find(unescape(raw).as_bytes()));
+        let found = find(raw).or_else(unescaped);
         found.map(|(_, node)| node)
     }
 

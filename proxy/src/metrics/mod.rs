@@ -6,12 +6,14 @@
 
 mod endpoint;
 mod model;
+mod series;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use foldhash::fast::RandomState;
 use http::StatusCode;
 use opentelemetry_semantic_conventions::{attribute as semconv, metric};
 use prometheus_client::encoding::text::encode;
@@ -19,8 +21,11 @@ use prometheus_client::registry::Registry;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use lantern_telemetry::instruments::Trace;
-use lantern_telemetry::instruments::{Histogram, Instruments, Key, Labels, Meter, UpDown};
+use lantern_telemetry::instruments::{
+    Histogram, HistogramSeries, Instruments, Key, Labels, Meter, UpDown, UpDownSeries,
+};
 use model::ModelMetrics;
+use series::Found;
 
 use crate::genai::Facts;
 
@@ -54,7 +59,7 @@ struct Inner {
     registry: Registry,
     http: HttpMetrics,
     model: ModelMetrics,
-    models: Mutex<HashSet<String>>,
+    models: Mutex<HashSet<String, RandomState>>,
 }
 
 struct HttpMetrics {
@@ -62,9 +67,34 @@ struct HttpMetrics {
     active: UpDown,
     request_body: Histogram,
     response_body: Histogram,
+    found_active: Found<Active, UpDownSeries>,
+    found: Found<Ended, HttpSeries>,
+}
+
+/// What tells requests in flight apart.
+#[derive(PartialEq, Eq, Hash)]
+struct Active {
+    method: Cow<'static, str>,
+    scheme: &'static str,
+}
+
+/// What tells requests apart that are over.
+#[derive(PartialEq, Eq, Hash)]
+struct Ended {
+    request: Request,
+    status: Option<StatusCode>,
+    error_type: Option<Cow<'static, str>>,
+}
+
+/// What is observed of such requests.
+struct HttpSeries {
+    duration: HistogramSeries,
+    request_body: HistogramSeries,
+    response_body: HistogramSeries,
 }
 
 /// A request's fixed attributes.
+#[derive(PartialEq, Eq, Hash)]
 pub(crate) struct Request {
     pub(crate) method: Cow<'static, str>,
     pub(crate) scheme: &'static str,
@@ -87,8 +117,8 @@ pub(crate) struct Outcome {
 /// A request that is counted as active until it is [`InFlight::finish`]ed.
 pub(crate) struct InFlight {
     metrics: Metrics,
-    active: Labels,
-    labels: Labels,
+    active: Arc<UpDownSeries>,
+    request: Request,
 }
 
 impl Metrics {
@@ -109,24 +139,12 @@ impl Metrics {
 
     /// A request has begun.
     pub(crate) fn begin(&self, request: Request) -> InFlight {
-        let mut labels = vec![
-            (Key(semconv::HTTP_REQUEST_METHOD), request.method),
-            (Key(semconv::URL_SCHEME), request.scheme.into()),
-        ];
-        let active = labels.clone();
-        self.0.http.active.add(1, &active);
-        let route = request
-            .route
-            .map(|route| (Key(semconv::HTTP_ROUTE), route.into()));
-        labels.extend(route);
-        let version = request
-            .version
-            .map(|version| (Key(semconv::NETWORK_PROTOCOL_VERSION), version.into()));
-        labels.extend(version);
+        let active = self.0.http.active(&request);
+        active.add(1);
         InFlight {
             metrics: self.clone(),
             active,
-            labels,
+            request,
         }
     }
 
@@ -151,25 +169,20 @@ impl Metrics {
 }
 
 impl InFlight {
-    pub(crate) fn finish(mut self, outcome: Outcome) {
-        let http = &self.metrics.0.http;
-        http.active.add(-1, &self.active);
-        let status = outcome.status.map(|status| {
-            let code = status.as_str().to_owned();
-            (Key(semconv::HTTP_RESPONSE_STATUS_CODE), code.into())
+    pub(crate) fn finish(self, outcome: Outcome) {
+        self.active.add(-1);
+        let series = self.metrics.0.http.ended(Ended {
+            request: self.request,
+            status: outcome.status,
+            error_type: outcome.error_type.clone(),
         });
-        self.labels.extend(status);
-        let error = outcome.error_type.clone();
-        self.labels
-            .extend(error.map(|error| (Key(semconv::ERROR_TYPE), error)));
-        let (labels, trace) = (&self.labels, outcome.trace);
-        http.duration
-            .observe(outcome.duration.as_secs_f64(), labels, trace);
-        let bytes = |bytes: usize| bytes as f64;
-        http.request_body
-            .observe(bytes(outcome.request_body_bytes), labels, trace);
-        http.response_body
-            .observe(bytes(outcome.response_body_bytes), labels, trace);
+        let (trace, now) = (outcome.trace, SystemTime::now());
+        let seconds = outcome.duration.as_secs_f64();
+        series.duration.observe(seconds, trace, now);
+        let bytes = outcome.request_body_bytes as f64;
+        series.request_body.observe(bytes, trace, now);
+        let bytes = outcome.response_body_bytes as f64;
+        series.response_body.observe(bytes, trace, now);
         if let Some(facts) = outcome.facts {
             let bounded = |model| self.metrics.bounded(model);
             // To who asks a model, a refusal is an error too.
@@ -205,8 +218,70 @@ impl HttpMetrics {
                 "Requests in flight",
                 "{request}",
             ),
+            found_active: Found::default(),
+            found: Found::default(),
         }
     }
+
+    fn active(&self, request: &Request) -> Arc<UpDownSeries> {
+        let key = Active {
+            method: request.method.clone(),
+            scheme: request.scheme,
+        };
+        let find = |active: &Active| self.active.series(&active.labels());
+        self.found_active.get(key, find)
+    }
+
+    fn ended(&self, ended: Ended) -> Arc<HttpSeries> {
+        self.found.get(ended, |ended| {
+            let labels = ended.labels();
+            HttpSeries {
+                duration: self.duration.series(&labels),
+                request_body: self.request_body.series(&labels),
+                response_body: self.response_body.series(&labels),
+            }
+        })
+    }
+}
+
+impl Active {
+    fn labels(&self) -> Labels {
+        vec![
+            (Key(semconv::HTTP_REQUEST_METHOD), self.method.clone()),
+            (Key(semconv::URL_SCHEME), self.scheme.into()),
+        ]
+    }
+}
+
+impl Ended {
+    fn labels(&self) -> Labels {
+        let request = &self.request;
+        let active = Active {
+            method: request.method.clone(),
+            scheme: request.scheme,
+        };
+        let status = self.status.map(|status| status.as_str().to_owned());
+        let further = [
+            (semconv::HTTP_ROUTE, request.route.map(Cow::from)),
+            (
+                semconv::NETWORK_PROTOCOL_VERSION,
+                request.version.map(Cow::from),
+            ),
+            (semconv::HTTP_RESPONSE_STATUS_CODE, status.map(Cow::from)),
+            (semconv::ERROR_TYPE, self.error_type.clone()),
+        ];
+        let mut labels = active.labels();
+        labels.extend(known(further));
+        labels
+    }
+}
+
+/// Those labels that have a value.
+fn known<const N: usize>(
+    labels: [(&'static str, Option<Cow<'static, str>>); N],
+) -> impl Iterator<Item = (Key, Cow<'static, str>)> {
+    let known = |(key, value): (_, Option<_>)| value.map(|value| (Key(key), value));
+    labels.into_iter().filter_map(known)
 }
 
 #[cfg(test)]

@@ -6,14 +6,17 @@
 )]
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
 
 use lantern_telemetry::instruments::{
-    FIRST_TOKEN_SECONDS, Histogram, Instruments, Key, Labels, OPERATION_SECONDS, TOKEN_SECONDS,
-    Trace,
+    FIRST_TOKEN_SECONDS, Histogram, HistogramSeries, Instruments, Key, Labels, OPERATION_SECONDS,
+    TOKEN_SECONDS, Trace,
 };
 use opentelemetry_semantic_conventions::{attribute as semconv, metric};
 
+use super::known;
+use super::series::Found;
 use crate::genai::Facts;
 
 /// `gen_ai.client.token.usage`, tokens.
@@ -40,6 +43,29 @@ pub(super) struct ModelMetrics {
     time_to_first_token: Histogram,
     time_per_output_token: Histogram,
     token_usage: Histogram,
+    found: Found<Exchanged, ModelSeries>,
+}
+
+/// What tells requests to a model apart. Names of models are bounded.
+#[derive(PartialEq, Eq, Hash)]
+struct Exchanged {
+    operation: &'static str,
+    provider: Option<&'static str>,
+    request_model: Option<String>,
+    response_model: Option<String>,
+    error_type: Option<Cow<'static, str>>,
+}
+
+/// What is observed of such requests. Those that not every request has are found when there is something to
+/// observe: until then there is no such series.
+struct ModelSeries {
+    labels: Labels,
+    request_duration: HistogramSeries,
+    operation_duration: HistogramSeries,
+    input_tokens: OnceLock<HistogramSeries>,
+    output_tokens: OnceLock<HistogramSeries>,
+    time_to_first_token: OnceLock<HistogramSeries>,
+    time_per_output_token: OnceLock<HistogramSeries>,
 }
 
 impl ModelMetrics {
@@ -75,6 +101,7 @@ impl ModelMetrics {
                 "{token}",
                 TOKENS,
             ),
+            found: Found::default(),
         }
     }
 
@@ -85,50 +112,80 @@ impl ModelMetrics {
         error_type: Option<Cow<'static, str>>,
         trace: Option<Trace>,
     ) {
-        let tokens = [
-            ("input", facts.input_tokens),
-            ("output", facts.output_tokens),
-        ];
-        let (first_chunk, generation) = (facts.time_to_first_chunk, facts.generation);
-        let output_tokens = facts.output_tokens;
-        let mut labels = labels(facts);
-        for (kind, tokens) in tokens {
+        let now = SystemTime::now();
+        let observe = |series: &HistogramSeries, value| series.observe(value, trace, now);
+        let succeeded = error_type.is_none();
+        let series = self.found.get(
+            Exchanged {
+                operation: facts.operation,
+                provider: facts.provider,
+                request_model: facts.request_model,
+                response_model: facts.response_model,
+                error_type,
+            },
+            |exchanged| self.series(exchanged),
+        );
+        observe(&series.request_duration, duration.as_secs_f64());
+        observe(&series.operation_duration, duration.as_secs_f64());
+        for (tokens, kind, of_kind) in [
+            (facts.input_tokens, "input", &series.input_tokens),
+            (facts.output_tokens, "output", &series.output_tokens),
+        ] {
             if let Some(tokens) = tokens {
-                let mut labels = labels.clone();
-                labels.push((Key(semconv::GEN_AI_TOKEN_TYPE), kind.into()));
-                self.token_usage.observe(tokens as f64, &labels, trace);
+                let find = || {
+                    let mut labels = series.labels.clone();
+                    labels.push((Key(semconv::GEN_AI_TOKEN_TYPE), kind.into()));
+                    self.token_usage.series(&labels)
+                };
+                observe(of_kind.get_or_init(find), tokens as f64);
             }
         }
-        if let Some(time) = first_chunk {
-            self.time_to_first_token
-                .observe(time.as_secs_f64(), &labels, trace);
+        if let Some(time) = facts.time_to_first_chunk {
+            let find = || self.time_to_first_token.series(&series.labels);
+            let found = series.time_to_first_token.get_or_init(find);
+            observe(found, time.as_secs_f64());
         }
-        let succeeded = error_type.is_none();
-        if let (true, Some(time), Some(tokens @ 2..)) = (succeeded, generation, output_tokens) {
-            let seconds = time.as_secs_f64() / (tokens - 1) as f64;
-            self.time_per_output_token.observe(seconds, &labels, trace);
+        if let (true, Some(time), Some(tokens @ 2..)) =
+            (succeeded, facts.generation, facts.output_tokens)
+        {
+            let find = || self.time_per_output_token.series(&series.labels);
+            let found = series.time_per_output_token.get_or_init(find);
+            observe(found, time.as_secs_f64() / (tokens - 1) as f64);
         }
-        labels.extend(error_type.map(|error| (Key(semconv::ERROR_TYPE), error)));
-        for histogram in [&self.request_duration, &self.operation_duration] {
-            histogram.observe(duration.as_secs_f64(), &labels, trace);
+    }
+
+    fn series(&self, exchanged: &Exchanged) -> ModelSeries {
+        let labels = exchanged.labels();
+        let mut of_whole = labels.clone();
+        of_whole.extend(known([(semconv::ERROR_TYPE, exchanged.error_type.clone())]));
+        ModelSeries {
+            request_duration: self.request_duration.series(&of_whole),
+            operation_duration: self.operation_duration.series(&of_whole),
+            labels,
+            input_tokens: OnceLock::new(),
+            output_tokens: OnceLock::new(),
+            time_to_first_token: OnceLock::new(),
+            time_per_output_token: OnceLock::new(),
         }
     }
 }
 
-fn labels(facts: Facts) -> Labels {
-    let mut labels: Labels = vec![(Key(semconv::GEN_AI_OPERATION_NAME), facts.operation.into())];
-    for (key, value) in [
-        (semconv::GEN_AI_PROVIDER_NAME, facts.provider.map(Cow::from)),
-        (
-            semconv::GEN_AI_REQUEST_MODEL,
-            facts.request_model.map(Cow::from),
-        ),
-        (
-            semconv::GEN_AI_RESPONSE_MODEL,
-            facts.response_model.map(Cow::from),
-        ),
-    ] {
-        labels.extend(value.map(|value| (Key(key), value)));
+impl Exchanged {
+    /// But for the error, which is one of the whole exchange alone.
+    fn labels(&self) -> Labels {
+        let further = [
+            (semconv::GEN_AI_PROVIDER_NAME, self.provider.map(Cow::from)),
+            (
+                semconv::GEN_AI_REQUEST_MODEL,
+                self.request_model.clone().map(Cow::from),
+            ),
+            (
+                semconv::GEN_AI_RESPONSE_MODEL,
+                self.response_model.clone().map(Cow::from),
+            ),
+        ];
+        let mut labels = vec![(Key(semconv::GEN_AI_OPERATION_NAME), self.operation.into())];
+        labels.extend(known(further));
+        labels
     }
-    labels
 }

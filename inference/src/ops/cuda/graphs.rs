@@ -110,7 +110,7 @@ mod tests {
         let mut step = StepInputs::default();
         for _ in 0..5 {
             step.push(&[7], 3, &[5]);
-            step.want_last(Choice::Greedy);
+            step.want_last(Choice::GREEDY);
         }
         assert_eq!(Graphs::size_for(&step), Ok(8));
         step.push(&[7, 8], 0, &[6]);

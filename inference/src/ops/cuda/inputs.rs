@@ -5,13 +5,14 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, PinnedHostSlice, result,
 };
 
-use super::kernels::{Address, DrawArguments, TILE_ROWS};
-use crate::ops::{Choice, Draw, Span, StepInputs};
+use super::kernels::{Address, ChoiceWords, TILE_ROWS};
+use crate::ops::{Choice, Penalties, Sampling, Span, StepInputs, WantedRow};
 
 /// Of rows that fill up a recorded batch: their keys and values are kept nowhere. As `NO_SLOT` of the kernels.
 const NO_SLOT: u32 = u32::MAX;
 
-/// The parts of the buffer, each as long as the rows it is made for; the block tables come last.
+/// The parts of the buffer, each as long as the rows it is made for. Behind them are [`ChoiceWords`] of each row, then
+/// the tail: block tables, and what rows have penalized as pairs of a token and how often it is in the output.
 #[derive(Debug, Clone, Copy)]
 enum Section {
     Ids,
@@ -25,27 +26,55 @@ enum Section {
     SingleRows,
     TileRows,
     TileLengths,
-    Temperatures,
-    MinP,
-    TopK,
-    TopP,
-    KeysLow,
-    KeysHigh,
-    Tables,
+    Choices,
 }
 
-/// Of rows whose best token is wanted, or none. As the kernels have it: a temperature of 0.
-const NO_DRAW: Draw = Draw {
-    temperature: 0.0,
-    min_p: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    key: 0,
-};
+/// In place of a token that is not known yet.
+const NO_TOKEN: u32 = u32::MAX;
 
-/// Numbers that inputs of so many rows and blocks take.
-fn len(rows: usize, blocks: usize) -> usize {
-    Section::Tables as usize * rows + blocks
+/// Where the tail starts.
+fn tail(rows: usize) -> usize {
+    (Section::Choices as usize + ChoiceWords::LEN) * rows
+}
+
+/// The most numbers that a step's tail takes: what has no length of its own.
+pub(super) fn tail_len(step: &StepInputs) -> usize {
+    step.blocks.len() + 2 * (step.penalized.len() + step.carried.len())
+}
+
+/// A row's token that the step before has chosen counts among those that have occurred.
+fn counts_last(step: &StepInputs, wanted: &WantedRow, sampling: &Sampling) -> bool {
+    let carried = |row| step.carried.binary_search_by_key(&row, |it| it.row);
+    sampling.penalties != Penalties::NONE && carried(wanted.row).is_ok()
+}
+
+/// How a row's token is chosen, if what it has penalized begins there in the tail.
+fn choice_words(step: &StepInputs, wanted: &WantedRow, penalized: usize) -> ChoiceWords {
+    let Choice::Device(sampling) = wanted.choice else {
+        return ChoiceWords::default();
+    };
+    let counts_last = counts_last(step, wanted, &sampling);
+    let count = wanted.penalized.len() + usize::from(counts_last);
+    let penalties = sampling.penalties;
+    let greedy = ChoiceWords {
+        repetition: penalties.repetition,
+        frequency: penalties.frequency,
+        presence: penalties.presence,
+        penalized: penalized as u32,
+        penalized_count: count as u32,
+        counts_last: u32::from(counts_last),
+        logprobs: sampling.logprobs.map_or(0, |top| top + 1),
+        ..ChoiceWords::default()
+    };
+    sampling.draw.map_or(greedy, |draw| ChoiceWords {
+        temperature: draw.temperature,
+        min_p: draw.min_p,
+        top_k: draw.top_k,
+        top_p: draw.top_p,
+        key_low: draw.key as u32,
+        key_high: (draw.key >> 32) as u32,
+        ..greedy
+    })
 }
 
 /// Rows of spans with more than one, as they are attended with together: where they start, and how many.
@@ -99,22 +128,25 @@ fn lay_out(step: &StepInputs, rows: usize, capacity: usize, out: &mut [u32]) -> 
     write(Section::SingleRows, &mut singles.map(starts));
     write(Section::TileRows, &mut tiles(step).map(|(start, _)| start));
     write(Section::TileLengths, &mut tiles(step).map(|(_, len)| len));
-    let draws = step.wanted.iter().map(|wanted| match wanted.choice {
-        Choice::Draw(draw) => draw,
-        Choice::Host | Choice::Greedy => NO_DRAW,
-    });
-    let draws: Vec<Draw> = draws.chain(std::iter::repeat_n(NO_DRAW, missing)).collect();
-    let mut write_draws = |section, number: fn(&Draw) -> u32| {
-        write(section, &mut draws.iter().map(number));
-    };
-    write_draws(Section::Temperatures, |draw| draw.temperature.to_bits());
-    write_draws(Section::MinP, |draw| draw.min_p.to_bits());
-    write_draws(Section::TopK, |draw| draw.top_k);
-    write_draws(Section::TopP, |draw| draw.top_p.to_bits());
-    write_draws(Section::KeysLow, |draw| draw.key as u32);
-    write_draws(Section::KeysHigh, |draw| (draw.key >> 32) as u32);
-    write(Section::Tables, &mut step.blocks.iter().copied());
-    len(capacity, step.blocks.len())
+    let (mut choices, mut pairs) = (Vec::new(), Vec::new());
+    for wanted in &step.wanted {
+        let choice = choice_words(step, wanted, step.blocks.len() + pairs.len());
+        if choice.penalized_count > 0 {
+            let penalized = &step.penalized[wanted.penalized.clone()];
+            pairs.extend(penalized.iter().flat_map(|it| [it.token, it.times]));
+        }
+        if choice.counts_last > 0 {
+            pairs.extend([NO_TOKEN, 0]);
+        }
+        choices.extend(choice.words());
+    }
+    choices.resize(rows * ChoiceWords::LEN, 0);
+    write(Section::Choices, &mut choices.into_iter());
+    let tail = &mut out[tail(capacity)..];
+    let (tables, rest) = tail.split_at_mut(step.blocks.len());
+    tables.copy_from_slice(&step.blocks);
+    rest[..pairs.len()].copy_from_slice(&pairs);
+    self::tail(capacity) + step.blocks.len() + pairs.len()
 }
 
 /// A step's inputs on the device.
@@ -126,14 +158,14 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Room for steps of so many rows and blocks.
+    /// Room for steps of so many rows, and such a tail.
     pub(super) fn new(
         stream: &std::sync::Arc<CudaStream>,
         rows: usize,
-        blocks: usize,
+        tail_len: usize,
     ) -> Result<Self> {
         let buffer = stream
-            .alloc_zeros(len(rows, blocks))
+            .alloc_zeros(tail(rows) + tail_len)
             .map_err(candle_core::Error::wrap)?;
         let base = buffer.device_ptr(stream).0;
         Ok(Self {
@@ -144,13 +176,13 @@ impl Inputs {
     }
 
     /// Whether a step finds room.
-    pub(super) fn has_room(&self, rows: usize, blocks: usize) -> bool {
-        rows <= self.capacity && len(self.capacity, blocks) <= self.buffer.len()
+    pub(super) fn has_room(&self, rows: usize, tail_len: usize) -> bool {
+        rows <= self.capacity && self.len_with(tail_len) <= self.buffer.len()
     }
 
-    /// Numbers that a step with so many blocks takes.
-    pub(super) fn len_with(&self, blocks: usize) -> usize {
-        len(self.capacity, blocks)
+    /// Numbers that a step with such a tail takes.
+    pub(super) fn len_with(&self, tail_len: usize) -> usize {
+        tail(self.capacity) + tail_len
     }
 
     /// Copies a step there, filled up to `rows`. `through` must not be in use by an earlier copy.
@@ -194,8 +226,9 @@ impl Inputs {
         self.at(Section::TableStarts)
     }
 
+    /// The tail, which begins with the block tables.
     pub(super) fn tables(&self) -> Address {
-        self.at(Section::Tables)
+        self.base + (tail(self.capacity) * size_of::<u32>()) as Address
     }
 
     pub(super) fn wanted(&self) -> Address {
@@ -212,15 +245,8 @@ impl Inputs {
     }
 
     /// How the wanted rows' tokens are chosen.
-    pub(super) fn draws(&self) -> DrawArguments {
-        DrawArguments {
-            temperatures: self.at(Section::Temperatures),
-            min_p: self.at(Section::MinP),
-            top_k: self.at(Section::TopK),
-            top_p: self.at(Section::TopP),
-            keys_low: self.at(Section::KeysLow),
-            keys_high: self.at(Section::KeysHigh),
-        }
+    pub(super) fn choices(&self) -> Address {
+        self.at(Section::Choices)
     }
 
     /// Rows that take their tokens from the step before, and which they take.
@@ -232,23 +258,37 @@ impl Inputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Choice;
+    use crate::ops::{Draw, Penalized};
 
     #[test]
     fn a_step_is_filled_up_with_rows_that_are_kept_nowhere() {
         let mut step = StepInputs::default();
         step.push(&[7], 3, &[5]);
-        step.want_last(Choice::Greedy);
+        step.want_last(Choice::GREEDY);
         step.push(&[8], 17, &[6, 9]);
-        step.want_last(Choice::Draw(Draw {
+        step.carry_last(0);
+        let draw = Draw {
             temperature: 0.5,
             min_p: 0.25,
             top_k: 9,
             top_p: 0.75,
             key: 0x1_0000_0002,
-        }));
-        let mut out = vec![77; len(4, 3)];
-        assert_eq!(lay_out(&step, 3, 4, &mut out), out.len());
+        };
+        let penalties = Penalties {
+            repetition: 2.0,
+            frequency: 3.0,
+            presence: 4.0,
+        };
+        let sampling = Sampling {
+            penalties,
+            draw: Some(draw),
+            logprobs: Some(5),
+        };
+        let [twice, once] = [(70, 2), (71, 1)].map(|(token, times)| Penalized { token, times });
+        step.want_last_without(Choice::Device(sampling), &[twice, once], &[71]);
+        let mut out = vec![77; tail(4) + tail_len(&step)];
+        let used = lay_out(&step, 3, 4, &mut out);
+        assert_eq!(used, out.len());
         assert_eq!(out[..3], [7, 8, 0], "tokens");
         assert_eq!(out[4..7], [3, 17, 0], "positions");
         assert_eq!(out[8..11], [5 * 16 + 3, 9 * 16 + 1, NO_SLOT], "slots");
@@ -256,14 +296,34 @@ mod tests {
         assert_eq!(out[16..18], [0, 1], "where tables start");
         assert_eq!(out[20..22], [0, 1], "rows wanted");
         assert_eq!(out[32..34], [0, 1], "rows that are alone");
-        let temperature = 0.5_f32.to_bits();
-        assert_eq!(out[44..47], [0, temperature, 0], "temperatures");
-        assert_eq!(out[48..50], [0, 0.25_f32.to_bits()], "min p");
-        assert_eq!(out[52..54], [0, 9], "top k");
-        let [all, share] = [1.0_f32, 0.75].map(f32::to_bits);
-        assert_eq!(out[56..59], [all, share, all], "top p");
-        assert_eq!([out[61], out[65]], [2, 1], "keys");
-        assert_eq!(out[68..], [5, 6, 9], "tables");
+        let choices = out[44..].chunks(ChoiceWords::LEN);
+        let choices: Vec<_> = choices.take(3).collect();
+        let greedy = ChoiceWords {
+            repetition: 1.0,
+            penalized: 3,
+            ..ChoiceWords::default()
+        };
+        assert_eq!(choices[0], greedy.words());
+        let drawn = ChoiceWords {
+            temperature: 0.5,
+            min_p: 0.25,
+            top_k: 9,
+            top_p: 0.75,
+            key_low: 2,
+            key_high: 1,
+            repetition: 2.0,
+            frequency: 3.0,
+            presence: 4.0,
+            penalized: 3,
+            penalized_count: 3,
+            counts_last: 1,
+            logprobs: 6,
+        };
+        assert_eq!(choices[1], drawn.words());
+        assert_eq!(choices[2], [0; ChoiceWords::LEN]);
+        let tables = [5, 6, 9];
+        let penalized = [70, 2, 71, Penalized::NEVER, NO_TOKEN, 0];
+        assert_eq!(out[tail(4)..], [&tables[..], &penalized].concat());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr};
 use candle_core::{DType, Result, Storage, Tensor};
 
-use crate::ops::{Activation, Epilogue, Heads, Norm, NormKind};
+use crate::ops::{Activation, Epilogue, Heads, MAX_TOP_LOGPROBS, Norm, NormKind};
 
 /// An address on the device, or 0: what C has as a pointer, and the driver as a number.
 pub(super) type Address = u64;
@@ -133,16 +133,51 @@ pub(super) struct AttentionArguments {
     pub(super) splits: c_int,
 }
 
-/// How rows' tokens are chosen: where each row's numbers are.
+/// How a row's token is chosen: words of a step's inputs.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct ChoiceWords {
+    pub(super) temperature: f32,
+    pub(super) min_p: f32,
+    pub(super) top_k: u32,
+    pub(super) top_p: f32,
+    pub(super) key_low: u32,
+    pub(super) key_high: u32,
+    pub(super) repetition: f32,
+    pub(super) frequency: f32,
+    pub(super) presence: f32,
+    pub(super) penalized: u32,
+    pub(super) penalized_count: u32,
+    pub(super) counts_last: u32,
+    pub(super) logprobs: u32,
+}
+
+impl ChoiceWords {
+    pub(super) const LEN: usize = size_of::<Self>() / size_of::<u32>();
+
+    /// As they are in memory.
+    pub(super) fn words(self) -> [u32; Self::LEN] {
+        // SAFETY: both are 32-bit numbers, as many of them.
+        unsafe { std::mem::transmute(self) }
+    }
+}
+
+/// Words of a row's log probabilities: of the token chosen, its rank, the best tokens, theirs.
+pub(super) const LOGPROBS_WORDS: usize = 2 + 2 * MAX_TOP_LOGPROBS;
+
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(super) struct DrawArguments {
-    pub(super) temperatures: Address,
-    pub(super) min_p: Address,
-    pub(super) top_k: Address,
-    pub(super) top_p: Address,
-    pub(super) keys_low: Address,
-    pub(super) keys_high: Address,
+pub(super) struct ChooseArguments {
+    pub(super) logits: Address,
+    pub(super) choices: Address,
+    pub(super) wanted: Address,
+    pub(super) ids: Address,
+    pub(super) penalized: Address,
+    pub(super) chosen: Address,
+    pub(super) logprobs: Address,
+    pub(super) rows: c_int,
+    pub(super) vocabulary: c_int,
+    pub(super) dtype: c_int,
 }
 
 /// The most parts that the residual stream has between kernels.
@@ -212,15 +247,7 @@ unsafe extern "C" {
         dtype: c_int,
         stream: Address,
     ) -> Status;
-    fn lantern_choose(
-        logits: Address,
-        draws: *const DrawArguments,
-        chosen: Address,
-        rows: c_int,
-        vocabulary: c_int,
-        dtype: c_int,
-        stream: Address,
-    ) -> Status;
+    fn lantern_choose(choose: *const ChooseArguments, stream: Address) -> Status;
     fn lantern_carry(
         ids: Address,
         rows: Address,
@@ -449,17 +476,9 @@ impl Launcher {
         checked("adding parts up", status)
     }
 
-    pub(super) unsafe fn choose(
-        self,
-        [logits, chosen]: [Address; 2],
-        draws: &DrawArguments,
-        (rows, vocabulary): (c_int, c_int),
-        dtype: c_int,
-    ) -> Result<()> {
+    pub(super) unsafe fn choose(self, choose: &ChooseArguments) -> Result<()> {
         // SAFETY: the caller vouches for the addresses.
-        let status =
-            unsafe { lantern_choose(logits, draws, chosen, rows, vocabulary, dtype, self.0) };
-        checked("choose", status)
+        checked("choose", unsafe { lantern_choose(choose, self.0) })
     }
 
     pub(super) unsafe fn carry(

@@ -4,17 +4,19 @@
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaSlice, CudaStream, DevicePtr, PinnedHostSlice, result, sys,
+    CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, PinnedHostSlice, result, sys,
 };
 use candle_core::{Error, Result};
 
 use super::graphs;
-use super::kernels::{Launcher, int};
+use super::kernels::{Address, LOGPROBS_WORDS, Launcher, int};
 use crate::ops::Heads;
 
-/// Where tokens are chosen.
+/// Where tokens are chosen, and their log probabilities said.
 pub(super) struct Chosen {
     pub(super) tokens: CudaSlice<u32>,
+    /// [`LOGPROBS_WORDS`] of each.
+    pub(super) logprobs: CudaSlice<u32>,
 }
 
 pub(super) struct Scratch {
@@ -27,6 +29,9 @@ pub(super) struct Scratch {
 pub(super) struct Pinned {
     pub(super) inputs: PinnedHostSlice<u32>,
     pub(super) tokens: PinnedHostSlice<u32>,
+    pub(super) logprobs: PinnedHostSlice<u32>,
+    /// Of rows that the host chooses for, if there were any.
+    pub(super) logits: Option<PinnedHostSlice<u8>>,
     pub(super) start: CudaEvent,
     pub(super) end: CudaEvent,
 }
@@ -35,6 +40,9 @@ impl Chosen {
     pub(super) fn new(stream: &Arc<CudaStream>, rows: usize) -> Result<Self> {
         Ok(Self {
             tokens: stream.alloc_zeros(rows).map_err(Error::wrap)?,
+            logprobs: stream
+                .alloc_zeros(rows * LOGPROBS_WORDS)
+                .map_err(Error::wrap)?,
         })
     }
 }
@@ -65,38 +73,75 @@ impl Pinned {
             let event = context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
             event.map_err(Error::wrap)
         };
-        // SAFETY: what is read of them was written before, inputs by `Inputs::upload`, tokens by `fetch`. Tokens are
-        // read by the host, so their memory is not write-combined.
-        let (inputs, tokens) = unsafe {
-            let inputs = context.alloc_pinned(inputs).map_err(Error::wrap)?;
-            (
-                inputs,
-                context
-                    .alloc_pinned_with_flags(tokens, 0)
-                    .map_err(Error::wrap)?,
-            )
-        };
+        // SAFETY: what is read of it was written before, by `Inputs::upload`.
+        let inputs = unsafe { context.alloc_pinned(inputs).map_err(Error::wrap)? };
         Ok(Self {
             inputs,
-            tokens,
+            tokens: read_by_host(stream, tokens)?,
+            logprobs: read_by_host(stream, tokens * LOGPROBS_WORDS)?,
+            logits: None,
             start: timed()?,
             end: timed()?,
         })
     }
 
-    /// Has chosen tokens copied here.
+    /// Has the tokens of so many rows copied here, with their log probabilities if those are `wanted`.
     pub(super) fn fetch(
         &mut self,
         choice: &Chosen,
-        count: usize,
+        (count, logprobs_wanted): (usize, bool),
         stream: &CudaStream,
     ) -> Result<()> {
-        let from = choice.tokens.device_ptr(stream).0;
-        let to = &mut self.tokens.as_mut_slice().map_err(Error::wrap)?[..count];
-        // SAFETY: both are kept until the step has been collected, which waits for `end`, recorded after this.
-        let copied = unsafe { result::memcpy_dtoh_async(to, from, stream.cu_stream()) };
-        copied.map_err(Error::wrap)
+        let tokens = &mut self.tokens.as_mut_slice().map_err(Error::wrap)?[..count];
+        // SAFETY: see `fetch_words`.
+        unsafe { fetch_words(choice.tokens.device_ptr(stream).0, tokens, stream)? };
+        if logprobs_wanted {
+            let words = self.logprobs.as_mut_slice().map_err(Error::wrap)?;
+            let words = &mut words[..count * LOGPROBS_WORDS];
+            // SAFETY: see `fetch_words`.
+            unsafe { fetch_words(choice.logprobs.device_ptr(stream).0, words, stream)? };
+        }
+        Ok(())
     }
+
+    /// Has `rows` of logits copied here, which lie at `from` in rows of `bytes`.
+    pub(super) fn fetch_logits(
+        &mut self,
+        (from, bytes): (Address, usize),
+        rows: &[usize],
+        stream: &CudaStream,
+    ) -> Result<()> {
+        let len = bytes * rows.len();
+        if self.logits.as_ref().is_none_or(|it| it.len() < len) {
+            self.logits = Some(read_by_host(stream, len.next_power_of_two())?);
+        }
+        let Some(logits) = self.logits.as_mut().filter(|_| len > 0) else {
+            return Ok(());
+        };
+        let logits = logits.as_mut_slice().map_err(Error::wrap)?;
+        for (to, row) in logits.chunks_exact_mut(bytes).zip(rows) {
+            // SAFETY: see `fetch_words`.
+            unsafe { fetch_words(from + (row * bytes) as Address, to, stream)? };
+        }
+        Ok(())
+    }
+}
+
+/// Memory that the device writes to and the host reads: not write-combined.
+fn read_by_host<T: DeviceRepr>(stream: &CudaStream, len: usize) -> Result<PinnedHostSlice<T>> {
+    // SAFETY: what is read of it was fetched before.
+    let pinned = unsafe { stream.context().alloc_pinned_with_flags(len, 0) };
+    pinned.map_err(Error::wrap)
+}
+
+/// Has memory of the device copied to the host's.
+///
+/// # Safety
+/// Both must be kept until a step has been collected whose `end` is recorded after this.
+unsafe fn fetch_words<T>(from: Address, to: &mut [T], stream: &CudaStream) -> Result<()> {
+    // SAFETY: the caller keeps both until the copy has been made.
+    let copied = unsafe { result::memcpy_dtoh_async(to, from, stream.cu_stream()) };
+    copied.map_err(Error::wrap)
 }
 
 /// Has the device's allocator keep what is freed: by default each wait for the device returns it to the driver.

@@ -2,8 +2,8 @@
 //!
 //! Everything is launched on the one stream that the device was opened with, so work is ordered without events.
 //! Decode steps of a batch size run as they come the first time, which is before there are requests, are recorded
-//! then, and replayed after: one upload, one graph. Tokens are chosen on the device, greedy or drawn, and the next step may take
-//! them from there.
+//! then, and replayed after: one upload, one graph. Tokens are chosen on the device, greedy or drawn, with penalties and
+//! log probabilities, and the next step may take them from there.
 //!
 //! # Layout
 //! - `kernels/`: the kernels; `interface.h` is what they offer
@@ -53,8 +53,9 @@ use super::{
     PositionTable, StepInputs, StepResult, StepTensors,
 };
 
-/// Blocks that the tables of a recorded step may name; a step that names more runs as it comes. 4 MB on the device.
-const MAX_RECORDED_BLOCKS: usize = 1 << 20;
+/// The longest tail of a recorded step's inputs (block tables, and tokens that are penalized); a step with a longer one
+/// runs as it comes. 4 MB on the device.
+const MAX_RECORDED_TAIL: usize = 1 << 20;
 
 /// A CUDA device.
 pub(super) struct CudaOps {
@@ -101,7 +102,7 @@ impl CudaOps {
         let stream = cuda.cuda_stream();
         keep_freed_memory(&stream)?;
         let state = State {
-            recorded_inputs: Arc::new(Inputs::new(&stream, graphs::MAX_ROWS, MAX_RECORDED_BLOCKS)?),
+            recorded_inputs: Arc::new(Inputs::new(&stream, graphs::MAX_ROWS, MAX_RECORDED_TAIL)?),
             buffers: Buffers::new(graphs::MAX_ROWS),
             recorded_choice: Arc::new(Chosen::new(&stream, graphs::MAX_ROWS)?),
             scratch: HashMap::new(),

@@ -4,14 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::cuda_backend::cudarc::driver::DevicePtr;
-use candle_core::{Error, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::CudaOps;
 use super::graphs::{self, Graphs};
 use super::inputs::{self, Inputs};
-use super::kernels::{self, int};
+use super::kernels::{self, ChooseArguments, LOGPROBS_WORDS, int};
 use super::memory::{Chosen, Pinned};
-use crate::ops::{Choice, Pass, RowResult, StepInputs, StepResult, StepTensors, WantedRow, shared};
+use crate::ops::{
+    Choice, ChosenToken, MAX_TOP_LOGPROBS, Pass, RowLogprobs, RowResult, StepInputs, StepResult,
+    StepTensors,
+};
 
 /// What [`crate::ops::Ops::launch`] allows: steps that are launched and not collected.
 const STEPS_UNDER_WAY: usize = 2;
@@ -36,6 +39,8 @@ pub(super) struct Current {
 pub(super) struct Launched {
     pinned: Pinned,
     rows: Vec<AwaitedRow>,
+    /// Of the logits, (R, V).
+    logits: Option<(usize, DType)>,
     hidden: Tensor,
     pass: Pass,
     /// Kept until the device has read them.
@@ -44,10 +49,12 @@ pub(super) struct Launched {
 }
 
 /// What a wanted row will give.
+#[derive(Debug, Clone, Copy)]
 enum AwaitedRow {
-    /// The token at this index.
-    Token(usize),
-    Fetched(RowResult),
+    /// The token chosen, and log probabilities of so many best ones beside it if they are wanted.
+    Token(Option<usize>),
+    /// The logits that are fetched at this place.
+    Logits(usize),
 }
 
 impl CudaOps {
@@ -61,7 +68,7 @@ impl CudaOps {
             .context()
             .bind_to_thread()
             .map_err(Error::wrap)?;
-        let (tokens, blocks) = (step.tokens.len(), step.blocks.len());
+        let (tokens, tail) = (step.tokens.len(), inputs::tail_len(step));
         let (recorded_inputs, recorded_choice) = {
             let state = self.state.borrow();
             (
@@ -70,16 +77,16 @@ impl CudaOps {
             )
         };
         let size = Graphs::size_for(step).and_then(|size| {
-            let fits = recorded_inputs.has_room(size, blocks);
+            let fits = recorded_inputs.has_room(size, tail);
             fits.then_some(size)
-                .ok_or("its contexts are longer than any graph's")
+                .ok_or("its inputs are longer than any graph's")
         });
         let (inputs, choice) = if size.is_ok() {
             (recorded_inputs, recorded_choice)
         } else {
             let choice = Chosen::new(&self.stream, step.wanted.len().max(1))?;
             (
-                Arc::new(Inputs::new(&self.stream, tokens, blocks)?),
+                Arc::new(Inputs::new(&self.stream, tokens, tail)?),
                 Arc::new(choice),
             )
         };
@@ -90,7 +97,7 @@ impl CudaOps {
             buffered: size.is_ok(),
             inputs: Arc::clone(&inputs),
         };
-        let mut pinned = self.pinned(inputs.len_with(blocks), step.wanted.len())?;
+        let mut pinned = self.pinned(inputs.len_with(tail), step.wanted.len())?;
         pinned.start.record(&self.stream).map_err(Error::wrap)?;
         inputs.upload(step, current.rows, &mut pinned.inputs, &self.stream)?;
         self.carry(step, &inputs)?;
@@ -101,14 +108,21 @@ impl CudaOps {
                 (tensors, Pass::Eager { reason })
             }
         };
-        let rows = self.awaited(step, &tensors)?;
-        pinned.fetch(&choice, step.wanted.len(), &self.stream)?;
+        let rows = tensors
+            .logits
+            .as_ref()
+            .map_or_else(Vec::new, |_| awaited(step));
+        let says_logprobs = |row: &AwaitedRow| matches!(row, AwaitedRow::Token(Some(_)));
+        let fetched = (rows.len(), rows.iter().any(says_logprobs));
+        pinned.fetch(&choice, fetched, &self.stream)?;
+        let logits = self.fetch_logits(&rows, &tensors, &mut pinned)?;
         pinned.end.record(&self.stream).map_err(Error::wrap)?;
         let mut state = self.state.borrow_mut();
         state.last_choice = Some(Arc::clone(&choice));
         state.under_way.push_back(Launched {
             pinned,
             rows,
+            logits,
             hidden: tensors.hidden.narrow(0, 0, tokens)?,
             pass,
             _inputs: inputs,
@@ -125,16 +139,12 @@ impl CudaOps {
         };
         let pinned = launched.pinned;
         let milliseconds = pinned.start.elapsed_ms(&pinned.end).map_err(Error::wrap)?;
-        let tokens = pinned.tokens.as_slice().map_err(Error::wrap)?;
-        let rows = launched.rows.into_iter().map(|row| match row {
-            AwaitedRow::Token(index) if tokens[index] != NO_TOKEN => {
-                RowResult::Token(tokens[index])
-            }
-            // As the host would see it: that request fails, and no other.
-            AwaitedRow::Token(_) => RowResult::Logits(vec![f32::NAN]),
-            AwaitedRow::Fetched(row) => row,
+        let rows = launched.rows.iter().enumerate();
+        let rows = rows.map(|(index, row)| match *row {
+            AwaitedRow::Token(logprobs) => chosen_row(&pinned, index, logprobs),
+            AwaitedRow::Logits(place) => fetched_logits(&pinned, place, launched.logits),
         });
-        let rows = rows.collect();
+        let rows = rows.collect::<Result<_>>()?;
         self.state.borrow_mut().spare.push(pinned);
         Ok(StepResult {
             rows,
@@ -168,15 +178,20 @@ impl CudaOps {
     /// A token for each row of logits (R, V).
     fn choose(&self, logits: &Tensor, inputs: &Inputs, choice: &Chosen) -> Result<()> {
         let (rows, vocabulary) = logits.dims2()?;
-        let tokens = choice.tokens.device_ptr(&self.stream).0;
-        let sizes = (int(rows)?, int(vocabulary)?);
-        let dtype = kernels::dtype(logits)?;
-        let addresses = [self.address(logits)?, tokens];
-        // SAFETY: the choice, and the inputs' draws, have room for as many rows.
-        unsafe {
-            self.launcher
-                .choose(addresses, &inputs.draws(), sizes, dtype)
-        }
+        let choose = ChooseArguments {
+            logits: self.address(logits)?,
+            choices: inputs.choices(),
+            wanted: inputs.wanted(),
+            ids: inputs.ids(),
+            penalized: inputs.tables(),
+            chosen: choice.tokens.device_ptr(&self.stream).0,
+            logprobs: choice.logprobs.device_ptr(&self.stream).0,
+            rows: int(rows)?,
+            vocabulary: int(vocabulary)?,
+            dtype: kernels::dtype(logits)?,
+        };
+        // SAFETY: the choice, and the inputs' words of it, have room for as many rows; pairs are within the tail.
+        unsafe { self.launcher.choose(&choose) }
     }
 
     /// Puts tokens that the step before chose where this step's inputs want them.
@@ -231,25 +246,75 @@ impl CudaOps {
         Ok((tensors, Pass::Eager { reason }))
     }
 
-    /// What the wanted rows will give; logits are fetched now, since the next step may overwrite them.
-    fn awaited(&self, step: &StepInputs, tensors: &StepTensors) -> Result<Vec<AwaitedRow>> {
-        let rows = step.wanted.iter().enumerate();
-        let of_host = |(index, wanted): (usize, &WantedRow)| {
-            (wanted.choice == Choice::Host).then_some(index as u32)
+    /// Has the logits of rows that the host chooses for brought there; says how long a row is, and its numbers.
+    fn fetch_logits(
+        &self,
+        rows: &[AwaitedRow],
+        tensors: &StepTensors,
+        pinned: &mut Pinned,
+    ) -> Result<Option<(usize, DType)>> {
+        let Some(logits) = &tensors.logits else {
+            return Ok(None);
         };
-        let rows: Vec<u32> = rows.filter_map(of_host).collect();
-        let mut logits = Vec::new();
-        if let Some(all) = tensors.logits.as_ref().filter(|_| !rows.is_empty()) {
-            logits = shared::rows_of(Some(&shared::look_up(all, &rows)?))?;
-        }
-        let mut logits = logits.into_iter();
-        let awaited = step.wanted.iter().enumerate().map(|(index, wanted)| {
-            let fetched = (wanted.choice == Choice::Host).then(|| logits.next());
-            match fetched.flatten() {
-                Some(row) => AwaitedRow::Fetched(row),
-                None => AwaitedRow::Token(index),
-            }
-        });
-        Ok(awaited.collect())
+        let (vocabulary, dtype) = (logits.dim(1)?, logits.dtype());
+        let is_hosts = |(_, row): &(usize, &AwaitedRow)| matches!(row, AwaitedRow::Logits(_));
+        let hosts = rows.iter().enumerate().filter(is_hosts);
+        let hosts: Vec<usize> = hosts.map(|(index, _)| index).collect();
+        let bytes = vocabulary * dtype.size_in_bytes();
+        pinned.fetch_logits((self.address(logits)?, bytes), &hosts, &self.stream)?;
+        Ok(Some((vocabulary, dtype)))
     }
+}
+
+/// What the wanted rows will give.
+fn awaited(step: &StepInputs) -> Vec<AwaitedRow> {
+    let mut places = 0..;
+    let rows = step.wanted.iter().map(|wanted| match wanted.choice {
+        Choice::Host => AwaitedRow::Logits(places.next().unwrap_or_default()),
+        Choice::Device(sampling) => AwaitedRow::Token(sampling.logprobs.map(|top| top as usize)),
+    });
+    rows.collect()
+}
+
+/// The token that was chosen for the row at `index`, with log probabilities of the `top` best ones if there is a number.
+fn chosen_row(pinned: &Pinned, index: usize, top: Option<usize>) -> Result<RowResult> {
+    let token = pinned.tokens.as_slice().map_err(Error::wrap)?[index];
+    if token == NO_TOKEN {
+        // As the host would see it: that request fails, and no other.
+        return Ok(RowResult::Logits(vec![f32::NAN]));
+    }
+    let logprobs = top.map(|top| {
+        let words = pinned.logprobs.as_slice().map_err(Error::wrap)?;
+        let words = &words[index * LOGPROBS_WORDS..][..LOGPROBS_WORDS];
+        let (own, best) = words.split_at(2);
+        let (tokens, values) = best.split_at(MAX_TOP_LOGPROBS);
+        let best = tokens.iter().zip(values).take(top);
+        Ok::<_, Error>(RowLogprobs {
+            chosen: f32::from_bits(own[0]),
+            rank: own[1],
+            top: best
+                .filter(|(token, _)| **token != NO_TOKEN)
+                .map(|(token, value)| (*token, f32::from_bits(*value)))
+                .collect(),
+        })
+    });
+    Ok(RowResult::Token(ChosenToken {
+        token,
+        logprobs: logprobs.transpose()?,
+    }))
+}
+
+/// The row of logits that was fetched to this place.
+fn fetched_logits(
+    pinned: &Pinned,
+    place: usize,
+    shape: Option<(usize, DType)>,
+) -> Result<RowResult> {
+    let (Some(bytes), Some((vocabulary, dtype))) = (&pinned.logits, shape) else {
+        candle_core::bail!("no logits were fetched")
+    };
+    let len = vocabulary * dtype.size_in_bytes();
+    let bytes = &bytes.as_slice().map_err(Error::wrap)?[place * len..][..len];
+    let row = Tensor::from_raw_buffer(bytes, dtype, &[vocabulary], &Device::Cpu)?;
+    Ok(RowResult::Logits(row.to_dtype(DType::F32)?.to_vec1()?))
 }

@@ -178,21 +178,58 @@ cudaError_t lantern_feed_forward(const LanternFeedForward *block, cudaStream_t s
 cudaError_t lantern_add_parts(const LanternStream *x, void *out, uint32_t *step, int hidden, int type,
                               cudaStream_t stream);
 
-// How each row's token is drawn: among those that are at least `min_p` times as likely as the best, of these the `top_k`
-// best (0: all), of these the fewest best that have the share `top_p`; as likely as their logits, divided by the
-// temperature, say. Chance is in the keys. A temperature of 0: the best one.
-struct LanternDraws {
-    const float *temperatures;
-    const float *min_p;
-    const uint32_t *top_k;
-    const float *top_p;
-    const uint32_t *keys_low;
-    const uint32_t *keys_high;
+// How a row's token is chosen. Tokens that have occurred lose something first. Then, at a temperature of 0, it is the
+// best one; else one among those that are at least `min_p` times as likely as the best, of these the `top_k` best (0:
+// all), of these the fewest best that have the share `top_p`; as likely as their logits, divided by the temperature,
+// say. Chance is in the key.
+struct LanternChoice {
+    float temperature;
+    float min_p;
+    uint32_t top_k;
+    float top_p;
+    uint32_t key_low;
+    uint32_t key_high;
+    float repetition;
+    float frequency;
+    float presence;
+    // Where in `penalized` its pairs begin, in numbers, and how many they are.
+    uint32_t penalized;
+    uint32_t penalized_count;
+    // The row's own token is to be counted too; the last pair is free for it.
+    uint32_t counts_last;
+    // 0: no log probabilities; else one more than the number of best tokens that are wanted with theirs.
+    uint32_t logprobs;
+};
+
+// In place of how often a token is in the output: it must not be taken.
+#define LANTERN_NEVER 0xffffffffu
+// The most best tokens.
+#define LANTERN_MAX_TOP_LOGPROBS 20
+
+// Log probabilities by the logits alone: of the token chosen, which has that rank, and of the best ones.
+struct LanternLogprobs {
+    float chosen;
+    uint32_t rank;
+    uint32_t tokens[LANTERN_MAX_TOP_LOGPROBS];
+    float values[LANTERN_MAX_TOP_LOGPROBS];
 };
 
 // chosen[row] = an index of logits[row] (rows, vocabulary), ~0 if none is a number.
-cudaError_t lantern_choose(const void *logits, const LanternDraws *draws, uint32_t *chosen, int rows, int vocabulary,
-                           int type, cudaStream_t stream);
+struct LanternChoose {
+    const void *logits;
+    const LanternChoice *choices;
+    // Of each row of logits: which row of the step that is, whose token is in `ids`.
+    const uint32_t *wanted;
+    const uint32_t *ids;
+    // Pairs of a token and how often it is in the output; overwritten.
+    uint32_t *penalized;
+    uint32_t *chosen;
+    LanternLogprobs *logprobs;
+    int rows;
+    int vocabulary;
+    int type;
+};
+cudaError_t lantern_choose(const LanternChoose *choose, cudaStream_t stream);
 
 // ids[rows[i]] = chosen[from[i]]
 cudaError_t lantern_carry(uint32_t *ids, const uint32_t *rows, const uint32_t *from, const uint32_t *chosen,
