@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::support::backend::{Backend, Reply, reserve};
 use crate::support::client::{PROTOBUF, post};
 use crate::support::spans::{TRACE_ID, marks, request};
-use crate::support::{Running, durable, exporter};
+use crate::support::{Running, durable, eventually, exporter};
 
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
@@ -45,7 +45,14 @@ async fn queue_of(messages: &[&[u8]]) -> TempDir {
         assert_eq!(answer.status, 200);
     }
     shim.stop().await.0.expect("what waits is on disk");
+    given_back(dir.path()).await;
     dir
+}
+
+/// A program that another test is just starting has this one's files until it runs, the queue's lock among them.
+async fn given_back(dir: &Path) {
+    let lock = fs::File::open(dir.join("lock")).expect("a queue has one");
+    eventually("nobody has the queue", || lock.try_lock().is_ok()).await;
 }
 
 /// A directory in which each of `messages` became a dead letter.
@@ -63,6 +70,7 @@ async fn letters_of(messages: &[&[u8]]) -> TempDir {
     }
     let (ended, counts) = shim.stop().await;
     ended.expect("stopped");
+    given_back(dir.path()).await;
     assert_eq!(counts.dead_letters, messages.len() as u64);
     dir
 }
