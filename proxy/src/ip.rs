@@ -1,5 +1,4 @@
-//! IP addresses as text. Each request has four of them, and formatting an address costs as much as parsing a
-//! header does.
+//! IP addresses as text: each request has four of them, and the standard library's formatting takes far longer.
 
 use std::net::IpAddr;
 

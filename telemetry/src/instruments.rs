@@ -195,7 +195,7 @@ pub struct Histogram {
     pushed: Option<PushedHistogram>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct PushedHistogram {
     histogram: metrics::Histogram<f64>,
     exemplars: Arc<OfHistogram>,
@@ -263,12 +263,12 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// The series of `labels`.
+    /// The series of `labels`, to be kept as that of a histogram.
     pub fn series(&self, labels: &Labels) -> CounterSeries {
+        let pushed = self.pushed.as_ref();
         CounterSeries {
-            scraped: self.scraped.get_or_create(labels).clone(),
-            pushed: self.pushed.clone(),
-            attributes: attributes(labels),
+            scraped: self.scraped.get_or_create_owned(labels),
+            pushed: pushed.map(|counter| counter.bind(&attributes(labels))),
         }
     }
 }
@@ -277,8 +277,7 @@ impl Counter {
 #[derive(Debug)]
 pub struct CounterSeries {
     scraped: counter::Counter,
-    pushed: Option<metrics::Counter<u64>>,
-    attributes: Vec<KeyValue>,
+    pushed: Option<metrics::BoundCounter<u64>>,
 }
 
 impl CounterSeries {
@@ -286,7 +285,7 @@ impl CounterSeries {
     pub fn add(&self, number: u64) {
         self.scraped.inc_by(number);
         if let Some(pushed) = &self.pushed {
-            pushed.add(number, &self.attributes);
+            pushed.add(number);
         }
     }
 }

@@ -191,7 +191,7 @@ impl RequestMetrics {
 
     /// A request is complete.
     pub(super) fn observe(&self, ended: &Ended<'_>) {
-        let (facts, trace) = (ended.facts, ended.trace);
+        let (facts, trace, now) = (ended.facts, ended.trace, SystemTime::now());
         let times = facts.timeline;
         let arrival = Some(ended.exchange.clock.arrival());
         let seconds = |span: Option<Duration>| span.map(|span| span.as_secs_f64());
@@ -233,7 +233,7 @@ impl RequestMetrics {
             ),
         ] {
             if let Some(value) = value {
-                histogram.observe(value, trace, SystemTime::now());
+                histogram.observe(value, trace, now);
             }
         }
     }

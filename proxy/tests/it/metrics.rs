@@ -24,6 +24,21 @@ async fn measured(upstream: SocketAddr) -> TestProxy {
     TestProxy::with(config).await
 }
 
+/// A proxy behind which one completion had this answer, and is over.
+async fn answered(answer: &str) -> TestProxy {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = measured(upstream.address()).await;
+    let mut client = proxy.connect().await;
+    let body = r#"{"model":"m1","stream":true}"#;
+    client.write(&request(COMPLETION, body)).await;
+    let mut server = upstream.accept().await;
+    server.read_message().await;
+    server.write(answer).await;
+    client.read_message().await;
+    proxy.spans.next().await;
+    proxy
+}
+
 async fn get(proxy: &TestProxy, target: &str) -> Response {
     let mut scraper = Peer::connect(proxy.metrics.expect("metrics are served")).await;
     let line = format!("GET {target} HTTP/1.1");
@@ -124,17 +139,7 @@ async fn a_failure_is_measured_with_its_error() {
 
 #[tokio::test]
 async fn a_refusal_is_an_error_of_the_model_and_none_of_the_server() {
-    let upstream = RawUpstream::bind().await;
-    let mut proxy = measured(upstream.address()).await;
-    let mut client = proxy.connect().await;
-    let body = r#"{"model":"m1","stream":true}"#;
-    client.write(&request(COMPLETION, body)).await;
-    let mut server = upstream.accept().await;
-    server.read_message().await;
-    let refusal = "HTTP/1.1 429 Slow Down\r\ncontent-length: 0\r\n\r\n";
-    server.write(refusal).await;
-    client.read_message().await;
-    proxy.spans.next().await;
+    let proxy = answered("HTTP/1.1 429 Slow Down\r\ncontent-length: 0\r\n\r\n").await;
     check(
         &proxy,
         &[
@@ -147,22 +152,12 @@ async fn a_refusal_is_an_error_of_the_model_and_none_of_the_server() {
 
 #[tokio::test]
 async fn an_error_within_a_stream_is_measured_with_its_name() {
-    let upstream = RawUpstream::bind().await;
-    let mut proxy = measured(upstream.address()).await;
-    let mut client = proxy.connect().await;
-    let body = r#"{"model":"m1","stream":true}"#;
-    client.write(&request(COMPLETION, body)).await;
-    let mut server = upstream.accept().await;
-    server.read_message().await;
     let event = "data: {\"error\":{\"type\":\"server_error\",\"code\":null}}\n\n";
     let length = event.len();
-    server
-        .write(&format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {length}\r\n\r\n{event}"
-        ))
-        .await;
-    client.read_message().await;
-    proxy.spans.next().await;
+    let proxy = answered(&format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {length}\r\n\r\n{event}"
+    ))
+    .await;
     check(
         &proxy,
         &[

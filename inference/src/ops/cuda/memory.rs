@@ -111,11 +111,14 @@ impl Pinned {
         rows: &[usize],
         stream: &CudaStream,
     ) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
         let len = bytes * rows.len();
         if self.logits.as_ref().is_none_or(|it| it.len() < len) {
             self.logits = Some(read_by_host(stream, len.next_power_of_two())?);
         }
-        let Some(logits) = self.logits.as_mut().filter(|_| len > 0) else {
+        let Some(logits) = &mut self.logits else {
             return Ok(());
         };
         let logits = logits.as_mut_slice().map_err(Error::wrap)?;
