@@ -1,12 +1,14 @@
 //! `lantern instrument -- CMD…`: any HTTP server behind the tracing proxy, in one command.
 //!
 //! The server is a child process and knows nothing of it. The proxy has its port before the server starts and serves
-//! once the server listens (`listening` finds out where), so a client that comes early waits and is not refused.
+//! once the server listens (`listening` finds out where) and has loaded its model (`loading`), so a client that comes
+//! early waits and is not refused.
 //! Signals are passed on; one that asks the server to stop waits until the requests in flight are answered, unless it
 //! is repeated. The exit code is the child's (128 + n when signal n ended it, as shells say), whatever became of the
 //! spans.
 
 mod listening;
+mod loading;
 
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
@@ -22,6 +24,7 @@ use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use listening::{Expected, accepting};
+use loading::loaded;
 
 /// How long the last spans may take to leave.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
@@ -35,7 +38,8 @@ Examples:
   lantern instrument -- gunicorn -b 127.0.0.1:9000 app:app
   lantern instrument --listen 127.0.0.1:9000 -- sh -c 'exec uvicorn app:app'
 
-Clients use the proxy's port (8000), and wait there until the server listens. A server that wants the same port by
+Clients use the proxy's port (8000), and wait there until the server listens and does not answer GET /health with 503,
+as some do while they load their model. A server that wants the same port by
 itself, as vLLM and uvicorn do, needs another (--port 8001), or the proxy does (--listen).
 
 Where the server listens is found by looking at the sockets of its processes, on Linux; of several it is the one that
@@ -75,10 +79,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let group = server.group;
     let upstreams = config.upstreams.clone();
     let upstreams = async move {
-        if is_to_be_found {
-            return vec![expected.listening(group).await.into()];
-        }
-        accepting(&upstreams).await;
+        let upstreams = if is_to_be_found {
+            vec![expected.listening(group).await.into()]
+        } else {
+            accepting(&upstreams).await;
+            upstreams
+        };
+        loaded(&upstreams).await;
         upstreams
     };
     let status = match server.until(upstreams).await? {

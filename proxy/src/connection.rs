@@ -59,8 +59,9 @@ const AWAITS_REQUEST: u8 = 0;
 const IN_REQUEST: u8 = 1;
 /// As [`AWAITS_REQUEST`], and what is kept is the head of the last request.
 const REQUEST_OVER: u8 = 2;
-/// Bytes that come are not known to belong to a next request.
-const UNTRACKED: u8 = 3;
+/// No request comes any more: pingora closes a connection whose last request was answered before its body
+/// was there.
+const LAST_REQUEST_OVER: u8 = 3;
 
 impl ConnectionPhase {
     /// Of the connection that a session belongs to.
@@ -76,12 +77,12 @@ impl ConnectionPhase {
         *newcomer = None;
     }
 
-    /// What comes now is the next request, unless a rest of this one's body is to come.
+    /// What comes now is the next request, unless a rest of this one's body was to come.
     pub(crate) fn request_over(&self, body_is_read: bool) {
         let next = if body_is_read {
             REQUEST_OVER
         } else {
-            UNTRACKED
+            LAST_REQUEST_OVER
         };
         self.now.store(next, Ordering::Relaxed);
     }

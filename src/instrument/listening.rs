@@ -56,9 +56,8 @@ impl Expected {
     /// Waits until the server whose first process is `root` listens; where.
     pub(super) async fn listening(self, root: Pid) -> SocketAddr {
         let look = async || self.look(root).await;
-        wait_for("the command to listen", look)
-            .await
-            .unwrap_or(self.address())
+        let what = "the command to listen; --upstream names its address if that is not found";
+        wait_for(what, look).await.unwrap_or(self.address())
     }
 
     async fn look(&self, root: Pid) -> Option<SocketAddr> {
@@ -101,7 +100,7 @@ pub(super) async fn accepting(upstreams: &[Upstream]) {
 }
 
 /// What `look` finds, once it does; `None` after the limit.
-async fn wait_for<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> Option<T> {
+pub(super) async fn wait_for<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> Option<T> {
     let began = Instant::now();
     let mut ticks = interval(LOOK_INTERVAL);
     let mut is_told = false;
@@ -112,7 +111,7 @@ async fn wait_for<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> Option<T>
         }
         if !is_told && began.elapsed() > WORDLESS {
             is_told = true;
-            tracing::info!("waiting for {what}; --upstream names its address if that is not found");
+            tracing::info!("waiting for {what}");
         }
     }
     tracing::warn!(limit = ?WAIT_LIMIT, "waited in vain for {what}");

@@ -201,3 +201,33 @@ fn a_request_in_flight_is_answered_before_the_command_is_told_to_stop() {
     assert_eq!(answered.status(), 200);
     assert_eq!(process.wait().code, Some(128 + Signal::TERM.as_raw()));
 }
+
+#[test]
+#[cfg_attr(no_python, ignore = "no Python on this machine to serve HTTP with")]
+fn a_server_that_listens_before_it_has_loaded_its_model_is_waited_for() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [gate, loaded] = ["open", "loaded"].map(|name| folder.path().join(name));
+    std::fs::write(&gate, "").expect("the folder is there");
+    let (listen, server) = (free_addr(), free_addr());
+    let mut process = instrument(
+        &["--listen", &listen.to_string()],
+        &[
+            "python3",
+            "tests/python/gated_server.py",
+            &server.port().to_string(),
+            &gate.to_string_lossy(),
+            &loaded.to_string_lossy(),
+        ],
+        &[("OTEL_TRACES_EXPORTER", "none")],
+    );
+    wait_for("two answers that it is loading", || {
+        let answers = process.output().matches("answers 503").count();
+        (answers > 1).then_some(())
+    });
+    assert!(!process.output().contains("proxying"));
+    std::fs::write(&loaded, "").expect("the folder is there");
+    process.wait_until_output("proxying");
+    let answered = http().get(format!("http://{listen}/")).call();
+    assert_eq!(answered.expect("an answer").status(), 200);
+    process.terminate();
+}

@@ -32,15 +32,15 @@ impl Drop for Instrumented {
 }
 
 impl Instrumented {
-    /// Starts `python` with the arguments that make it a server on a port.
-    fn start(python: &Path, arguments: impl Fn(&str) -> Vec<String>) -> Self {
+    /// Starts `program` with the arguments that make it a server on a port.
+    fn start(program: &Path, arguments: impl Fn(&str) -> Vec<String>) -> Self {
         let backend = Backend::jaeger();
         let (address, server) = (free_addr(), free_addr());
         let listen = address.to_string();
         let mut command = ["instrument", "--listen", &listen]
             .map(str::to_owned)
             .to_vec();
-        command.extend(["--".to_owned(), python.to_string_lossy().into_owned()]);
+        command.extend(["--".to_owned(), program.to_string_lossy().into_owned()]);
         command.extend(arguments(&server.port().to_string()));
         let command: Vec<_> = command.iter().map(String::as_str).collect();
         let mut process = Process::lantern(
@@ -144,14 +144,13 @@ fn a_stock_fastapi_app_is_traced_as_one_tree_a_request() {
 #[ignore = "needs a GGUF in LANTERN_TEST_GGUF, and minutes to build llama.cpp's server"]
 fn llama_cpps_server_is_traced_as_one_tree_a_request() {
     let model = std::env::var("LANTERN_TEST_GGUF").expect("LANTERN_TEST_GGUF names a file");
-    let python = provided_by("python/setup-llama.sh");
+    let program = provided_by("llama/build.sh");
     let arguments = |port: &str| {
-        let flags = "-m llama_cpp.server --model_alias theirs --n_ctx 512 --port";
-        let mut words = words(flags, port);
+        let mut words = words("--alias theirs --ctx-size 512 --port", port);
         words.extend(["--model".to_owned(), model.clone()]);
         words
     };
-    let server = Instrumented::start(&python, arguments);
+    let server = Instrumented::start(&program, arguments);
     server.completes();
     let tag = server.streams();
     assert!(tag("lantern.gen_ai.response.chunk_count").as_i64() > Some(0));

@@ -306,6 +306,27 @@ fn check_received(case: &Case, attempt: &SpanData, received: &HeaderMap) {
     }
 }
 
+/// So what follows a body that nobody read is never taken for a request, which would leave a span.
+#[tokio::test]
+async fn an_answer_before_the_requests_body_is_the_last_of_its_connection() {
+    let upstream = RawUpstream::bind().await;
+    let mut proxy = TestProxy::with(config(upstream.address())).await;
+    let mut client = proxy.connect().await;
+    let lines = ["POST /tokenize HTTP/1.1", "Host: a", "Content-Length: 10"];
+    client.write(&request(&lines, "half ")).await;
+    let mut server = upstream.accept().await;
+    server.read_head().await;
+    server
+        .write("HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    let answer = client.read_response_head().await;
+    assert_eq!(answer.header("connection"), Some("close"));
+
+    client.write("of it").await;
+    assert_eq!(proxy.spans.next().await.name, "POST /tokenize");
+    assert_eq!(client.read_to_end().await, "");
+}
+
 #[tokio::test]
 async fn a_trusted_proxy_is_believed_and_its_scheme_goes_on() {
     let mut echo = Echo::start().await;
