@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Result;
+use async_trait::async_trait;
+use pingora::proxy::{ProxyHttp, Session, http_proxy_service};
+use pingora::server::Server;
+use pingora::upstreams::peer::HttpPeer;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -17,6 +21,8 @@ pub(crate) enum Gateway {
     Direct,
     /// Bytes from one socket to the other, on tokio: what a proxy costs that does nothing.
     Copy,
+    /// pingora, which ours is built on, with nothing added.
+    Pingora,
     Ours {
         traced: bool,
     },
@@ -25,8 +31,9 @@ pub(crate) enum Gateway {
 }
 
 /// The byte copy comes first: the others are told as multiples of it.
-pub(crate) const GATEWAYS: [Gateway; 6] = [
+pub(crate) const GATEWAYS: [Gateway; 7] = [
     Gateway::Copy,
+    Gateway::Pingora,
     Gateway::Ours { traced: true },
     Gateway::Ours { traced: false },
     Gateway::Envoy,
@@ -48,6 +55,7 @@ impl Gateway {
         match self {
             Gateway::Direct => "direct",
             Gateway::Copy => "byte copy",
+            Gateway::Pingora => "pingora alone",
             Gateway::Ours { traced: true } => "lantern",
             Gateway::Ours { traced: false } => "lantern untraced",
             Gateway::Envoy => "envoy",
@@ -71,9 +79,14 @@ impl Gateway {
         };
         let (program, args, env) = match self {
             Gateway::Direct => return Ok(None),
-            Gateway::Copy => {
+            Gateway::Copy | Gateway::Pingora => {
+                let command = if self == Gateway::Copy {
+                    "copy"
+                } else {
+                    "pingora"
+                };
                 let args = [
-                    "copy",
+                    command,
                     "--listen",
                     &listens.to_string(),
                     "--to",
@@ -196,15 +209,21 @@ fn caddy(
     )
 }
 
-/// The gateway that only copies.
+/// Of the gateways that are part of this program.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct CopyArgs {
+pub(crate) struct OwnArgs {
     /// Where clients connect
     #[arg(long)]
     listen: SocketAddr,
     /// Where their bytes go
     #[arg(long)]
     to: SocketAddr,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CopyArgs {
+    #[command(flatten)]
+    ends: OwnArgs,
     /// Bytes read and written at once, each way
     #[arg(long, default_value_t = 8 * 1024)]
     buffer_bytes: usize,
@@ -212,10 +231,10 @@ pub(crate) struct CopyArgs {
 
 /// Copies until it is killed.
 pub(crate) async fn copy(args: &CopyArgs) -> Result<()> {
-    let listener = TcpListener::bind(args.listen).await?;
+    let listener = TcpListener::bind(args.ends.listen).await?;
     loop {
         let (mut client, _) = listener.accept().await?;
-        let (to, buffer_bytes) = (args.to, args.buffer_bytes);
+        let (to, buffer_bytes) = (args.ends.to, args.buffer_bytes);
         tokio::spawn(async move {
             let mut upstream = TcpStream::connect(to).await?;
             client.set_nodelay(true)?;
@@ -223,5 +242,34 @@ pub(crate) async fn copy(args: &CopyArgs) -> Result<()> {
             let (client, upstream) = (&mut client, &mut upstream);
             copy_bidirectional_with_sizes(client, upstream, buffer_bytes, buffer_bytes).await
         });
+    }
+}
+
+/// Passes requests on until it is killed.
+pub(crate) fn pingora(args: &OwnArgs) -> Result<()> {
+    let mut server = Server::new(None)?;
+    server.bootstrap();
+    let mut service = http_proxy_service(&server.configuration, Pingora { upstream: args.to });
+    service.add_tcp(&args.listen.to_string());
+    server.add_service(service);
+    server.run_forever()
+}
+
+struct Pingora {
+    upstream: SocketAddr,
+}
+
+#[async_trait]
+impl ProxyHttp for Pingora {
+    type CTX = ();
+
+    fn new_ctx(&self) -> Self::CTX {}
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        _ctx: &mut Self::CTX,
+    ) -> pingora::Result<Box<HttpPeer>> {
+        Ok(Box::new(HttpPeer::new(self.upstream, false, String::new())))
     }
 }

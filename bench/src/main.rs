@@ -86,6 +86,9 @@ enum Command {
     /// The byte copy that the proxies are measured against
     #[command(hide = true)]
     Copy(gateways::CopyArgs),
+    /// The bare pingora that ours is measured against
+    #[command(hide = true)]
+    Pingora(gateways::OwnArgs),
 }
 
 #[derive(Subcommand)]
@@ -94,7 +97,7 @@ enum Bench {
     Shim(shim::Args),
     /// The shim killed under load: acknowledged spans that are missing
     Crash(crash::Args),
-    /// HTTP passed on: CPU per request and per event, beside a byte copy, Envoy and Caddy
+    /// HTTP passed on: CPU per request and per event, beside a byte copy, a bare pingora, Envoy and Caddy
     Proxy(proxy::Args),
     /// Idle streams held by the proxies: memory, and how many are dropped
     Streams(streams::Args),
@@ -149,6 +152,7 @@ fn main() -> Result<()> {
     let bench = match command {
         Command::Bench(bench) => bench,
         Command::Copy(args) => return one_thread()?.block_on(gateways::copy(&args)),
+        Command::Pingora(args) => return gateways::pingora(&args),
     };
     ensure!(
         common.core != common.load_cores,

@@ -1,4 +1,4 @@
-//! The proxy beside a byte copy, Envoy and Caddy: CPU per request and per event, and what each adds to
+//! The proxy beside a byte copy, a bare pingora, Envoy and Caddy: CPU per request and per event, and what each adds to
 //! how long these take.
 
 use std::path::Path;
